@@ -1,0 +1,1 @@
+//! Where an address or a site is, and how a path travelled.

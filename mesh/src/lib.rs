@@ -1,0 +1,1 @@
+//! What federators decide together: owners, offers, cards. Pure.

@@ -1,0 +1,1 @@
+//! The records that the kernel programs and the agent share.

@@ -1,0 +1,1 @@
+//! The join of the two ends of a connection. Pure.

@@ -1,0 +1,1 @@
+//! Clouds on one machine.

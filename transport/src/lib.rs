@@ -1,0 +1,1 @@
+//! mTLS QUIC between agents, federators and operators.

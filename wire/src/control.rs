@@ -1,0 +1,176 @@
+//! Control messages: what agents and federators tell each other, apart from batches of halves.
+//!
+//! A session is one QUIC connection. Its dialler opens one bidirectional stream, sends a hello and then its
+//! messages; the acceptor answers a hello and then acknowledgements on the same stream. Every message
+//! is a frame (`crate::frame`).
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{AgentInfo, Half, Owner, Role, Site, Timestamp};
+
+/// The version of everything in this crate. A peer with another one is turned away with
+/// [`CloseCode::Version`].
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Why a session was closed: the QUIC application error code, and what each side counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u32)]
+pub enum CloseCode {
+    /// Orderly end.
+    Done = 0,
+    /// The peer speaks another protocol version.
+    Version = 1,
+    /// A frame was longer than its kind allows.
+    Oversized = 2,
+    /// A frame or message could not be decoded.
+    Malformed = 3,
+    /// The peer claimed a name that is not the one in its certificate.
+    Identity = 4,
+    /// The peer's role may not do what it tried.
+    Role = 5,
+    /// The peer sent a message that its state does not allow.
+    Unexpected = 6,
+    /// A limit on connections, streams or rate was reached.
+    Limit = 7,
+    /// A newer session of the same peer took over.
+    Superseded = 8,
+    /// This end is shutting down.
+    Draining = 9,
+    /// This end failed (disk full, store broken); the peer should try again later.
+    Internal = 10,
+}
+
+/// Agent to federator, first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentHello {
+    /// Must be [`PROTOCOL_VERSION`].
+    pub version: u16,
+    /// Who it is; the name is checked against the certificate.
+    pub agent: AgentInfo,
+    /// The agent's clock as it sends this.
+    pub now: Timestamp,
+}
+
+/// Federator to agent, in answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentWelcome {
+    /// The federator's protocol version.
+    pub version: u16,
+    /// The federator's name.
+    pub federator: String,
+    /// Highest batch sequence number of this agent that is durable; 0 for none. The agent drops what is
+    /// not above it from its spool and sends the rest in order.
+    pub durable_seq: u64,
+    /// The federator's clock.
+    pub now: Timestamp,
+}
+
+/// Agent to federator, now and then beside its batches. Counters are totals since the agent's start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// The agent's clock as it sends this.
+    pub now: Timestamp,
+    /// Records lost because a kernel buffer was full.
+    pub kernel_dropped: u64,
+    /// Halves not tracked because the connection table was full.
+    pub table_dropped: u64,
+    /// Halves lost because the spool reached its limit (oldest first).
+    pub spool_dropped: u64,
+    /// Bytes now in the spool.
+    pub spool_bytes: u64,
+    /// Connections now open in its table.
+    pub open: u64,
+    /// Halves reported.
+    pub halves: u64,
+}
+
+/// Federator to agent: everything up to `seq` is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// Highest durable sequence number.
+    pub seq: u64,
+}
+
+/// Federator to federator, first, and in answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerHello {
+    /// Must be [`PROTOCOL_VERSION`].
+    pub version: u16,
+    /// Name; checked against the certificate.
+    pub name: String,
+    /// Region.
+    pub region: String,
+    /// Random, new at each start: tells a peer that lost its memory (its offers must be made again).
+    pub instance: u64,
+    /// The sender's clock.
+    pub now: Timestamp,
+}
+
+/// Federator to federator. Delivered in order, acknowledged with [`Ack`] once what it changes is durable at
+/// the receiver; each frame carries the sender's sequence number within the session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum PeerMessage {
+    /// Halves for which the sender found no partner at home; the receiver is their owner.
+    Offers(Vec<Offer>),
+    /// Offers that are settled or expired; the owner forgets them.
+    Withdraw(Vec<Handle>),
+    /// Owner to home: these handles of yours have a partner elsewhere.
+    Matched(Vec<MatchNotice>),
+    /// Home to home: my end of a connection whose other end is yours.
+    Cards(Vec<EndpointCard>),
+}
+
+/// What names a half between a home and an owner, without saying anything of it: random, made by the home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Handle(pub u64);
+
+/// The few bytes with which a home asks an owner about a half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Keyed hash of what both ends always agree on; chooses the owner.
+    pub routing_key: u64,
+    /// Keyed hash of the whole fingerprint.
+    pub matching_key: u64,
+    /// Which end.
+    pub role: Role,
+    /// When the connection was opened, corrected for the agent's clock skew as far as its home knows it.
+    pub opened_at: Timestamp,
+    /// The home's name for the half.
+    pub handle: Handle,
+}
+
+/// An owner's word that two offers belong together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MatchNotice {
+    /// The receiving home's own handle.
+    pub yours: Handle,
+    /// The handle of the other end at its home.
+    pub theirs: Handle,
+    /// Name of the other end's home.
+    pub home: String,
+    /// Only the routing key agreed (a SYN proxy in the path): both homes must judge by the cards.
+    pub partial: bool,
+}
+
+/// One end of a matched connection, told by its home to the other end's home.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndpointCard {
+    /// The receiver's handle.
+    pub yours: Handle,
+    /// The sender's handle.
+    pub theirs: Handle,
+    /// Only the routing key agreed.
+    pub partial: bool,
+    /// The sender's end. Its `owner` index means nothing here.
+    pub half: Half,
+    /// Process and workload behind it.
+    pub owner: Owner,
+    /// Name of the agent that saw it.
+    pub agent: String,
+    /// Name of the sending federator.
+    pub federator: String,
+    /// Place of the agent.
+    pub site: Site,
+}
+
