@@ -82,8 +82,11 @@ pub enum Fingerprint {
 /// replace earlier ones; they never contradict them on identity, addresses, role or opening time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Half {
-    /// Identity; see [`HalfId`].
+    /// Identity; see [`HalfId`]. Not on the wire in a batch: a receiver computes it from the sender's key,
+    /// [`HalfBatch::boot`] and `cookie`, so that nobody can speak of another's halves.
     pub id: HalfId,
+    /// The kernel's socket cookie: unique within a boot.
+    pub cookie: u64,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Which end this is.
@@ -154,6 +157,8 @@ pub struct Process {
 /// acknowledgement and deduplication.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HalfBatch {
+    /// Names the boot of the kernel that made the cookies; see [`HalfId::new`].
+    pub boot: u64,
     /// Processes and workloads; [`Half::owner`] is an index into this list.
     pub owners: Vec<Owner>,
     /// The rows.
