@@ -41,6 +41,47 @@ pub enum CloseCode {
     Internal = 10,
 }
 
+impl CloseCode {
+    /// All codes, in the order of their numbers, which begin at 0 and leave no gap.
+    pub const ALL: [Self; 11] = [
+        Self::Done,
+        Self::Version,
+        Self::Oversized,
+        Self::Malformed,
+        Self::Identity,
+        Self::Role,
+        Self::Unexpected,
+        Self::Limit,
+        Self::Superseded,
+        Self::Draining,
+        Self::Internal,
+    ];
+
+    /// The code with this number; `None` for one that this version does not know.
+    pub fn from_number(number: u64) -> Option<Self> {
+        usize::try_from(number)
+            .ok()
+            .and_then(|index| Self::ALL.get(index).copied())
+    }
+
+    /// Name in metrics and texts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Version => "version",
+            Self::Oversized => "oversized",
+            Self::Malformed => "malformed",
+            Self::Identity => "identity",
+            Self::Role => "role",
+            Self::Unexpected => "unexpected",
+            Self::Limit => "limit",
+            Self::Superseded => "superseded",
+            Self::Draining => "draining",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 /// Agent to federator, first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentHello {
@@ -173,4 +214,3 @@ pub struct EndpointCard {
     /// Place of the agent.
     pub site: Site,
 }
-

@@ -24,7 +24,9 @@ pub struct Timestamp(pub i64);
 pub struct HalfId(pub u64);
 
 /// A hash of an agent's whole SPIFFE id; the key under which a federator keeps its sequence numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct AgentKey(pub u64);
 
 /// Transport protocol; the discriminant is the IANA protocol number.
@@ -253,14 +255,20 @@ impl FromStr for HalfId {
 
 impl Serialize for HalfId {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        if s.is_human_readable() { s.collect_str(self) } else { s.serialize_u64(self.0) }
+        if s.is_human_readable() {
+            s.collect_str(self)
+        } else {
+            s.serialize_u64(self.0)
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for HalfId {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         if d.is_human_readable() {
-            String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            String::deserialize(d)?
+                .parse()
+                .map_err(serde::de::Error::custom)
         } else {
             u64::deserialize(d).map(Self)
         }
@@ -289,17 +297,26 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        if s.is_human_readable() { s.collect_str(self) } else { s.serialize_i64(self.0) }
+        if s.is_human_readable() {
+            s.collect_str(self)
+        } else {
+            s.serialize_i64(self.0)
+        }
     }
 }
 
@@ -307,7 +324,9 @@ impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         if d.is_human_readable() {
             let text = String::deserialize(d)?;
-            Self::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("not an RFC 3339 UTC time: {text}")))
+            Self::parse(&text).ok_or_else(|| {
+                serde::de::Error::custom(format!("not an RFC 3339 UTC time: {text}"))
+            })
         } else {
             i64::deserialize(d).map(Self)
         }
@@ -321,17 +340,34 @@ impl Timestamp {
         if bytes.len() != 27 || !text.is_ascii() {
             return None;
         }
-        for (at, expected) in [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'.'), (26, b'Z')] {
+        for (at, expected) in [
+            (4, b'-'),
+            (7, b'-'),
+            (10, b'T'),
+            (13, b':'),
+            (16, b':'),
+            (19, b'.'),
+            (26, b'Z'),
+        ] {
             if bytes[at] != expected {
                 return None;
             }
         }
         let number = |range: std::ops::Range<usize>| {
             let digits = &text[range];
-            digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<i64>().ok()).flatten()
+            digits
+                .bytes()
+                .all(|b| b.is_ascii_digit())
+                .then(|| digits.parse::<i64>().ok())
+                .flatten()
         };
         let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-        let (hour, minute, second, micros) = (number(11..13)?, number(14..16)?, number(17..19)?, number(20..26)?);
+        let (hour, minute, second, micros) = (
+            number(11..13)?,
+            number(14..16)?,
+            number(17..19)?,
+            number(20..26)?,
+        );
         if !(1..=12).contains(&month) || hour > 23 || minute > 59 || second > 59 {
             return None;
         }
@@ -339,7 +375,9 @@ impl Timestamp {
         if civil_from_days(days) != (year, month, day) {
             return None;
         }
-        Some(Self((((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000_000 + micros))
+        Some(Self(
+            (((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000_000 + micros,
+        ))
     }
 }
 
