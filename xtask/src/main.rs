@@ -1,2 +1,189 @@
-//! Placeholder until the crate lands.
-fn main() {}
+//! `cargo xtask`: everything a developer or a build machine does with this repository, as one program.
+//!
+//! Reading order: [`setup`] (what must be installed), [`ebpf`] (the kernel programs), [`demo`], [`test`]
+//! with [`tidy`] and [`fuzz`], [`bench`]; then the helpers [`layout`] (where things are) and [`sh`] (running programs).
+
+mod setup;
+mod ebpf;
+mod demo;
+mod test;
+mod tidy;
+mod fuzz;
+mod bench;
+mod layout;
+mod sh;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use lexopt::prelude::*;
+
+const HELP: &str = "\
+Usage: cargo xtask COMMAND
+
+  setup                       install what is missing on this machine (Debian 12)
+  ebpf                        build the kernel programs, when their sources changed
+  demo [--keep | --down]      the lab, real traffic through it, and what Weft says of it
+                                --keep  leave the lab running; --down  remove it
+  test [--only STEP[,STEP]]   all that can fail: tidy, deny, unit, doc, fuzz, lab
+  tidy                        format, lints, documentation, dependency and text rules
+  fuzz [--seconds N] [--only TARGET]
+                              fuzz every target, N seconds in total (default 60)
+  bench [--only PREFIX] [--json FILE]
+                              measure what Weft reaches on this machine
+
+Environment:
+  WEFT_CACHE                  downloaded tools and, with CI=true, build products
+                                (default: .cache/weft in the home directory)
+";
+
+/// What was asked for.
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Setup,
+    Ebpf,
+    Demo(demo::Mode),
+    Test {
+        only: Vec<String>,
+    },
+    Tidy,
+    Fuzz {
+        seconds: u64,
+        only: Option<String>,
+    },
+    Bench {
+        only: Option<String>,
+        json: Option<String>,
+    },
+    Help,
+}
+
+fn main() -> ExitCode {
+    let command = match parse(lexopt::Parser::from_env()) {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("error: {error}\nhint:  cargo xtask --help");
+            return ExitCode::from(2);
+        }
+    };
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let layout = layout::Layout::find()?;
+    match command {
+        Command::Setup => setup::setup(&layout),
+        Command::Ebpf => ebpf::build(&layout),
+        Command::Demo(mode) => demo::demo(&layout, mode),
+        Command::Test { only } => test::test(&layout, &only),
+        Command::Tidy => test::tidy_only(&layout),
+        Command::Fuzz { seconds, only } => fuzz::run_all(&layout, seconds, only.as_deref()),
+        Command::Bench { only, json } => bench::bench(&layout, only.as_deref(), json.as_deref()),
+        Command::Help => {
+            print!("{HELP}");
+            Ok(())
+        }
+    }
+}
+
+fn parse(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
+    let mut name: Option<String> = None;
+    let (mut only, mut json, mut seconds) = (None, None, None);
+    let mut mode = demo::Mode::Once;
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("help") | Short('h') => return Ok(Command::Help),
+            Value(value) if name.is_none() => name = Some(value.string()?),
+            Long("only") => only = Some(args.value()?.string()?),
+            Long("json") if name.as_deref() == Some("bench") => {
+                json = Some(args.value()?.string()?)
+            }
+            Long("seconds") if name.as_deref() == Some("fuzz") => {
+                seconds = Some(args.value()?.parse()?)
+            }
+            Long("keep") if name.as_deref() == Some("demo") => mode = demo::Mode::Keep,
+            Long("down") if name.as_deref() == Some("demo") => mode = demo::Mode::Down,
+            other => return Err(other.unexpected()),
+        }
+    }
+    let takes_only = matches!(name.as_deref(), Some("test" | "fuzz" | "bench"));
+    if only.is_some() && !takes_only {
+        return Err("--only belongs to test, fuzz and bench".into());
+    }
+    Ok(match name.as_deref() {
+        None | Some("help") => Command::Help,
+        Some("setup") => Command::Setup,
+        Some("ebpf") => Command::Ebpf,
+        Some("demo") => Command::Demo(mode),
+        Some("test") => {
+            let only: Vec<String> = only
+                .map(|list| list.split(',').map(str::to_owned).collect())
+                .unwrap_or_default();
+            if let Some(unknown) = only
+                .iter()
+                .find(|step| !test::STEPS.contains(&step.as_str()))
+            {
+                return Err(
+                    format!("no step '{unknown}'; there are {}", test::STEPS.join(", ")).into(),
+                );
+            }
+            Command::Test { only }
+        }
+        Some("tidy") => Command::Tidy,
+        Some("fuzz") => Command::Fuzz {
+            seconds: seconds.unwrap_or(fuzz::TOTAL_SECONDS),
+            only,
+        },
+        Some("bench") => Command::Bench { only, json },
+        Some(other) => return Err(format!("no command '{other}'").into()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(args: &[&str]) -> Result<Command, String> {
+        let words = std::iter::once("xtask").chain(args.iter().copied());
+        parse(lexopt::Parser::from_iter(words)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_command_parses() {
+        assert_eq!(
+            parsed(&["demo", "--keep"]),
+            Ok(Command::Demo(demo::Mode::Keep))
+        );
+        assert_eq!(
+            parsed(&["test", "--only", "tidy,lab"]),
+            Ok(Command::Test {
+                only: vec!["tidy".into(), "lab".into()]
+            })
+        );
+        assert_eq!(
+            parsed(&["bench", "--only=stitch", "--json", "out.json"]),
+            Ok(Command::Bench {
+                only: Some("stitch".into()),
+                json: Some("out.json".into())
+            })
+        );
+        assert_eq!(parsed(&[]), Ok(Command::Help));
+    }
+
+    #[test]
+    fn a_flag_of_another_command_is_refused() {
+        assert!(parsed(&["setup", "--keep"]).is_err());
+        assert!(parsed(&["tidy", "--only", "fmt"]).is_err());
+        assert!(
+            parsed(&["test", "--only", "nothing"])
+                .is_err_and(|error| error.contains("no step 'nothing'"))
+        );
+        assert!(parsed(&["dance"]).is_err());
+    }
+}
