@@ -57,7 +57,10 @@ const PACKAGES: &[Package] = &[
         bpf: true,
         ..package("libzstd-dev", "LLVM links to it")
     },
-    package("binutils", "readelf: a look into the kernel programs"),
+    Package {
+        unless: Some("git"),
+        ..package("git", "tidy: the list of files")
+    },
     Package {
         unless: Some("npm"),
         ..package("npm", "fetches DuckDB's shared library")
