@@ -1,4 +1,69 @@
+//! The kernel side of the Weft agent: observes TCP sockets, never decides.
+//!
+//! Two programs, both on cgroup v2. `sock_create` notes who made a socket; `sock_ops` follows it from connect or
+//! listen to its end. A short connection costs two ring records, never a wake-up, and nothing for each packet but the
+//! round-trip callback's comparison of two times.
+//!
+//! Entry points only translate: each calls one fallible function and lets the traffic pass whatever it says.
+
 #![no_std]
 #![no_main]
+
+mod maps;
+mod owner;
+mod record;
+mod socket;
+
+use aya_ebpf::Global;
+use aya_ebpf::macros::{cgroup_sock, sock_ops};
+use aya_ebpf::programs::{SockContext, SockOpsContext};
+
+/// Nanoseconds between two updates of a connection that stays open.
+#[unsafe(no_mangle)]
+static UPDATE_INTERVAL_NS: Global<u64> = Global::new(10_000_000_000);
+
+/// Whether `sock_ops` may ask for the current process (kernel 6.16). Where it may not, a connection belongs to the
+/// process that created its socket.
+#[unsafe(no_mangle)]
+static CURRENT_IN_SOCK_OPS: Global<u8> = Global::new(0);
+
+/// Byte offsets of kernel fields, from the running kernel's BTF; all 0 where it has none.
+#[unsafe(no_mangle)]
+static OFFSETS: Global<record::Offsets> = Global::new(record::Offsets::UNKNOWN);
+
+/// The verdict with which a cgroup program lets everything pass.
+const PASS: u32 = 1;
+
+#[cgroup_sock(sock_create)]
+pub fn weft_create(ctx: SockContext) -> i32 {
+    let _ = socket::created(&ctx);
+    PASS as i32
+}
+
+#[sock_ops]
+pub fn weft_ops(ctx: SockOpsContext) -> u32 {
+    let _ = socket::event(&ctx);
+    PASS
+}
+
+/// Why an event was not recorded. Nothing reads it but the verifier and a person: what matters is counted.
+#[derive(Clone, Copy)]
+pub enum Skip {
+    /// Not one of ours: another protocol, another callback.
+    NotOurs,
+    /// The callback carries no full socket.
+    NoSocket,
+    /// The socket has no state, because it is older than the hooks or there was no memory (counted then).
+    NoState,
+    /// The ring is full (counted).
+    RingFull,
+}
+
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

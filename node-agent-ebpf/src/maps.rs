@@ -1,0 +1,70 @@
+//! The maps, their limits, and what happens when they are full.
+
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use core::marker::{PhantomData, Sync};
+use weft_agent_common::{Meta, Record, SocketState, counter};
+
+/// Default size of the ring; the agent's configuration overrides it when it makes the map.
+const RING_BYTES: usize = 16 << 20;
+
+/// Flags of the socket storage: its size is the number of sockets, and a child gets a copy of its listener's.
+const STORAGE_FLAGS: usize = (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize;
+
+/// Records for the agent. Full: the new record is dropped and counted in [`DROPS`]. Kernel 5.8.
+#[btf_map]
+pub static RING: RingBuf<Record, RING_BYTES> = RingBuf::new();
+
+/// Counters by [`counter`]. Per CPU, so that counting needs no atomics.
+#[btf_map]
+pub static DROPS: PerCpuArray<u64, { counter::SLOTS as usize }> = PerCpuArray::new();
+
+/// Written and read by the agent only; here so that it lives and dies with the other maps.
+#[btf_map]
+pub static META: Array<Meta, 1> = Array::new();
+
+/// What is remembered with each socket. No memory: the socket is not tracked, and counted in [`DROPS`]. Kernel 5.9.
+#[btf_map]
+pub static SOCKETS: ClonedSkStorage<SocketState> = ClonedSkStorage::new();
+
+/// Socket storage that an accepted socket inherits from its listener. The field names and types are what the
+/// loader reads from BTF; nothing is ever stored in the struct.
+#[repr(C)]
+pub struct ClonedSkStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; STORAGE_FLAGS],
+    _value: PhantomData<T>,
+}
+
+// SAFETY: the pointers are never dereferenced; the kernel owns the data and its synchronisation.
+unsafe impl<T> Sync for ClonedSkStorage<T> {}
+
+impl<T> ClonedSkStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+            _value: PhantomData,
+        }
+    }
+
+    /// What the socket helpers take for the map.
+    pub fn as_ptr(&self) -> *mut core::ffi::c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// Adds one to a drop counter.
+pub fn count(slot: u32) {
+    if let Some(value) = DROPS.get_ptr_mut(slot) {
+        // SAFETY: a per-CPU slot that only this CPU writes; the map outlives the program.
+        unsafe { *value += 1 };
+    }
+}
