@@ -4,12 +4,15 @@
 //! Pure: this crate does no IO, reads no clock and starts no thread. `transport` moves what it encodes.
 //!
 //! Reading order: [`model`] (what is talked about), [`control`] (who says what to whom), [`query`]
-//! (what an operator asks and is answered), [`batch`] (columnar encoding of halves), [`frame`] and
-//! [`codec`] (how any of it becomes bytes, with hard limits).
+//! (what an operator asks and is answered), [`words`] (their names in text), [`filter`] (which
+//! connections), [`batch`] (columnar encoding of halves), [`frame`] and [`codec`] (how any of it becomes
+//! bytes, with hard limits).
 
 pub mod model;
 pub mod control;
 pub mod query;
+pub mod words;
+pub mod filter;
 pub mod batch;
 pub mod frame;
 pub mod codec;
