@@ -1,0 +1,391 @@
+//! Accepting and dialling sessions.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use weft_wire::control::CloseCode;
+
+use crate::counters::Counters;
+use crate::error::{CloseReason, TransportError};
+use crate::identity::{Identity, PeerRole};
+use crate::session::Session;
+
+/// A session on which nothing is heard for so long is given up.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// A quiet session says something so often: three chances within [`IDLE_TIMEOUT`].
+pub const KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// A handshake that takes longer is given up, on both sides.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most streams that a peer may have open at a time; it waits before it opens more.
+pub const MAX_STREAMS: u32 = 64;
+/// Most bytes that a peer may have on their way in one stream: a round trip of 100 ms at 40 MB/s.
+pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// Most bytes that a peer may have on their way in a session, so the most memory that it can take here for
+/// what the program has not yet read.
+pub const SESSION_WINDOW_BYTES: u32 = 8 << 20;
+/// Most bytes kept for sending in a session, unacknowledged.
+pub const SEND_WINDOW_BYTES: u64 = 8 << 20;
+/// Size asked for the UDP socket's buffers; the kernel may give less (net.core.rmem_max, wmem_max).
+pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Sessions that are established and wait for [`Listener::accept`].
+const READY_SESSIONS: usize = 64;
+
+/// What a listener allows at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions at a time; more are refused and counted. Memory: up to [`SESSION_WINDOW_BYTES`] each.
+    pub sessions: usize,
+    /// Handshakes at a time; more are refused and counted. From half of it on, a peer must first prove its address
+    /// (a QUIC retry), so that forged addresses cannot fill it.
+    pub handshakes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: 4096,
+            handshakes: 256,
+        }
+    }
+}
+
+fn transport_config() -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    config
+        .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_concurrent_bidi_streams(MAX_STREAMS.into())
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        .receive_window(SESSION_WINDOW_BYTES.into())
+        .send_window(SEND_WINDOW_BYTES);
+    Arc::new(config)
+}
+
+/// A UDP socket with large buffers; one of IPv6 takes IPv4 too.
+fn socket(address: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // Smaller buffers only cost speed.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Accepts sessions on an address until it is dropped; sessions accepted before go on.
+#[derive(Debug)]
+pub struct Listener {
+    endpoint: quinn::Endpoint,
+    counters: Arc<Counters>,
+    ready: Mutex<mpsc::Receiver<Session>>,
+    accepting: AbortHandle,
+}
+
+impl Listener {
+    /// Binds an address with the default limits. Must be called within a tokio runtime.
+    pub fn bind(address: SocketAddr, identity: &Identity) -> Result<Self, TransportError> {
+        Self::bind_with(address, identity, Limits::default())
+    }
+
+    /// Binds an address.
+    pub fn bind_with(
+        address: SocketAddr,
+        identity: &Identity,
+        limits: Limits,
+    ) -> Result<Self, TransportError> {
+        let crypto = QuicServerConfig::try_from(identity.server.clone())
+            .map_err(|error| TransportError::Misuse(error.to_string()))?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        server.transport_config(transport_config());
+        let cannot_bind = |error: std::io::Error| {
+            TransportError::Misuse(format!("cannot listen on {address}: {error}"))
+        };
+        let endpoint = quinn::Endpoint::new(
+            EndpointConfig::default(),
+            Some(server),
+            socket(address).map_err(cannot_bind)?,
+            Arc::new(TokioRuntime),
+        )
+        .map_err(cannot_bind)?;
+        let counters = Arc::new(Counters::default());
+        let (sender, ready) = mpsc::channel(READY_SESSIONS);
+        let accept = accept_all(
+            endpoint.clone(),
+            Gate::new(limits),
+            counters.clone(),
+            sender,
+        );
+        let accepting = tokio::spawn(accept).abort_handle();
+        Ok(Self {
+            endpoint,
+            counters,
+            ready: Mutex::new(ready),
+            accepting,
+        })
+    }
+
+    /// The address bound.
+    pub fn local_addr(&self) -> Result<SocketAddr, TransportError> {
+        self.endpoint
+            .local_addr()
+            .map_err(|error| TransportError::Misuse(error.to_string()))
+    }
+
+    /// The next session whose peer has proven its name; `None` after [`Listener::close`].
+    pub async fn accept(&self) -> Option<Session> {
+        self.ready.lock().await.recv().await
+    }
+
+    /// What happened to sessions and handshakes.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Closes all sessions, accepts no more, and waits a moment for the peers to hear of it.
+    pub async fn close(&self, code: CloseCode, reason: &str) {
+        self.accepting.abort();
+        self.endpoint.close((code as u32).into(), reason.as_bytes());
+        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Permits for what is limited.
+struct Gate {
+    limits: Limits,
+    sessions: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+}
+
+impl Gate {
+    fn new(limits: Limits) -> Self {
+        let semaphore =
+            |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        Self {
+            limits,
+            sessions: semaphore(limits.sessions),
+            handshakes: semaphore(limits.handshakes),
+        }
+    }
+
+    /// A permit for a session and one for its handshake.
+    fn enter(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let handshake = self.handshakes.clone().try_acquire_owned().ok()?;
+        Some((self.sessions.clone().try_acquire_owned().ok()?, handshake))
+    }
+
+    fn crowded(&self) -> bool {
+        self.handshakes.available_permits() < self.limits.handshakes / 2
+    }
+}
+
+async fn accept_all(
+    endpoint: quinn::Endpoint,
+    gate: Gate,
+    counters: Arc<Counters>,
+    ready: mpsc::Sender<Session>,
+) {
+    while let Some(incoming) = endpoint.accept().await {
+        if gate.crowded() && !incoming.remote_address_validated() && incoming.may_retry() {
+            counters.retried();
+            // Cannot fail: it may retry.
+            let _ = incoming.retry();
+            continue;
+        }
+        let Some((session_permit, handshake_permit)) = gate.enter() else {
+            counters.full();
+            incoming.refuse();
+            continue;
+        };
+        let (counters, ready) = (counters.clone(), ready.clone());
+        tokio::spawn(async move {
+            if let Some(connection) = shake_hands(incoming, &counters).await {
+                drop(handshake_permit);
+                if let Ok(session) = Session::new(connection, counters, Some(session_permit)) {
+                    // Nobody waits any more: the session is dropped and so closed.
+                    let _ = ready.send(session).await;
+                }
+            }
+        });
+    }
+}
+
+async fn shake_hands(incoming: quinn::Incoming, counters: &Counters) -> Option<quinn::Connection> {
+    let remote = incoming.remote_address();
+    match timeout(HANDSHAKE_TIMEOUT, incoming).await {
+        Ok(Ok(connection)) => Some(connection),
+        Ok(Err(error)) => {
+            let reason = CloseReason::from_quinn(&error);
+            counters.ended(&reason);
+            tracing::warn!(%remote, %reason, "a handshake failed");
+            None
+        }
+        Err(_) => {
+            counters.handshake_timed_out();
+            None
+        }
+    }
+}
+
+/// Whom a dialler expects to find.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expect {
+    /// The role it must have.
+    pub role: PeerRole,
+    /// The name it must have; `None` for any.
+    pub name: Option<String>,
+}
+
+impl Expect {
+    /// Any federator of the trust domain.
+    pub fn any_federator() -> Self {
+        Self {
+            role: PeerRole::Federator,
+            name: None,
+        }
+    }
+
+    /// The federator of this name.
+    pub fn federator(name: &str) -> Self {
+        Self {
+            role: PeerRole::Federator,
+            name: Some(name.into()),
+        }
+    }
+}
+
+/// Dials sessions from one UDP socket.
+#[derive(Clone, Debug)]
+pub struct Dialler {
+    endpoint: quinn::Endpoint,
+    config: quinn::ClientConfig,
+    counters: Arc<Counters>,
+}
+
+impl Dialler {
+    /// Binds a socket for both address families, or for IPv4 where there is no IPv6. Must be called within a tokio
+    /// runtime.
+    pub fn new(identity: &Identity) -> Result<Self, TransportError> {
+        let misuse = |error: &dyn std::fmt::Display| TransportError::Misuse(error.to_string());
+        let crypto =
+            QuicClientConfig::try_from(identity.client.clone()).map_err(|error| misuse(&error))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(transport_config());
+        let socket = socket((Ipv6Addr::UNSPECIFIED, 0).into())
+            .or_else(|_| socket((Ipv4Addr::UNSPECIFIED, 0).into()))
+            .map_err(|error| misuse(&error))?;
+        let endpoint = quinn::Endpoint::new(
+            EndpointConfig::default(),
+            None,
+            socket,
+            Arc::new(TokioRuntime),
+        )
+        .map_err(|error| misuse(&error))?;
+        Ok(Self {
+            endpoint,
+            config,
+            counters: Arc::default(),
+        })
+    }
+
+    /// Dials `host:port` or `address:port` (every address that a name has, in turn) and checks who answers.
+    ///
+    /// The peer judges our certificate after this returns: when it refuses it, the first receive gives
+    /// [`CloseReason::Refused`].
+    pub async fn dial(&self, address: &str, expected: &Expect) -> Result<Session, TransportError> {
+        let unreachable = |detail: String| TransportError::Unreachable {
+            address: address.into(),
+            detail,
+        };
+        let found = tokio::net::lookup_host(address)
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
+        let mut last = unreachable("the name has no address".into());
+        for remote in found {
+            match self.connect(address, remote).await {
+                Ok(connection) => return self.check(connection, expected),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// What happened to sessions and handshakes.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Waits a moment until peers have heard that sessions were closed: before the program ends.
+    pub async fn wait_idle(&self) {
+        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+
+    async fn connect(
+        &self,
+        address: &str,
+        remote: SocketAddr,
+    ) -> Result<quinn::Connection, TransportError> {
+        let unreachable = |detail: String| TransportError::Unreachable {
+            address: address.into(),
+            detail,
+        };
+        // The name is sent as SNI and plays no part in the verification.
+        let connecting = self
+            .endpoint
+            .connect_with(self.config.clone(), remote, "weft")
+            .map_err(|error| unreachable(error.to_string()))?;
+        match timeout(HANDSHAKE_TIMEOUT, connecting).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => {
+                let reason = CloseReason::from_quinn(&error);
+                self.counters.ended(&reason);
+                Err(match reason {
+                    CloseReason::Refused(_) => TransportError::Closed(reason),
+                    _ => unreachable(reason.to_string()),
+                })
+            }
+            Err(_) => {
+                self.counters.handshake_timed_out();
+                Err(unreachable(format!(
+                    "no answer within {HANDSHAKE_TIMEOUT:?}"
+                )))
+            }
+        }
+    }
+
+    fn check(
+        &self,
+        connection: quinn::Connection,
+        expected: &Expect,
+    ) -> Result<Session, TransportError> {
+        let session = Session::new(connection, self.counters.clone(), None)?;
+        session.require_role(&[expected.role])?;
+        match &expected.name {
+            Some(name) if name != session.peer().name() => {
+                let detail = format!("expected {name:?}, found {}", session.peer());
+                Err(session.misbehaved(CloseCode::Identity, detail))
+            }
+            _ => Ok(session),
+        }
+    }
+}
