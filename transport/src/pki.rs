@@ -49,14 +49,13 @@ impl Validity {
 /// Makes a CA for a trust domain: [`CA_FILE`] and [`CA_KEY_FILE`] in `dir`, which is created when missing.
 pub fn init_ca(dir: &Path, domain: &str, validity: Validity) -> Result<(), IdentityError> {
     check_domain(domain)?;
-    let mut params = params(
-        validity,
-        &format!("Weft CA of {domain}"),
-        &format!("spiffe://{domain}"),
-    )?;
+    let key = new_key()?;
+    // A part of its own in the name: two CAs of one domain are then told apart as "unknown CA", not as a bad signature.
+    let mark = blake3::hash(key.public_key_raw()).to_hex();
+    let common_name = format!("Weft CA of {domain}, {}", &mark[..8]);
+    let mut params = params(validity, &common_name, &format!("spiffe://{domain}"))?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = new_key()?;
     let certificate = params.self_signed(&key).map_err(crypto)?;
     write_pair(
         dir,
