@@ -1,0 +1,241 @@
+//! What the core hands to the store: rows whose strings have been replaced by numbers.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use weft_wire::query::{Confidence, ConnectionState, PathClass, Unmatched};
+use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Timestamp};
+
+/// Number of an agent's description in the store's `agents` table.
+pub type AgentNumber = u32;
+
+/// Number of an owner in the store's `owners` table; in a [`Side`], `half.owner` is one.
+pub type OwnerNumber = u32;
+
+/// One end of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Side {
+    /// The half; its `owner` is an [`OwnerNumber`].
+    pub half: Half,
+    /// Who saw it.
+    pub agent: AgentNumber,
+}
+
+/// How the two ends were joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// Evidence code.
+    pub evidence: &'static str,
+    /// How sure.
+    pub confidence: Confidence,
+}
+
+/// A connection as it stands now; replaces what was stored under its id.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Row {
+    /// The client's end.
+    pub client: Option<Side>,
+    /// The server's end.
+    pub server: Option<Side>,
+    /// How they were joined; `None` when one end is missing.
+    pub joined: Option<Joined>,
+    /// Why one end is missing.
+    pub unmatched: Option<Unmatched>,
+    /// The other end's home has not yet acknowledged our end's last card.
+    pub card_due: bool,
+    /// Nothing more is expected: the row leaves memory.
+    pub settled: bool,
+}
+
+/// A description of an agent, ours or a peer's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentRecord {
+    /// Its key; `None` for an agent of a peer.
+    pub key: Option<AgentKey>,
+    /// Its home.
+    pub federator: String,
+    /// What it says of itself.
+    pub info: AgentInfo,
+}
+
+/// Everything that changed since the last one: one transaction of the store.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Flush {
+    /// Journal position that the state with these rows covers.
+    pub position: u64,
+    /// New agents' descriptions.
+    pub agents: Vec<(AgentNumber, Arc<AgentRecord>)>,
+    /// New owners.
+    pub owners: Vec<(OwnerNumber, Arc<Owner>)>,
+    /// Ids of rows that were written before as live ones and are replaced or gone.
+    pub replaced: Vec<HalfId>,
+    /// Ids of rows that were written before as settled ones and are replaced or gone; rare, and slow.
+    pub replaced_done: Vec<HalfId>,
+    /// Rows.
+    pub rows: Vec<Row>,
+    /// Highest sequence number of each agent that is covered.
+    pub sequences: Vec<(AgentKey, u64)>,
+}
+
+impl Row {
+    /// The id: the client's half's where it was seen, else the server's.
+    pub fn id(&self) -> HalfId {
+        self.sides().next().map_or(HalfId(0), |side| side.half.id)
+    }
+
+    /// The ends that were seen, client first.
+    pub fn sides(&self) -> impl Iterator<Item = &Side> {
+        self.client.iter().chain(&self.server)
+    }
+
+    /// Earliest opening.
+    pub fn opened_at(&self) -> Timestamp {
+        self.sides().map(|side| side.half.opened_at).min().unwrap_or_default()
+    }
+
+    /// Latest closing; `None` while an end is open.
+    pub fn closed_at(&self) -> Option<Timestamp> {
+        let mut latest = None;
+        for side in self.sides() {
+            if !side.half.state.finished() {
+                return None;
+            }
+            latest = latest.max(side.half.closed_at);
+        }
+        latest
+    }
+
+    /// Last sign of life.
+    pub fn seen_at(&self) -> Timestamp {
+        self.sides().map(|side| side.half.seen_at.max(side.half.closed_at.unwrap_or_default())).max().unwrap_or_default()
+    }
+
+    /// How things stand with both ends.
+    pub fn state(&self) -> ConnectionState {
+        if self.sides().any(|side| !side.half.state.established()) {
+            ConnectionState::Failed
+        } else if self.sides().any(|side| side.half.state == HalfState::Open) {
+            ConnectionState::Open
+        } else {
+            ConnectionState::Closed
+        }
+    }
+}
+
+/// An address as two columns: IPv4 is kept v4-mapped, so that ranges are comparisons.
+pub fn address_words(address: IpAddr) -> (u64, u64) {
+    let bits = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    ((bits >> 64) as u64, bits as u64)
+}
+
+/// The inverse of [`address_words`].
+pub fn address_of_words(high: u64, low: u64) -> IpAddr {
+    Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low)).to_canonical()
+}
+
+/// The inverse of [`address_words`], with a port.
+pub fn socket_of_words(high: u64, low: u64, port: u16) -> SocketAddr {
+    SocketAddr::new(address_of_words(high, low), port)
+}
+
+/// Numbers that stand for enumerations in the store. Never change one: files live longer than programs.
+pub mod code {
+    use super::*;
+
+    /// Evidence codes by number.
+    pub const EVIDENCE: [&str; 4] = ["", "tcp-isn-pair", "tcp-client-isn", "reversed-tuple"];
+
+    /// Boundaries of a path by bit.
+    pub const CROSSES: [&str; 7] = ["cloud", "account", "region", "zone", "network", "cluster", "namespace"];
+
+    /// Half states by number.
+    pub const HALF_STATES: [HalfState; 5] =
+        [HalfState::Open, HalfState::Closed, HalfState::Refused, HalfState::TimedOut, HalfState::Aborted];
+
+    /// Connection states by number.
+    pub const STATES: [ConnectionState; 3] =
+        [ConnectionState::Open, ConnectionState::Closed, ConnectionState::Failed];
+
+    /// Confidences by number.
+    pub const CONFIDENCES: [Confidence; 4] =
+        [Confidence::Low, Confidence::Medium, Confidence::High, Confidence::Exact];
+
+    /// Reasons by number.
+    pub const UNMATCHED: [Unmatched; 5] = [
+        Unmatched::Pending,
+        Unmatched::NoPartner,
+        Unmatched::Ambiguous,
+        Unmatched::NoFingerprint,
+        Unmatched::NotEstablished,
+    ];
+
+    /// Path classes by number.
+    pub const CLASSES: [PathClass; 10] = [
+        PathClass::SameNode,
+        PathClass::SameCluster,
+        PathClass::SameZone,
+        PathClass::CrossZone,
+        PathClass::CrossRegion,
+        PathClass::CrossCluster,
+        PathClass::CrossCloud,
+        PathClass::NorthSouth,
+        PathClass::Hairpin,
+        PathClass::Unknown,
+    ];
+
+    /// Number of a value in one of the lists above; 0 for one that is not in it.
+    pub fn of<T: PartialEq>(list: &[T], value: &T) -> u8 {
+        list.iter().position(|known| known == value).unwrap_or(0) as u8
+    }
+
+    /// A protocol's number is IANA's.
+    pub fn protocol(number: u8) -> Protocol {
+        if number == Protocol::Udp as u8 { Protocol::Udp } else { Protocol::Tcp }
+    }
+
+    /// Bits of the boundaries crossed.
+    pub fn crosses(names: &[String]) -> u8 {
+        CROSSES.iter().enumerate().filter(|(_, name)| names.iter().any(|n| n == *name)).map(|(bit, _)| 1 << bit).sum()
+    }
+
+    /// The inverse of [`crosses`].
+    pub fn crosses_of(bits: u8) -> Vec<String> {
+        CROSSES.iter().enumerate().filter(|(bit, _)| bits & (1 << bit) != 0).map(|(_, name)| (*name).to_owned()).collect()
+    }
+}
+
+/// Client's and server's initial sequence numbers, where known.
+pub fn isn_of(fingerprint: Fingerprint) -> Option<(u32, u32)> {
+    match fingerprint {
+        Fingerprint::Unknown => None,
+        Fingerprint::TcpIsn { client, server } => Some((client, server)),
+    }
+}
+
+/// The side a half belongs on.
+pub fn is_client(half: &Half) -> bool {
+    half.role == Role::Client
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive() {
+        for text in ["10.0.0.1:80", "255.255.255.255:65535", "[2001:db8::1]:443", "[::1]:1"] {
+            let socket: SocketAddr = text.parse().unwrap();
+            let (high, low) = address_words(socket.ip());
+            assert_eq!(socket_of_words(high, low, socket.port()), socket);
+        }
+    }
+
+    #[test]
+    fn crossings_survive() {
+        let names = vec!["cloud".to_owned(), "namespace".to_owned()];
+        assert_eq!(code::crosses_of(code::crosses(&names)), names);
+    }
+}

@@ -1,0 +1,340 @@
+//! The store: DuckDB, one writer, any number of readers.
+//!
+//! A [`Flush`] is one transaction: rows replaced and added, new names, the journal position that all of it covers and the
+//! sequence numbers below it. So the file is always the exact state at one journal position, and what the journal holds
+//! above it is replayed into a core that starts with [`Store::load`].
+//!
+//! Schema: [`schema`]. Rows as Arrow columns: [`append`]; back: [`read`].
+
+pub mod append;
+pub mod read;
+pub mod schema;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use duckdb::arrow::datatypes::SchemaRef;
+use duckdb::{Config, Connection, params};
+use weft_cloud_context::{End, classify, classify_unmatched};
+use weft_wire::query::{PathClass, Unmatched};
+use weft_wire::{AgentKey, HalfId, Owner, Timestamp};
+
+use self::append::{StoredPath, VECTOR_ROWS};
+use crate::record::{AgentNumber, AgentRecord, Flush, OwnerNumber, Row, Side, code};
+
+/// Paths remembered between two agents and what stands between them; forgotten all at once when full.
+const PATH_CACHE_ENTRIES: usize = 65_536;
+
+/// Write-ahead log size at which DuckDB folds it into the file.
+const CHECKPOINT_THRESHOLD: &str = "64MB";
+
+/// Why the store failed. Nothing of the transaction was kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// DuckDB's error.
+    #[error("store: {0}")]
+    Database(#[from] duckdb::Error),
+    /// Rows that do not fit the schema: a defect.
+    #[error("store: {0}")]
+    Arrow(#[from] duckdb::arrow::error::ArrowError),
+    /// Made by another version of the program.
+    #[error("store {path} has schema version {found}, this program needs {needed}")]
+    Version {
+        /// File.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+        /// Ours.
+        needed: u64,
+    },
+    /// A thread that held the reader's lock panicked.
+    #[error("store: a reader failed")]
+    Poisoned,
+}
+
+/// How the store is opened.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// File.
+    pub path: PathBuf,
+    /// DuckDB's threads.
+    pub threads: u32,
+    /// DuckDB's memory limit, `1GB` for one.
+    pub memory_limit: String,
+}
+
+/// What a new core starts with.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// Journal position that the rows cover.
+    pub position: u64,
+    /// Rows that may still change.
+    pub live: Vec<Row>,
+    /// All agents' descriptions.
+    pub agents: HashMap<AgentNumber, Arc<AgentRecord>>,
+    /// Owners of the live rows.
+    pub owners: HashMap<OwnerNumber, Arc<Owner>>,
+    /// First owner number that was never used.
+    pub next_owner: OwnerNumber,
+    /// Durable sequence numbers.
+    pub sequences: Vec<(AgentKey, u64)>,
+}
+
+/// The writer.
+pub struct Store {
+    connection: Connection,
+    agents: HashMap<AgentNumber, Arc<AgentRecord>>,
+    paths: HashMap<PathKey, StoredPath>,
+    arrow: SchemaRef,
+}
+
+/// Opens connections that only read.
+#[derive(Clone)]
+pub struct Readers {
+    root: Arc<Mutex<Connection>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct PathKey {
+    client: AgentNumber,
+    server: AgentNumber,
+    called: Option<std::net::IpAddr>,
+    caller: Option<std::net::IpAddr>,
+}
+
+impl Store {
+    /// Opens or creates the file.
+    pub fn open(options: &StoreOptions) -> Result<Self, StoreError> {
+        let config = Config::default()
+            .threads(i64::from(options.threads.max(1)))?
+            .max_memory(&options.memory_limit)?
+            .with("checkpoint_threshold", CHECKPOINT_THRESHOLD)?
+            .with("preserve_insertion_order", "false")?;
+        let connection = Connection::open_with_flags(&options.path, config)?;
+        connection.execute_batch(&schema::create())?;
+        let mut store =
+            Self { connection, agents: HashMap::new(), paths: HashMap::new(), arrow: append::arrow_schema() };
+        store.check_version(&options.path)?;
+        store.agents = read::agents(&store.connection)?;
+        store.connection.execute_batch("CREATE TEMP TABLE replaced_ids (id UBIGINT)")?;
+        Ok(store)
+    }
+
+    fn check_version(&self, path: &Path) -> Result<(), StoreError> {
+        let known: Option<u64> =
+            self.connection.query_row("SELECT max(schema_version) FROM progress", [], |row| row.get(0))?;
+        match known {
+            None => {
+                self.connection.execute("INSERT INTO progress VALUES (?, 0)", params![schema::SCHEMA_VERSION])?;
+                Ok(())
+            }
+            Some(schema::SCHEMA_VERSION) => Ok(()),
+            Some(found) => {
+                Err(StoreError::Version { path: path.to_path_buf(), found, needed: schema::SCHEMA_VERSION })
+            }
+        }
+    }
+
+    /// Connections for readers.
+    pub fn readers(&self) -> Result<Readers, StoreError> {
+        Ok(Readers { root: Arc::new(Mutex::new(self.connection.try_clone()?)) })
+    }
+
+    /// What may still change, with everything it refers to.
+    pub fn load(&self) -> Result<Loaded, StoreError> {
+        let position = self.connection.query_row("SELECT position FROM progress", [], |row| row.get(0))?;
+        let live = read::rows(&self.connection, "SELECT * FROM connections_live ORDER BY id", [])?;
+        let owners = read::owners(&self.connection, live.iter().flat_map(Row::sides).map(|side| side.half.owner))?;
+        let next_owner =
+            self.connection.query_row("SELECT coalesce(max(id) + 1, 0)::UINTEGER FROM owners", [], |row| row.get(0))?;
+        let mut statement = self.connection.prepare("SELECT agent, seq FROM sequences ORDER BY agent")?;
+        let sequences = statement
+            .query_map([], |row| Ok((AgentKey(row.get(0)?), row.get(1)?)))?
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Loaded { position, live, agents: self.agents.clone(), owners, next_owner, sequences })
+    }
+
+    /// Writes one transaction.
+    pub fn flush(&mut self, flush: &Flush) -> Result<(), StoreError> {
+        for (number, agent) in &flush.agents {
+            self.agents.insert(*number, agent.clone());
+        }
+        self.connection.execute_batch("BEGIN")?;
+        let written = self.write(flush);
+        let ended = self.connection.execute_batch(if written.is_ok() { "COMMIT" } else { "ROLLBACK" });
+        written?;
+        Ok(ended?)
+    }
+
+    fn write(&mut self, flush: &Flush) -> Result<(), StoreError> {
+        self.write_names(flush)?;
+        self.delete_replaced(&flush.replaced, "connections_live")?;
+        self.delete_replaced(&flush.replaced_done, "connections_done")?;
+        self.append(flush.rows.iter().filter(|row| !row.settled), "connections_live")?;
+        self.append(flush.rows.iter().filter(|row| row.settled), "connections_done")?;
+        let mut forget = self.connection.prepare("DELETE FROM sequences WHERE agent = ?")?;
+        let mut remember = self.connection.prepare("INSERT INTO sequences VALUES (?, ?)")?;
+        for (agent, seq) in &flush.sequences {
+            forget.execute(params![agent.0])?;
+            remember.execute(params![agent.0, seq])?;
+        }
+        self.connection.execute("UPDATE progress SET position = ?", params![flush.position])?;
+        Ok(())
+    }
+
+    fn write_names(&self, flush: &Flush) -> Result<(), StoreError> {
+        let mut appender = self.connection.appender("agents")?;
+        for (number, agent) in &flush.agents {
+            let AgentRecord { key, federator, info } = &**agent;
+            let site = &info.site;
+            appender.append_row(params![
+                number,
+                key.map(|key| key.0),
+                federator,
+                info.name,
+                info.version,
+                info.kernel,
+                info.host,
+                site.cloud,
+                site.account,
+                site.region,
+                site.zone,
+                site.network,
+                site.cluster,
+                site.namespace
+            ])?;
+        }
+        appender.flush()?;
+        let mut appender = self.connection.appender("owners")?;
+        for (number, owner) in &flush.owners {
+            let process = owner.process.as_ref();
+            appender.append_row(params![
+                number,
+                process.map(|process| process.pid),
+                process.map(|process| duckdb::types::Value::Timestamp(
+                    duckdb::types::TimeUnit::Microsecond,
+                    process.started_at.0
+                )),
+                process.map(|process| &process.name),
+                process.and_then(|process| process.exe.as_ref()),
+                process.map(|process| process.uid),
+                process.and_then(|process| process.user.as_ref()),
+                owner.cgroup,
+                owner.container,
+                owner.netns,
+                owner.workload
+            ])?;
+        }
+        appender.flush()?;
+        Ok(())
+    }
+
+    fn delete_replaced(&self, ids: &[HalfId], table: &str) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.connection.execute_batch("DELETE FROM replaced_ids")?;
+        let mut appender = self.connection.appender_to_catalog_and_db("replaced_ids", "temp", "main")?;
+        for id in ids {
+            appender.append_row(params![id.0])?;
+        }
+        appender.flush()?;
+        drop(appender);
+        self.connection.execute_batch(&format!("DELETE FROM {table} WHERE id IN (SELECT id FROM replaced_ids)"))?;
+        Ok(())
+    }
+
+    fn append<'a>(&mut self, rows: impl Iterator<Item = &'a Row>, table: &str) -> Result<(), StoreError> {
+        let rows: Vec<&Row> = rows.collect();
+        let mut paths = Vec::with_capacity(VECTOR_ROWS);
+        for chunk in rows.chunks(VECTOR_ROWS * 16) {
+            let mut appender = self.connection.appender(table)?;
+            for vector in chunk.chunks(VECTOR_ROWS) {
+                paths.clear();
+                for row in vector {
+                    paths.push(path_of(&self.agents, &mut self.paths, row));
+                }
+                appender.append_record_batch(append::record_batch(&self.arrow, vector, &paths)?)?;
+            }
+            appender.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Deletes settled connections last seen before `before`, and names that nothing refers to any more; returns how
+    /// many connections.
+    pub fn retain(&mut self, before: Timestamp) -> Result<usize, StoreError> {
+        let deleted =
+            self.connection.execute("DELETE FROM connections_done WHERE seen_at < make_timestamp(?)", params![before.0])?;
+        if deleted > 0 {
+            self.connection.execute_batch(
+                "DELETE FROM owners WHERE id NOT IN (
+                     SELECT c_owner FROM connections WHERE c_owner IS NOT NULL
+                     UNION SELECT s_owner FROM connections WHERE s_owner IS NOT NULL)
+                 AND id < (SELECT max(id) FROM owners)",
+            )?;
+        }
+        Ok(deleted)
+    }
+}
+
+impl Readers {
+    /// A connection of its own for one reader.
+    pub fn connection(&self) -> Result<Connection, StoreError> {
+        Ok(self.root.lock().map_err(|_| StoreError::Poisoned)?.try_clone()?)
+    }
+}
+
+fn path_of(
+    agents: &HashMap<AgentNumber, Arc<AgentRecord>>,
+    cache: &mut HashMap<PathKey, StoredPath>,
+    row: &Row,
+) -> StoredPath {
+    let (Some(client), Some(server)) = (&row.client, &row.server) else {
+        let path = classify_unmatched(row.unmatched.unwrap_or(Unmatched::Pending));
+        return StoredPath { class: code::of(&code::CLASSES, &path.class), crosses: 0, via: None };
+    };
+    let key = PathKey {
+        client: client.agent,
+        server: server.agent,
+        called: (client.half.remote.ip() != server.half.local.ip()).then(|| client.half.remote.ip()),
+        caller: (server.half.remote.ip() != client.half.local.ip()).then(|| server.half.remote.ip()),
+    };
+    if let Some(path) = cache.get(&key) {
+        return path.clone();
+    }
+    let path = classified(agents, client, server);
+    if cache.len() >= PATH_CACHE_ENTRIES {
+        cache.clear();
+    }
+    cache.insert(key, path.clone());
+    path
+}
+
+fn classified(agents: &HashMap<AgentNumber, Arc<AgentRecord>>, client: &Side, server: &Side) -> StoredPath {
+    let (Some(client), Some(server)) = (end_of(agents, client), end_of(agents, server)) else {
+        return StoredPath { class: code::of(&code::CLASSES, &PathClass::Unknown), crosses: 0, via: None };
+    };
+    let path = classify(&client, &server);
+    StoredPath {
+        class: code::of(&code::CLASSES, &path.class),
+        crosses: code::crosses(&path.crosses),
+        via: (!path.via.is_empty()).then(|| path.via.join(" ").into()),
+    }
+}
+
+/// One end as the classification sees it.
+pub fn end_of<'a>(agents: &'a HashMap<AgentNumber, Arc<AgentRecord>>, side: &Side) -> Option<End<'a>> {
+    let agent = agents.get(&side.agent)?;
+    Some(End {
+        agent: &agent.info.name,
+        federator: &agent.federator,
+        site: &agent.info.site,
+        local: side.half.local,
+        remote: side.half.remote,
+    })
+}
+
+#[cfg(test)]
+mod tests;

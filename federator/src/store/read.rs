@@ -1,0 +1,170 @@
+//! Rows back from the store.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use duckdb::arrow::array::{Array, PrimitiveArray, RecordBatch, StringArray};
+use duckdb::arrow::datatypes::{
+    ArrowPrimitiveType, TimestampMicrosecondType as Time, UInt8Type as U8, UInt16Type as U16, UInt32Type as U32,
+    UInt64Type as U64,
+};
+use duckdb::{Connection, Params};
+use weft_wire::{
+    AgentInfo, AgentKey, Fingerprint, Half, HalfId, Owner, Process, Protocol, Role, Site, Timestamp,
+};
+
+use super::StoreError;
+use super::schema::{ROW_COLUMNS, SIDE_COLUMNS};
+use crate::record::{AgentNumber, AgentRecord, Joined, OwnerNumber, Row, Side, code, socket_of_words};
+
+/// Numbers looked up in one statement.
+const LOOKUP_CHUNK: usize = 1000;
+
+/// Runs a query whose first columns are those of a connection table, and reads its rows.
+pub fn rows(connection: &Connection, sql: &str, params: impl Params) -> Result<Vec<Row>, StoreError> {
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = Vec::new();
+    for batch in statement.query_arrow(params)? {
+        let reader = RowReader { batch: &batch };
+        for at in 0..batch.num_rows() {
+            rows.push(reader.row(at));
+        }
+    }
+    Ok(rows)
+}
+
+struct RowReader<'a> {
+    batch: &'a RecordBatch,
+}
+
+impl RowReader<'_> {
+    fn value<T: ArrowPrimitiveType>(&self, column: usize, at: usize) -> Option<T::Native> {
+        let array = self.batch.column(column).as_any().downcast_ref::<PrimitiveArray<T>>()?;
+        array.is_valid(at).then(|| array.value(at))
+    }
+
+    fn row(&self, at: usize) -> Row {
+        let protocol = code::protocol(self.value::<U8>(1, at).unwrap_or(Protocol::Tcp as u8));
+        let pick = |column| self.value::<U8>(column, at).map(usize::from);
+        let joined = pick(6).and_then(|evidence| {
+            Some(Joined { evidence: code::EVIDENCE.get(evidence)?, confidence: *code::CONFIDENCES.get(pick(7)?)? })
+        });
+        let first = ROW_COLUMNS.len();
+        let client = self.side(first, at, protocol, Role::Client);
+        let server = self.side(first + SIDE_COLUMNS.len(), at, protocol, Role::Server);
+        let card_due = self.value::<U8>(12, at) == Some(1);
+        let unmatched = pick(8).and_then(|reason| code::UNMATCHED.get(reason).copied());
+        Row { client, server, joined, unmatched, card_due, settled: false }
+    }
+
+    fn side(&self, first: usize, at: usize, protocol: Protocol, role: Role) -> Option<Side> {
+        let time = |column| self.value::<Time>(first + column, at).map(Timestamp);
+        let word = |column| self.value::<U64>(first + column, at);
+        let number = |column| self.value::<U32>(first + column, at);
+        let port = |column| self.value::<U16>(first + column, at).unwrap_or(0);
+        let fingerprint = match (number(4), number(5)) {
+            (Some(client), Some(server)) => Fingerprint::TcpIsn { client, server },
+            _ => Fingerprint::Unknown,
+        };
+        let state = usize::from(self.value::<U8>(first + 3, at)?);
+        let half = Half {
+            id: HalfId(word(0)?),
+            cookie: 0,
+            protocol,
+            role,
+            state: *code::HALF_STATES.get(state)?,
+            fingerprint,
+            local: socket_of_words(word(9)?, word(10)?, port(11)),
+            remote: socket_of_words(word(12)?, word(13)?, port(14)),
+            opened_at: time(6)?,
+            closed_at: time(7),
+            seen_at: time(8)?,
+            bytes_sent: word(15)?,
+            bytes_received: word(16)?,
+            packets_sent: word(17)?,
+            packets_received: word(18)?,
+            rtt_us: number(19)?,
+            retransmits: number(20)?,
+            owner: number(2)?,
+        };
+        Some(Side { half, agent: number(1)? })
+    }
+}
+
+/// All agents' descriptions.
+pub fn agents(connection: &Connection) -> Result<HashMap<AgentNumber, Arc<AgentRecord>>, StoreError> {
+    let mut statement = connection.prepare(
+        "SELECT id, key, federator, name, version, kernel, host, cloud, account, region, zone, network, cluster,
+         namespace FROM agents ORDER BY id",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut found = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let info = AgentInfo {
+            name: row.get(3)?,
+            version: row.get(4)?,
+            kernel: row.get(5)?,
+            host: row.get(6)?,
+            site: Site {
+                cloud: row.get(7)?,
+                account: row.get(8)?,
+                region: row.get(9)?,
+                zone: row.get(10)?,
+                network: row.get(11)?,
+                cluster: row.get(12)?,
+                namespace: row.get(13)?,
+            },
+        };
+        let key = row.get::<_, Option<u64>>(1)?.map(AgentKey);
+        found.insert(row.get(0)?, Arc::new(AgentRecord { key, federator: row.get(2)?, info }));
+    }
+    Ok(found)
+}
+
+/// The owners with these numbers.
+pub fn owners(
+    connection: &Connection,
+    numbers: impl IntoIterator<Item = OwnerNumber>,
+) -> Result<HashMap<OwnerNumber, Arc<Owner>>, StoreError> {
+    let mut numbers: Vec<OwnerNumber> = numbers.into_iter().collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let mut found = HashMap::with_capacity(numbers.len());
+    for chunk in numbers.chunks(LOOKUP_CHUNK) {
+        let list: Vec<String> = chunk.iter().map(u32::to_string).collect();
+        let mut statement = connection.prepare(&format!(
+            "SELECT id, pid, epoch_us(started_at), process, exe, uid, username, cgroup, container, netns, workload
+             FROM owners WHERE id IN ({})",
+            list.join(",")
+        ))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let process = match row.get::<_, Option<u32>>(1)? {
+                None => None,
+                Some(pid) => Some(Process {
+                    pid,
+                    started_at: Timestamp(row.get(2)?),
+                    name: row.get(3)?,
+                    exe: row.get(4)?,
+                    uid: row.get(5)?,
+                    user: row.get(6)?,
+                }),
+            };
+            let owner = Owner {
+                process,
+                cgroup: row.get(7)?,
+                container: row.get(8)?,
+                netns: row.get(9)?,
+                workload: row.get(10)?,
+            };
+            found.insert(row.get(0)?, Arc::new(owner));
+        }
+    }
+    Ok(found)
+}
+
+/// A text column of a batch.
+pub fn text(batch: &RecordBatch, column: usize, at: usize) -> Option<&str> {
+    let array = batch.column(column).as_any().downcast_ref::<StringArray>()?;
+    array.is_valid(at).then(|| array.value(at))
+}

@@ -1,0 +1,145 @@
+use super::*;
+use crate::record::Joined;
+use weft_wire::query::Confidence;
+use weft_wire::{AgentInfo, Fingerprint, Half, HalfState, Process, Protocol, Role, Site};
+
+fn options(folder: &Path) -> StoreOptions {
+    StoreOptions { path: folder.join("store.duckdb"), threads: 1, memory_limit: "256MB".into() }
+}
+
+fn side(id: u64, role: Role, state: HalfState) -> Side {
+    let half = Half {
+        id: HalfId(id),
+        cookie: 0,
+        protocol: Protocol::Tcp,
+        role,
+        state,
+        fingerprint: Fingerprint::TcpIsn { client: 7, server: 9 },
+        local: if role == Role::Client { "10.0.0.1:5000" } else { "[2001:db8::2]:80" }.parse().unwrap(),
+        remote: "203.0.113.9:80".parse().unwrap(),
+        opened_at: Timestamp(1_000_000),
+        closed_at: state.finished().then_some(Timestamp(2_000_000)),
+        seen_at: Timestamp(1_500_000),
+        bytes_sent: 10,
+        bytes_received: u64::MAX,
+        packets_sent: 1,
+        packets_received: 2,
+        rtt_us: 40,
+        retransmits: 3,
+        owner: 0,
+    };
+    Side { half, agent: 0 }
+}
+
+fn names() -> Flush {
+    let process = Process {
+        pid: 42,
+        started_at: Timestamp(5),
+        name: "nginx".into(),
+        exe: Some("/usr/sbin/nginx".into()),
+        uid: 33,
+        user: None,
+    };
+    let owner = Owner { process: Some(process), workload: "web".into(), ..Owner::default() };
+    let info = AgentInfo { name: "a1".into(), site: Site { cloud: "aws".into(), ..Site::default() }, ..AgentInfo::default() };
+    let agent = AgentRecord { key: Some(AgentKey(77)), federator: "fed-a".into(), info };
+    Flush {
+        position: 10,
+        agents: vec![(0, Arc::new(agent))],
+        owners: vec![(0, Arc::new(owner))],
+        sequences: vec![(AgentKey(77), 3)],
+        ..Flush::default()
+    }
+}
+
+fn count(store: &Store, table: &str) -> u64 {
+    store.connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&options(folder.path())).unwrap();
+    let open = Row {
+        client: Some(side(1, Role::Client, HalfState::Open)),
+        server: None,
+        joined: None,
+        unmatched: Some(Unmatched::Pending),
+        card_due: true,
+        settled: false,
+    };
+    store.flush(&Flush { rows: vec![open], ..names() }).unwrap();
+    drop(store);
+
+    let mut store = Store::open(&options(folder.path())).unwrap();
+    let loaded = store.load().unwrap();
+    assert_eq!(loaded.live, [open]);
+    assert_eq!((loaded.position, loaded.next_owner), (10, 1));
+    assert_eq!(loaded.sequences, [(AgentKey(77), 3)]);
+    assert_eq!(loaded.agents[&0], names().agents[0].1);
+    assert_eq!(loaded.owners[&0], names().owners[0].1);
+
+    let done = Row {
+        client: Some(side(1, Role::Client, HalfState::Closed)),
+        server: Some(side(2, Role::Server, HalfState::Closed)),
+        joined: Some(Joined { evidence: "tcp-isn-pair", confidence: Confidence::Exact }),
+        unmatched: None,
+        card_due: false,
+        settled: true,
+    };
+    let flush = Flush {
+        position: 20,
+        rows: vec![done],
+        replaced: vec![HalfId(1)],
+        sequences: vec![(AgentKey(77), 4)],
+        ..Flush::default()
+    };
+    store.flush(&flush).unwrap();
+    let loaded = store.load().unwrap();
+    assert!(loaded.live.is_empty());
+    assert_eq!((loaded.position, loaded.sequences), (20, vec![(AgentKey(77), 4)]));
+    let back = read::rows(&store.connection, "SELECT * FROM connections", []).unwrap();
+    assert_eq!(back, [Row { settled: false, ..done }]);
+}
+
+#[test]
+fn retention_deletes_rows_and_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&options(folder.path())).unwrap();
+    let row = Row {
+        client: Some(side(1, Role::Client, HalfState::Closed)),
+        server: None,
+        joined: None,
+        unmatched: Some(Unmatched::NoPartner),
+        card_due: false,
+        settled: true,
+    };
+    let mut flush = Flush { rows: vec![row], ..names() };
+    flush.owners.push((1, flush.owners[0].1.clone()));
+    store.flush(&flush).unwrap();
+    assert_eq!(store.retain(Timestamp(2_000_000)).unwrap(), 0);
+    assert_eq!(store.retain(Timestamp(2_000_001)).unwrap(), 1);
+    assert_eq!(count(&store, "connections"), 0);
+    assert_eq!(count(&store, "owners"), 1, "the highest number stays, so that it is not given out again");
+}
+
+#[test]
+fn a_failed_flush_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&options(folder.path())).unwrap();
+    store.flush(&names()).unwrap();
+    store.connection.execute_batch("ALTER TABLE sequences RENAME TO hidden").unwrap();
+    let row = Row {
+        client: Some(side(1, Role::Client, HalfState::Closed)),
+        server: None,
+        joined: None,
+        unmatched: None,
+        card_due: false,
+        settled: true,
+    };
+    let flush = Flush { rows: vec![row], position: 99, sequences: vec![(AgentKey(1), 1)], ..Flush::default() };
+    assert!(store.flush(&flush).is_err());
+    store.connection.execute_batch("ALTER TABLE hidden RENAME TO sequences").unwrap();
+    assert_eq!(count(&store, "connections"), 0);
+    assert_eq!(store.load().unwrap().position, 10);
+}
