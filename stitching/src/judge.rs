@@ -1,0 +1,397 @@
+//! May these two halves be one connection, by which rule, and how sure is that.
+//!
+//! Everything here is a function of the two views alone, so that two homes that hold the same two ends come to the
+//! same verdict. That is also why the tolerances are constants and no configuration.
+
+use crate::view::{Fingerprint, HalfView, Role};
+
+/// How far apart two ends may report the same moment: a round trip, delayed closing and what is left of clock skew.
+/// One that is smaller loses matches that lack a full fingerprint; a larger one lets more strangers look alike.
+pub const TOLERANCE_US: i64 = 2_000_000;
+
+/// The rules, best first. Each is named in the result as evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Rule {
+    /// Both initial sequence numbers agree: 64 random bits.
+    TcpIsnPair,
+    /// Only the client's agrees, and times, bytes and endpoints fit: a SYN proxy is in the path.
+    TcpClientIsn,
+    /// The ISN is not known on at least one side; the addresses are exactly reversed in one network: no NAT.
+    ReversedTuple,
+}
+
+impl Rule {
+    /// The evidence code.
+    pub fn evidence(self) -> &'static str {
+        match self {
+            Self::TcpIsnPair => "tcp-isn-pair",
+            Self::TcpClientIsn => "tcp-client-isn",
+            Self::ReversedTuple => "reversed-tuple",
+        }
+    }
+}
+
+/// How sure a match is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Confidence {
+    /// Rests on circumstances that others could share. No rule of today presents such a guess as a match.
+    Low,
+    /// Circumstances that others are unlikely to share.
+    Medium,
+    /// Chance or error is possible but improbable.
+    High,
+    /// 64 random bits agree.
+    Exact,
+}
+
+/// Two halves are one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The best rule that says so.
+    pub rule: Rule,
+    /// How sure that is.
+    pub confidence: Confidence,
+}
+
+/// What can be said of two halves now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// One connection, if no other half fits as well.
+    Yes(Verdict),
+    /// Nothing speaks against it; it can be said once both are closed.
+    Later,
+    /// Not one connection.
+    No,
+}
+
+/// The verdict on two halves, `None` when they are not one connection or it is too early to say. Whether *another*
+/// half would fit as well is not asked here: that is the [`Stitcher`](crate::Stitcher)'s and the owner's part.
+pub fn judge(client: &HalfView, server: &HalfView) -> Option<Verdict> {
+    match fit(client, server) {
+        Fit::Yes(verdict) => Some(verdict),
+        Fit::Later | Fit::No => None,
+    }
+}
+
+/// As [`judge`], telling "not yet" from "no".
+pub fn fit(client: &HalfView, server: &HalfView) -> Fit {
+    if client.role != Role::Client || server.role != Role::Server {
+        return Fit::No;
+    }
+    match (client.fingerprint, server.fingerprint) {
+        (
+            Fingerprint::TcpIsn {
+                client: a,
+                server: b,
+            },
+            Fingerprint::TcpIsn {
+                client: c,
+                server: d,
+            },
+        ) => match (a == c, b == d) {
+            (true, true) => yes(Rule::TcpIsnPair, Confidence::Exact),
+            (true, false) => fit_client_isn(client, server),
+            (false, _) => Fit::No,
+        },
+        _ => fit_tuple(client, server),
+    }
+}
+
+fn yes(rule: Rule, confidence: Confidence) -> Fit {
+    Fit::Yes(Verdict { rule, confidence })
+}
+
+/// A SYN proxy answers the client in the server's place, then opens to the server with the client's own ISN. What is
+/// left of the evidence: 32 bits, the times of opening and closing, the bytes, and something of the addresses.
+fn fit_client_isn(client: &HalfView, server: &HalfView) -> Fit {
+    let same_tuple = same_tuple(client, server);
+    if !near(client.opened_at, server.opened_at)
+        || !(same_tuple || share_an_endpoint(client, server))
+    {
+        return Fit::No;
+    }
+    match closing(client, server) {
+        Closing::Apart => Fit::No,
+        Closing::Open => Fit::Later,
+        Closing::Together if !bytes_agree(client, server) => Fit::No,
+        Closing::Together if same_tuple => yes(Rule::TcpClientIsn, Confidence::High),
+        // Many connections carry nothing; that two agree on it says nothing.
+        Closing::Together if carried_nothing(client) => Fit::No,
+        Closing::Together => yes(Rule::TcpClientIsn, Confidence::Medium),
+    }
+}
+
+/// The same addresses seen from both ends in one network, and at one time.
+fn fit_tuple(client: &HalfView, server: &HalfView) -> Fit {
+    if !same_tuple(client, server) || !can_have_met(client, server) || !can_have_met(server, client)
+    {
+        return Fit::No;
+    }
+    let certain = match closing(client, server) {
+        Closing::Apart => return Fit::No,
+        Closing::Open => client.host == server.host,
+        Closing::Together => bytes_agree(client, server),
+    };
+    yes(
+        Rule::ReversedTuple,
+        if certain {
+            Confidence::High
+        } else {
+            Confidence::Medium
+        },
+    )
+}
+
+/// A half without fingerprint was found some time after its opening: its peer cannot have opened later than that, nor
+/// have closed before.
+fn can_have_met(found: &HalfView, peer: &HalfView) -> bool {
+    let closed_before = peer
+        .closed_at
+        .is_some_and(|closed| closed.saturating_add(TOLERANCE_US) < found.opened_at);
+    let opened_after = found.fingerprint == Fingerprint::Unknown
+        && peer.fingerprint != Fingerprint::Unknown
+        && peer.opened_at > found.opened_at.saturating_add(TOLERANCE_US);
+    !closed_before && !opened_after
+}
+
+/// What the closing of two ends says.
+enum Closing {
+    /// Both closed, at about one time.
+    Together,
+    /// At least one is open, and not known to have been so long after the other closed.
+    Open,
+    /// Closed at different times, or one was seen open long after the other closed.
+    Apart,
+}
+
+fn closing(a: &HalfView, b: &HalfView) -> Closing {
+    match (a.closed_at, b.closed_at) {
+        (Some(x), Some(y)) if near(x, y) => Closing::Together,
+        (Some(_), Some(_)) => Closing::Apart,
+        (Some(closed), None) if outlived(b, closed) => Closing::Apart,
+        (None, Some(closed)) if outlived(a, closed) => Closing::Apart,
+        _ => Closing::Open,
+    }
+}
+
+fn outlived(open: &HalfView, closed_at: i64) -> bool {
+    open.seen_at > closed_at.saturating_add(TOLERANCE_US)
+}
+
+fn near(a: i64, b: i64) -> bool {
+    a.abs_diff(b) <= TOLERANCE_US.unsigned_abs()
+}
+
+/// Bytes sent at one end are bytes received at the other, both ways.
+pub(crate) fn bytes_agree(client: &HalfView, server: &HalfView) -> bool {
+    client.bytes_sent == server.bytes_received && server.bytes_sent == client.bytes_received
+}
+
+fn carried_nothing(half: &HalfView) -> bool {
+    half.bytes_sent == 0 && half.bytes_received == 0
+}
+
+/// The addresses are exactly reversed, in one network.
+fn same_tuple(client: &HalfView, server: &HalfView) -> bool {
+    client.tuple_key() == server.tuple_key()
+        && client.client_address() == server.client_address()
+        && client.server_address() == server.server_address()
+}
+
+/// NAT left at least one of four words standing: an address or a port of either end.
+fn share_an_endpoint(client: &HalfView, server: &HalfView) -> bool {
+    let nat = crate::nat::nat(client, server);
+    !(nat.source && nat.source_port && nat.destination && nat.destination_port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::tests::half;
+
+    const SECOND: i64 = 1_000_000;
+
+    fn with_server_isn(half: HalfView, server: u32) -> HalfView {
+        HalfView {
+            fingerprint: Fingerprint::TcpIsn { client: 1, server },
+            ..half
+        }
+    }
+
+    fn closed(half: HalfView, at: i64, sent: u64, received: u64) -> HalfView {
+        HalfView {
+            closed_at: Some(at),
+            seen_at: at,
+            bytes_sent: sent,
+            bytes_received: received,
+            ..half
+        }
+    }
+
+    #[test]
+    fn both_isns_are_exact_whatever_the_addresses() {
+        let client = half(Role::Client);
+        let server = HalfView {
+            local: "192.0.2.1:8443".parse().unwrap(),
+            remote: "192.0.2.2:1".parse().unwrap(),
+            ..half(Role::Server)
+        };
+        let verdict = judge(&client, &server).unwrap();
+        assert_eq!(
+            (verdict.rule, verdict.confidence),
+            (Rule::TcpIsnPair, Confidence::Exact)
+        );
+        assert_eq!(
+            judge(&server, &client),
+            None,
+            "roles are not interchangeable"
+        );
+        assert_eq!(judge(&client, &client), None);
+        let other_client_isn = Fingerprint::TcpIsn {
+            client: 3,
+            server: 2,
+        };
+        assert_eq!(
+            fit(
+                &client,
+                &HalfView {
+                    fingerprint: other_client_isn,
+                    ..server
+                }
+            ),
+            Fit::No
+        );
+    }
+
+    #[test]
+    fn a_syn_proxy_is_recognised_at_close() {
+        let client = half(Role::Client);
+        let server = with_server_isn(half(Role::Server), 9);
+        assert_eq!(fit(&client, &server), Fit::Later);
+        let client = closed(client, 10 * SECOND, 100, 200);
+        assert_eq!(fit(&client, &server), Fit::Later);
+        let good = closed(server, 11 * SECOND, 200, 100);
+        let high = Verdict {
+            rule: Rule::TcpClientIsn,
+            confidence: Confidence::High,
+        };
+        assert_eq!(fit(&client, &good), Fit::Yes(high));
+        for wrong in [
+            closed(server, 11 * SECOND, 200, 101),
+            closed(server, 11 * SECOND, 201, 100),
+            closed(server, 13 * SECOND, 200, 100),
+            HalfView {
+                opened_at: 3 * SECOND,
+                ..good
+            },
+            HalfView {
+                opened_at: -3 * SECOND,
+                ..good
+            },
+            HalfView {
+                seen_at: 13 * SECOND,
+                ..server
+            },
+        ] {
+            assert_eq!(fit(&client, &wrong), Fit::No, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_syn_proxy_behind_nat_needs_bytes_and_something_in_common() {
+        let client = closed(half(Role::Client), SECOND, 1, 2);
+        let server = closed(with_server_isn(half(Role::Server), 9), SECOND, 2, 1);
+        let port_kept = HalfView {
+            local: "192.0.2.1:80".parse().unwrap(),
+            remote: "192.0.2.2:7".parse().unwrap(),
+            ..server
+        };
+        let medium = Verdict {
+            rule: Rule::TcpClientIsn,
+            confidence: Confidence::Medium,
+        };
+        assert_eq!(judge(&client, &port_kept), Some(medium));
+        let nothing_kept = HalfView {
+            local: "192.0.2.1:81".parse().unwrap(),
+            ..port_kept
+        };
+        assert_eq!(judge(&client, &nothing_kept), None);
+        let silent = HalfView {
+            bytes_sent: 0,
+            bytes_received: 0,
+            ..client
+        };
+        assert_eq!(
+            judge(
+                &silent,
+                &HalfView {
+                    bytes_sent: 0,
+                    bytes_received: 0,
+                    ..port_kept
+                }
+            ),
+            None
+        );
+        let silent_no_nat = HalfView {
+            bytes_sent: 0,
+            bytes_received: 0,
+            ..server
+        };
+        assert!(judge(&silent, &silent_no_nat).is_some());
+    }
+
+    #[test]
+    fn without_isn_the_tuple_must_be_reversed_in_one_network_at_one_time() {
+        let client = HalfView {
+            fingerprint: Fingerprint::Unknown,
+            opened_at: 50 * SECOND,
+            seen_at: 60 * SECOND,
+            ..half(Role::Client)
+        };
+        let server = HalfView {
+            seen_at: 60 * SECOND,
+            ..half(Role::Server)
+        };
+        let rule = |c: &HalfView, s: &HalfView| judge(c, s).map(|v| (v.rule, v.confidence));
+        assert_eq!(
+            rule(&client, &server),
+            Some((Rule::ReversedTuple, Confidence::Medium))
+        );
+        let one_host = HalfView {
+            host: client.host,
+            ..server
+        };
+        assert_eq!(
+            rule(&client, &one_host),
+            Some((Rule::ReversedTuple, Confidence::High))
+        );
+        let (c, s) = (
+            closed(client, 70 * SECOND, 1, 2),
+            closed(server, 71 * SECOND, 2, 1),
+        );
+        assert_eq!(rule(&c, &s), Some((Rule::ReversedTuple, Confidence::High)));
+        assert_eq!(
+            rule(&c, &closed(s, 71 * SECOND, 2, 9)),
+            Some((Rule::ReversedTuple, Confidence::Medium))
+        );
+        for wrong in [
+            HalfView {
+                network: 8,
+                ..server
+            },
+            HalfView {
+                remote: "10.0.0.1:40001".parse().unwrap(),
+                ..server
+            },
+            HalfView {
+                opened_at: 53 * SECOND,
+                ..server
+            },
+            closed(server, 40 * SECOND, 0, 0),
+            closed(server, 57 * SECOND, 0, 0),
+        ] {
+            assert_eq!(rule(&client, &wrong), None, "{wrong:?}");
+        }
+        assert_eq!(rule(&c, &closed(s, 73 * SECOND, 2, 1)), None);
+    }
+}

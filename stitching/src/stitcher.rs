@@ -1,0 +1,894 @@
+//! Finds the pairs among millions of halves.
+
+use std::collections::VecDeque;
+
+use crate::judge::{Fit, Rule, fit};
+use crate::table::{Entry, Slot, State, Table};
+use crate::timers::{Timer, Timers};
+use crate::view::{HalfView, Halves, Role};
+
+/// The caller's name for a half: an index into its own table. Not used again for another half before the stitcher
+/// has let go of it; see [`Stitcher`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Handle(pub u32);
+
+/// What a half is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// The initial sequence numbers.
+    Isn {
+        /// The client's.
+        client: u32,
+        /// The server's.
+        server: u32,
+    },
+    /// [`HalfView::tuple_key`], where no ISN is known.
+    Tuple(u64),
+}
+
+/// A half, as far as the stitcher keeps it. [`HalfView::candidate`] makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The caller's name for it.
+    pub handle: Handle,
+    /// Which end.
+    pub role: Role,
+    /// What it is found by.
+    pub key: Key,
+}
+
+/// How a [`Stitcher`] is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How long a half waits for a partner at home before it is offered, in microseconds. Longer costs latency across
+    /// regions; shorter costs offers. Sensible: 0.5 to 5 s, above the agents' flush interval.
+    pub hold_us: i64,
+    /// How long a half waits altogether. An agent whose reports come later than this after the other end's loses the
+    /// match, unless the connection is still open. Above `hold_us`.
+    pub expiry_us: i64,
+    /// Halves waiting at one time, at most 2^30. The table takes about 20 bytes for each, once it has been in use.
+    /// Beyond it, a half can still meet a partner that waits, but does not wait itself ([`Reason::Full`]).
+    pub max_open: usize,
+    /// Random, from outside: makes the table's layout unpredictable to peers. No result depends on it.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            hold_us: 1_500_000,
+            expiry_us: 120_000_000,
+            max_open: 4_000_000,
+            seed: 0,
+        }
+    }
+}
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// These two are one connection. For a socket connected to itself both handles are the same.
+    Stitched {
+        /// The client's end.
+        client: Handle,
+        /// The server's end.
+        server: Handle,
+        /// By this rule; [`judge`](crate::judge()) on both views says how sure it is.
+        rule: Rule,
+    },
+    /// No partner at home within the hold: ask the mesh. The half goes on waiting here too.
+    Offer(Handle),
+    /// Several halves would fit this one, or it is one of several that would fit another. Given once for each half
+    /// concerned; if it had been offered, the offer should be withdrawn.
+    Ambiguous {
+        /// The half.
+        handle: Handle,
+        /// The best rule by which there were several.
+        rule: Rule,
+    },
+    /// A third half with the same claim came after this half had got its partner. Neither the pair nor the third can be
+    /// trusted: the caller undoes the match of this half and of its partner, and calls both ambiguous.
+    Contested {
+        /// One end of the pair.
+        handle: Handle,
+    },
+    /// The half has no partner, for this reason. Unless its connection is still open, it is forgotten now.
+    Expired {
+        /// The half.
+        handle: Handle,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Why a half has no partner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// None came in time.
+    NoPartner,
+    /// As above, and no initial sequence number is known.
+    NoFingerprint,
+    /// There was no room to let it wait: [`Config::max_open`] (a quarter of it for halves without ISNs), or too many
+    /// halves with one client ISN.
+    Full,
+}
+
+/// Totals since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Halves taken.
+    pub inserted: u64,
+    /// Pairs made.
+    pub stitched: u64,
+    /// Halves found ambiguous.
+    pub ambiguous: u64,
+    /// Pairs contested by a third half.
+    pub contested: u64,
+    /// Halves given back as offers.
+    pub offered: u64,
+    /// Halves that expired without partner.
+    pub expired: u64,
+    /// Halves for which there was no room to wait.
+    pub full: u64,
+    /// Halves given a second time, and ignored.
+    pub repeated: u64,
+    /// Pairs not remembered for want of room: a third half would not be noticed.
+    pub not_remembered: u64,
+    /// Offered halves with ISNs left out of the index by tuple for want of room: `reversed-tuple` cannot find them.
+    pub not_indexed: u64,
+    /// Timers that ran early because there were too many.
+    pub timers_early: u64,
+}
+
+/// Joins halves into connections.
+///
+/// # Contract
+///
+/// **Inputs.** [`insert`](Self::insert) gives halves, each handle once; [`closed`](Self::closed) says that halves
+/// which have no partner yet have closed (the rule `tcp-client-isn` needs it); [`settle`](Self::settle) that a half
+/// got its partner elsewhere; [`remove`](Self::remove) that the caller has forgotten one;
+/// [`advance`](Self::advance) that time has passed. Call `advance` often (every 10 ms or at [`next_timer`](Self::next_timer)),
+/// after what arrived before `now` was inserted. Time never goes back: an earlier `now` counts as the latest one.
+///
+/// **Outputs** wait in a queue; [`poll`](Self::poll) it empty after every input (it has no limit of its own: an input
+/// adds at most a few outputs for each half it is about).
+///
+/// **Life of a half.** It waits `hold` for a partner at home, is then given out once as [`Output::Offer`], waits on
+/// until `expiry` after its insertion, and is given out as [`Output::Expired`] and forgotten. If by then its connection
+/// is still open ([`Halves::view`] says so), it goes on waiting, silently, until it is closed or forgotten by the
+/// caller: the other end's agent may yet start. Timers have a grain of 1 ms.
+///
+/// **Facts.** The stitcher keeps 17 bytes of a half; where a rule needs more it asks the [`Halves`] passed in, which
+/// must know each half that is inserted and not yet stitched or expired, and should still know stitched
+/// ones for `hold` more (else a contest by tuple goes unnoticed). A handle may be used for a new half once the
+/// old one is removed, or has expired and closed, or was stitched longer than `expiry` ago.
+///
+/// **What is decided.** Rules in their order, [`Rule`]:
+/// - `tcp-isn-pair`, as soon as both ends are known.
+/// - `tcp-client-isn`, for halves past their hold, both closed, when [`judge`](crate::judge()) says yes to the pair and no
+///   to every other pair that either could make. While it would say "later" to another, it waits.
+/// - `reversed-tuple`, for halves past their hold of which at least one has no ISN, under the same condition.
+///
+/// **Ambiguity.** Two halves of one role with one fingerprint, known at the same time, make every half with that
+/// fingerprint ambiguous for as long as any of them is known: also those that come later. The order of arrival does
+/// not matter: where the pair was made before the third half came, the pair is [`Output::Contested`], and the third
+/// ambiguous. Pairs are remembered for that until the `expiry` of the half that came first, as long as there is room (about
+/// an eighth of the table, and all that open halves leave empty up to three quarters of it;
+/// [`Counters::not_remembered`]). The first of two halves whose partner never comes is not wronged: both are
+/// ambiguous, not stitched. Guaranteed is therefore: a pair stands only if no third half with the same fingerprint came
+/// within `expiry`, or `not_remembered` counted.
+///
+/// **Limits.** Fixed memory from [`Config::max_open`], taken when the table fills up. See [`Reason::Full`],
+/// [`Counters`].
+pub struct Stitcher {
+    config: Config,
+    now: i64,
+    /// Halves with ISNs, by (client ISN, server ISN).
+    isn: Index,
+    /// Halves without, and offered ones with ISNs as hints, by tuple key.
+    tuple: Index,
+    out: VecDeque<Output>,
+    counters: Counters,
+    /// Reused between calls.
+    group: Vec<(Slot, Entry)>,
+}
+
+/// A table and the timers of its entries.
+struct Index {
+    table: Table,
+    hold: Timers,
+    expiry: Timers,
+    /// Entries beyond which pairs are no longer remembered, and hints no longer taken.
+    remember_up_to: usize,
+}
+
+/// Halves worked on together, so that their memory accesses overlap.
+const BLOCK: usize = 32;
+/// Slots for every hundred halves that may wait: at two thirds full, one bucket in eight overflows.
+const SLOTS_PERCENT: usize = 150;
+/// The index by tuple has room for one in this many of the halves that may wait.
+const TUPLE_SHARE: usize = 4;
+const MAX_OPEN: usize = 1 << 30;
+
+impl Index {
+    fn new(max_open: usize, seed: u32) -> Self {
+        let table = Table::new(max_open.max(64) * SLOTS_PERCENT / 100, seed);
+        let remember_up_to = table.slots() / 4 * 3;
+        Self {
+            table,
+            hold: Timers::default(),
+            expiry: Timers::default(),
+            remember_up_to,
+        }
+    }
+
+    fn add(&mut self, entry: Entry, now: i64) -> bool {
+        if self.table.occupied() >= self.remember_up_to {
+            return false;
+        }
+        let found = self.table.find_key(entry.a, entry.b);
+        if !self.table.place(entry, &found) {
+            return false;
+        }
+        let timers = if entry.state == State::Held {
+            &mut self.hold
+        } else {
+            &mut self.expiry
+        };
+        timers.push(now, (entry.a, entry.handle));
+        true
+    }
+
+    /// The entry has its partner: remember it if there is room. Returns whether there was.
+    fn matched(&mut self, slot: Slot) -> bool {
+        let room = self.table.occupied() <= self.remember_up_to;
+        if room {
+            self.table.set_state(slot, State::Matched);
+        } else {
+            self.table.clear(slot);
+        }
+        room
+    }
+
+    fn allocated_bytes(&self) -> usize {
+        self.table.allocated_bytes() + self.hold.allocated_bytes() + self.expiry.allocated_bytes()
+    }
+}
+
+impl Stitcher {
+    /// An empty stitcher.
+    pub fn new(config: Config) -> Self {
+        let config = Config {
+            max_open: config.max_open.clamp(1, MAX_OPEN),
+            ..config
+        };
+        Self {
+            now: i64::MIN,
+            isn: Index::new(config.max_open, config.seed as u32),
+            tuple: Index::new(config.max_open / TUPLE_SHARE, (config.seed >> 32) as u32),
+            out: VecDeque::new(),
+            counters: Counters::default(),
+            group: Vec::new(),
+            config,
+        }
+    }
+
+    /// Takes halves. The larger the batch, the faster; hundreds are enough.
+    pub fn insert(&mut self, now: i64, halves: &[Candidate]) {
+        self.now = self.now.max(now);
+        for block in halves.chunks(BLOCK) {
+            self.isn
+                .table
+                .touch(block.iter().filter_map(|half| match half.key {
+                    Key::Isn { client, .. } => Some(client),
+                    Key::Tuple(_) => None,
+                }));
+            for half in block {
+                self.counters.inserted += 1;
+                match half.key {
+                    Key::Isn { client, server } => self.insert_isn(half, client, server),
+                    Key::Tuple(key) => self.insert_tuple(half, key),
+                }
+            }
+        }
+    }
+
+    /// These halves, inserted and without partner so far, have closed; `halves` knows when and with what counters.
+    pub fn closed(&mut self, now: i64, closed: &[Candidate], halves: &impl Halves) {
+        self.now = self.now.max(now);
+        for half in closed {
+            if let Key::Isn { client, .. } = half.key
+                && let Some((_, entry)) = self.isn.table.find(client, half.handle.0)
+                && matches!(entry.state, State::Offered | State::Dormant)
+            {
+                self.try_client_isn(entry, halves);
+            }
+        }
+    }
+
+    /// The half got its partner elsewhere. It stays known, so that a third half is noticed.
+    pub fn settle(&mut self, half: &Candidate) {
+        let (a, _) = words(half.key);
+        let index = self.index(half.key);
+        if let Some((slot, entry)) = index.table.find(a, half.handle.0)
+            && !entry.state.remembered()
+            && !index.matched(slot)
+        {
+            self.counters.not_remembered += 1;
+        }
+    }
+
+    /// The caller has forgotten the half: as if it had never been.
+    pub fn remove(&mut self, half: &Candidate) {
+        let (a, _) = words(half.key);
+        let index = self.index(half.key);
+        if let Some((slot, _)) = index.table.find(a, half.handle.0) {
+            index.table.clear(slot);
+        }
+    }
+
+    /// Time has passed: offers what has been held long enough, expires what is too old.
+    pub fn advance(&mut self, now: i64, halves: &impl Halves) {
+        self.now = self.now.max(now);
+        let (hold, expiry) = (
+            self.now.saturating_sub(self.config.hold_us),
+            self.now.saturating_sub(self.config.expiry_us),
+        );
+        let limit = self.config.max_open.saturating_mul(2).max(BLOCK);
+        let mut due = [(0, 0); BLOCK];
+        self.run(
+            hold,
+            limit,
+            &mut due,
+            |s| &mut s.tuple.hold,
+            |s| &s.tuple.table,
+            |s, t| s.tuple_held(t, halves),
+        );
+        self.run(
+            hold,
+            limit,
+            &mut due,
+            |s| &mut s.isn.hold,
+            |s| &s.isn.table,
+            |s, t| s.isn_held(t, halves),
+        );
+        self.run(
+            expiry,
+            limit,
+            &mut due,
+            |s| &mut s.isn.expiry,
+            |s| &s.isn.table,
+            |s, t| s.isn_expired(t, halves),
+        );
+        self.run(
+            expiry,
+            limit,
+            &mut due,
+            |s| &mut s.tuple.expiry,
+            |s| &s.tuple.table,
+            |s, t| s.tuple_expired(t, halves),
+        );
+    }
+
+    /// The earliest time at which [`advance`](Self::advance) has something to do.
+    pub fn next_timer(&self) -> Option<i64> {
+        let after =
+            |timers: &Timers, delay: i64| timers.oldest().map(|at| at.saturating_add(delay));
+        [
+            after(&self.isn.hold, self.config.hold_us),
+            after(&self.tuple.hold, self.config.hold_us),
+            after(&self.isn.expiry, self.config.expiry_us),
+            after(&self.tuple.expiry, self.config.expiry_us),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The next decision.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    /// Halves that wait now.
+    pub fn open(&self) -> usize {
+        self.isn.table.open() + self.tuple.table.open()
+    }
+
+    /// Totals since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Memory asked for, all included.
+    pub fn allocated_bytes(&self) -> usize {
+        self.isn.allocated_bytes()
+            + self.tuple.allocated_bytes()
+            + self.out.capacity() * size_of::<Output>()
+            + self.group.capacity() * size_of::<(Slot, Entry)>()
+    }
+
+    fn index(&mut self, key: Key) -> &mut Index {
+        match key {
+            Key::Isn { .. } => &mut self.isn,
+            Key::Tuple(_) => &mut self.tuple,
+        }
+    }
+
+    fn insert_isn(&mut self, half: &Candidate, client: u32, server: u32) {
+        let new = Entry {
+            a: client,
+            b: server,
+            handle: half.handle.0,
+            role: half.role,
+            state: State::Held,
+        };
+        let found = self.isn.table.find_key(client, server);
+        if let Some(slot) = found.hit {
+            let pair = self
+                .isn
+                .table
+                .entry(slot)
+                .filter(|e| !found.several && e.state.waits() && e.role != half.role);
+            match pair {
+                Some(partner) => {
+                    self.pair(Rule::TcpIsnPair, new, partner);
+                    self.counters.not_remembered += u64::from(!self.isn.matched(slot));
+                }
+                None => self.join_crowd(new),
+            }
+            return;
+        }
+        if self.isn.table.open() >= self.config.max_open || !self.isn.table.place(new, &found) {
+            self.full(half.handle);
+            return;
+        }
+        self.isn.hold.push(self.now, (client, new.handle));
+    }
+
+    /// There is more than one half with this fingerprint already, or one of this role, or a pair.
+    fn join_crowd(&mut self, new: Entry) {
+        let mut group = std::mem::take(&mut self.group);
+        group.clear();
+        self.isn.table.with_routing(new.a, |slot, entry| {
+            if entry.b == new.b {
+                group.push((slot, entry));
+            }
+        });
+        if group
+            .iter()
+            .any(|(_, e)| e.handle == new.handle && e.role == new.role)
+        {
+            self.counters.repeated += 1;
+        } else {
+            for (slot, entry) in &group {
+                self.doubt(Rule::TcpIsnPair, *entry);
+                self.isn.table.set_state(*slot, doubted(entry.state));
+            }
+            self.ambiguous(Rule::TcpIsnPair, new.handle);
+            let _best_effort = self.isn.add(
+                Entry {
+                    state: State::Ambiguous,
+                    ..new
+                },
+                self.now,
+            );
+        }
+        self.group = group;
+    }
+
+    fn insert_tuple(&mut self, half: &Candidate, key: u64) {
+        let (a, b) = words(Key::Tuple(key));
+        let known = self.tuple.table.find(a, half.handle.0);
+        if known.is_some_and(|(_, e)| e.b == b && e.role == half.role) {
+            self.counters.repeated += 1;
+            return;
+        }
+        let new = Entry {
+            a,
+            b,
+            handle: half.handle.0,
+            role: half.role,
+            state: State::Held,
+        };
+        if !self.tuple.add(new, self.now) {
+            self.full(half.handle);
+        }
+    }
+
+    /// Works off the due timers of one queue, block by block.
+    fn run(
+        &mut self,
+        until: i64,
+        limit: usize,
+        due: &mut [Timer; BLOCK],
+        queue: impl Fn(&mut Self) -> &mut Timers,
+        table: impl Fn(&Self) -> &Table,
+        work: impl Fn(&mut Self, Timer),
+    ) {
+        loop {
+            let early = queue(self).oldest().is_some_and(|oldest| oldest > until);
+            let n = queue(self).pop(until, limit, due);
+            if n == 0 {
+                return;
+            }
+            self.counters.timers_early += if early { n as u64 } else { 0 };
+            table(self).touch(due[..n].iter().map(|timer| timer.0));
+            for timer in &due[..n] {
+                work(self, *timer);
+            }
+        }
+    }
+
+    /// The hold of a half with ISNs is over.
+    fn isn_held(&mut self, (a, handle): Timer, halves: &impl Halves) {
+        let Some((slot, entry)) = self.isn.table.find(a, handle) else {
+            return;
+        };
+        self.isn.expiry.push(self.now_of_insertion(), (a, handle));
+        if entry.state != State::Held {
+            return;
+        }
+        self.isn.table.set_state(slot, State::Offered);
+        let Some(view) = halves.view(Handle(handle)) else {
+            return;
+        };
+        if view.is_self_connection() {
+            self.pair(Rule::TcpIsnPair, entry, entry);
+            self.isn.matched(slot);
+            return;
+        }
+        if self.try_client_isn(entry, halves) {
+            return;
+        }
+        let (a, b) = words(Key::Tuple(view.tuple_key()));
+        let hint = Entry {
+            a,
+            b,
+            state: State::Offered,
+            ..entry
+        };
+        if self.tuple.add(hint, self.now_of_insertion()) {
+            if self.try_tuple(hint, view, halves) {
+                return;
+            }
+        } else {
+            self.counters.not_indexed += 1;
+        }
+        self.offer(handle);
+    }
+
+    /// The hold of a half without ISNs is over.
+    fn tuple_held(&mut self, (a, handle): Timer, halves: &impl Halves) {
+        let Some((slot, entry)) = self.tuple.table.find(a, handle) else {
+            return;
+        };
+        self.tuple.expiry.push(self.now_of_insertion(), (a, handle));
+        if entry.state != State::Held {
+            return;
+        }
+        self.tuple.table.set_state(slot, State::Offered);
+        let Some(view) = halves.view(Handle(handle)) else {
+            return;
+        };
+        if !self.try_tuple(entry, view, halves) {
+            self.offer(handle);
+        }
+    }
+
+    /// Expiry counts from insertion; its timer is started at the end of the hold.
+    fn now_of_insertion(&self) -> i64 {
+        self.now.saturating_sub(self.config.hold_us)
+    }
+
+    fn isn_expired(&mut self, (a, handle): Timer, halves: &impl Halves) {
+        let Some((slot, entry)) = self.isn.table.find(a, handle) else {
+            return;
+        };
+        if entry.state.waits() && self.try_client_isn(entry, halves) {
+            return;
+        }
+        if entry.state.waits()
+            && halves
+                .view(Handle(handle))
+                .is_some_and(|view| view.closed_at.is_none())
+        {
+            self.isn.table.set_state(slot, State::Dormant);
+            self.isn.expiry.push(self.now_of_insertion(), (a, handle));
+        } else {
+            self.isn.table.clear(slot);
+        }
+        if entry.state == State::Offered {
+            self.expired(handle, Reason::NoPartner);
+        }
+    }
+
+    fn tuple_expired(&mut self, (a, handle): Timer, halves: &impl Halves) {
+        let Some((slot, entry)) = self.tuple.table.find(a, handle) else {
+            return;
+        };
+        let view = halves.view(Handle(handle));
+        let hint =
+            view.is_some_and(|view| matches!(view.candidate(Handle(handle)).key, Key::Isn { .. }));
+        if entry.state.waits() && view.is_some_and(|view| view.closed_at.is_none()) {
+            self.tuple.table.set_state(slot, State::Dormant);
+            self.tuple.expiry.push(self.now_of_insertion(), (a, handle));
+        } else {
+            self.tuple.table.clear(slot);
+        }
+        // A hint's own entry, by its ISNs, says it.
+        if entry.state == State::Offered && !hint {
+            self.expired(handle, Reason::NoFingerprint);
+        }
+    }
+
+    /// `tcp-client-isn` for a half past its hold. Whether it has a verdict now.
+    fn try_client_isn(&mut self, entry: Entry, halves: &impl Halves) -> bool {
+        let mut group = std::mem::take(&mut self.group);
+        group.clear();
+        self.isn.table.with_routing(entry.a, |slot, other| {
+            if other.state.waits() || other.state == State::Ambiguous {
+                group.push((slot, other));
+            }
+        });
+        let fits = |x: &Entry, y: &Entry| match (
+            x.b == y.b,
+            halves.view(Handle(x.handle)),
+            halves.view(Handle(y.handle)),
+        ) {
+            (false, Some(x), Some(y)) => fit_either(&x, &y),
+            _ => Fit::No,
+        };
+        let decided = self.decide(
+            Rule::TcpClientIsn,
+            entry,
+            &group,
+            fits,
+            |s, slot| s.isn.matched(slot),
+            |s, slot| {
+                s.isn.table.set_state(slot, State::Ambiguous);
+            },
+        );
+        self.group = group;
+        decided
+    }
+
+    /// `reversed-tuple` for a half past its hold. Whether it has a verdict now.
+    fn try_tuple(&mut self, entry: Entry, view: HalfView, halves: &impl Halves) -> bool {
+        let mut group = Vec::new();
+        let mut views = Vec::new();
+        let mut stale = Vec::new();
+        self.tuple.table.with_routing(entry.a, |slot, other| {
+            if other.b != entry.b {
+                return;
+            }
+            match self.current(other, halves) {
+                Some(view) => {
+                    group.push((slot, other));
+                    views.push((other.handle, view));
+                }
+                None => stale.push(slot),
+            }
+        });
+        stale
+            .into_iter()
+            .for_each(|slot| self.tuple.table.clear(slot));
+        if let Some((slot, pair)) = group
+            .iter()
+            .find(|(_, e)| e.state.remembered() && e.handle != entry.handle)
+            && views
+                .iter()
+                .any(|(handle, known)| *handle == pair.handle && overlaps(known, &view))
+        {
+            self.doubt(Rule::ReversedTuple, *pair);
+            self.tuple.table.set_state(*slot, State::Contested);
+            self.ambiguous(Rule::ReversedTuple, entry.handle);
+            if let Some((slot, _)) = group.iter().find(|(_, e)| e.handle == entry.handle) {
+                self.tuple.table.set_state(*slot, State::Ambiguous);
+            }
+            return true;
+        }
+        group.retain(|(_, e)| !e.state.remembered());
+        let view_of = |handle| {
+            views
+                .iter()
+                .find(|(h, _)| *h == handle)
+                .map(|(_, view)| *view)
+        };
+        let fits = |x: &Entry, y: &Entry| match (view_of(x.handle), view_of(y.handle)) {
+            (Some(x), Some(y)) if is_tuple_rule(&x, &y) => fit_either(&x, &y),
+            _ => Fit::No,
+        };
+        let settled: Vec<_> = group.iter().map(|(_, e)| (*e, view_of(e.handle))).collect();
+        self.decide(
+            Rule::ReversedTuple,
+            entry,
+            &group,
+            fits,
+            |s, slot| {
+                let handle = s.tuple.table.entry(slot).map(|e| e.handle);
+                // A half with ISNs has its own entry by them, which must not find another partner.
+                for (_, view) in settled.iter().filter(|(e, _)| Some(e.handle) == handle) {
+                    if let (Some(view), Some(handle)) = (view, handle) {
+                        let candidate = view.candidate(Handle(handle));
+                        if matches!(candidate.key, Key::Isn { .. }) {
+                            s.settle(&candidate);
+                        }
+                    }
+                }
+                s.tuple.matched(slot)
+            },
+            |s, slot| s.tuple.table.set_state(slot, State::Ambiguous),
+        )
+    }
+
+    /// The view of an entry in the index by tuple, if the entry still stands for what it did.
+    fn current(&self, entry: Entry, halves: &impl Halves) -> Option<HalfView> {
+        let view = halves.view(Handle(entry.handle))?;
+        if words(Key::Tuple(view.tuple_key())) != (entry.a, entry.b) || view.role != entry.role {
+            return None;
+        }
+        match view.candidate(Handle(entry.handle)).key {
+            Key::Isn { client, .. } if !entry.state.remembered() => {
+                let (_, own) = self.isn.table.find(client, entry.handle)?;
+                own.state.waits().then_some(view)
+            }
+            _ => Some(view),
+        }
+    }
+
+    /// Decides about `entry` and the halves around it: one pair that nothing else could be part of, or several.
+    fn decide(
+        &mut self,
+        rule: Rule,
+        entry: Entry,
+        group: &[(Slot, Entry)],
+        fits: impl Fn(&Entry, &Entry) -> Fit,
+        matched: impl Fn(&mut Self, Slot) -> bool,
+        set_ambiguous: impl Fn(&mut Self, Slot),
+    ) -> bool {
+        let partners = |x: &Entry| -> Vec<(Slot, Entry, Fit)> {
+            let others = group
+                .iter()
+                .filter(|(_, y)| y.role != x.role && y.handle != x.handle);
+            others
+                .map(|(slot, y)| (*slot, *y, fits(x, y)))
+                .filter(|(.., fit)| *fit != Fit::No)
+                .collect()
+        };
+        let mine = partners(&entry);
+        let sure = mine.iter().filter(|(.., fit)| *fit != Fit::Later).count();
+        let Some((slot, partner, _)) = mine.iter().find(|(.., fit)| *fit != Fit::Later) else {
+            return false;
+        };
+        let theirs = partners(partner);
+        let Some((own_slot, _)) = group.iter().find(|(_, e)| e.handle == entry.handle) else {
+            return false;
+        };
+        if mine.len() == 1 && theirs.len() == 1 {
+            if partner.state == State::Held {
+                return false; // Its own hold is not over: a better rule may still speak. It comes back to this then.
+            }
+            if partner.state == State::Ambiguous {
+                self.ambiguous(rule, entry.handle);
+                set_ambiguous(self, *own_slot);
+                return true;
+            }
+            self.pair(rule, entry, *partner);
+            for slot in [own_slot, slot] {
+                self.counters.not_remembered += u64::from(!matched(self, *slot));
+            }
+            return true;
+        }
+        if sure < 2 && theirs.iter().filter(|(.., fit)| *fit != Fit::Later).count() < 2 {
+            return false;
+        }
+        let mut concerned = vec![(*own_slot, entry)];
+        concerned.extend(mine.iter().chain(&theirs).map(|(slot, e, _)| (*slot, *e)));
+        concerned.sort_by_key(|(_, e)| e.handle);
+        concerned.dedup_by_key(|(_, e)| e.handle);
+        for (slot, entry) in concerned {
+            if entry.state.waits() {
+                self.ambiguous(rule, entry.handle);
+                set_ambiguous(self, slot);
+            }
+        }
+        true
+    }
+
+    fn pair(&mut self, rule: Rule, x: Entry, y: Entry) {
+        let (client, server) = if x.role == Role::Client {
+            (x, y)
+        } else {
+            (y, x)
+        };
+        self.counters.stitched += 1;
+        self.out.push_back(Output::Stitched {
+            client: Handle(client.handle),
+            server: Handle(server.handle),
+            rule,
+        });
+    }
+
+    /// Says what a third half means for one that was there before.
+    fn doubt(&mut self, rule: Rule, entry: Entry) {
+        match entry.state {
+            State::Matched => {
+                self.counters.contested += 1;
+                self.out.push_back(Output::Contested {
+                    handle: Handle(entry.handle),
+                });
+            }
+            State::Held | State::Offered | State::Dormant => self.ambiguous(rule, entry.handle),
+            State::Ambiguous | State::Contested => {}
+        }
+    }
+
+    fn ambiguous(&mut self, rule: Rule, handle: u32) {
+        self.counters.ambiguous += 1;
+        self.out.push_back(Output::Ambiguous {
+            handle: Handle(handle),
+            rule,
+        });
+    }
+
+    fn offer(&mut self, handle: u32) {
+        self.counters.offered += 1;
+        self.out.push_back(Output::Offer(Handle(handle)));
+    }
+
+    fn expired(&mut self, handle: u32, reason: Reason) {
+        self.counters.expired += 1;
+        self.out.push_back(Output::Expired {
+            handle: Handle(handle),
+            reason,
+        });
+    }
+
+    fn full(&mut self, handle: Handle) {
+        self.counters.full += 1;
+        self.out.push_back(Output::Expired {
+            handle,
+            reason: Reason::Full,
+        });
+    }
+}
+
+/// What becomes of an entry when a third half comes.
+fn doubted(state: State) -> State {
+    if state.remembered() {
+        State::Contested
+    } else {
+        State::Ambiguous
+    }
+}
+
+/// Both words of a key: the first finds the bucket.
+fn words(key: Key) -> (u32, u32) {
+    match key {
+        Key::Isn { client, server } => (client, server),
+        Key::Tuple(key) => ((key >> 32) as u32, key as u32),
+    }
+}
+
+fn fit_either(x: &HalfView, y: &HalfView) -> Fit {
+    if x.role == Role::Client {
+        fit(x, y)
+    } else {
+        fit(y, x)
+    }
+}
+
+/// At least one of the two has no ISN.
+fn is_tuple_rule(x: &HalfView, y: &HalfView) -> bool {
+    [x, y]
+        .iter()
+        .any(|view| view.fingerprint == crate::view::Fingerprint::Unknown)
+}
+
+/// Two halves were open at one time.
+fn overlaps(x: &HalfView, y: &HalfView) -> bool {
+    let ends_before =
+        |x: &HalfView, y: &HalfView| x.closed_at.is_some_and(|closed| closed < y.opened_at);
+    !ends_before(x, y) && !ends_before(y, x)
+}
