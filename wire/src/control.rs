@@ -160,6 +160,9 @@ pub enum PeerMessage {
     Matched(Vec<MatchNotice>),
     /// Home to home: my end of a connection whose other end is yours.
     Cards(Vec<EndpointCard>),
+    /// Owner to home, or home to home: several halves claim to be the other end of these handles of yours. They are
+    /// ambiguous, and a match that they are part of is undone.
+    Ambiguous(Vec<Handle>),
 }
 
 /// What names a half between a home and an owner, without saying anything of it: random, made by the home.
