@@ -1,2 +1,153 @@
-//! Placeholder until the crate lands.
-fn main() {}
+//! `weft-bench`: what Weft reaches on this machine, beside others in the same run.
+//!
+//! Reading order: [`stitch`], [`wire`], [`federator`], [`agent`] (one bench each), [`figure`] (what comes out), and what
+//! they share: [`host`] and [`traffic`] (namespaces and the load in them),
+//! [`uplink`] (an agent's session), [`machine`].
+
+mod stitch;
+mod wire;
+mod federator;
+mod agent;
+mod figure;
+mod host;
+mod traffic;
+mod uplink;
+mod machine;
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use figure::Figure;
+
+/// Measures what Weft reaches on this machine.
+#[derive(Parser)]
+struct Arguments {
+    /// Only the benches whose name begins with this
+    #[arg(long, value_name = "PREFIX")]
+    only: Option<String>,
+    /// Write the figures here, as a JSON array
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// Programs that the benches run in namespaces of their own.
+#[derive(Subcommand)]
+#[command(hide = true)]
+enum Part {
+    /// Accept and close
+    Accept { listen: SocketAddr },
+    /// Take datagrams and forget them
+    Discard { listen: SocketAddr },
+    /// Connect and wait for the close
+    Load {
+        server: SocketAddr,
+        seconds: f64,
+        threads: usize,
+    },
+    /// Acknowledge an agent's batches and count them
+    Sink {
+        listen: SocketAddr,
+        identity: PathBuf,
+        count: PathBuf,
+    },
+}
+
+/// A bench: the names of its figures, and how to get them.
+struct Bench {
+    figures: &'static [&'static str],
+    run: fn(&[&'static str]) -> Result<Vec<Figure>>,
+}
+
+const BENCHES: &[Bench] = &[
+    Bench {
+        figures: stitch::FIGURES,
+        run: stitch::run,
+    },
+    Bench {
+        figures: wire::FIGURES,
+        run: wire::run,
+    },
+    Bench {
+        figures: federator::FIGURES,
+        run: federator::run,
+    },
+    Bench {
+        figures: agent::FIGURES,
+        run: agent::run,
+    },
+];
+
+fn main() -> ExitCode {
+    match try_main() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// True when every bench asked for has a value.
+fn try_main() -> Result<bool> {
+    let arguments = Arguments::parse();
+    if let Some(part) = arguments.part {
+        run_part(part)?;
+        return Ok(true);
+    }
+    let figures = measure(arguments.only.as_deref().unwrap_or_default())?;
+    print!("{}", figure::table(&figures));
+    if let Some(path) = &arguments.json {
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        serde_json::to_writer_pretty(file, &figures)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(figures.iter().all(|figure| figure.value.is_some()))
+}
+
+fn run_part(part: Part) -> Result<()> {
+    match part {
+        Part::Accept { listen } => traffic::accept(listen),
+        Part::Discard { listen } => traffic::discard(listen),
+        Part::Load {
+            server,
+            seconds,
+            threads,
+        } => traffic::load(server, seconds, threads),
+        Part::Sink {
+            listen,
+            identity,
+            count,
+        } => agent::sink(listen, &identity, &count),
+    }
+}
+
+fn measure(prefix: &str) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for bench in BENCHES {
+        let wanted: Vec<&'static str> = bench
+            .figures
+            .iter()
+            .copied()
+            .filter(|name| name.starts_with(prefix))
+            .collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        eprintln!("measuring {}", wanted.join(", "));
+        match (bench.run)(&wanted) {
+            Ok(measured) => figures.extend(measured),
+            Err(error) => figures.extend(wanted.iter().map(|name| Figure::error(name, &error))),
+        }
+    }
+    anyhow::ensure!(!figures.is_empty(), "no bench begins with '{prefix}'");
+    Ok(figures)
+}

@@ -1,0 +1,49 @@
+//! A stand-in for the federator: acknowledges what the agent sends, and counts the connections in it.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use weft_transport::{Identity, Listener, Session};
+use weft_wire::batch;
+use weft_wire::codec;
+use weft_wire::control::Ack;
+use weft_wire::frame::Kind;
+
+use crate::uplink::{self, PATIENCE};
+
+/// Runs until it is killed; writes the number of connections so far to `count`.
+pub fn sink(listen: SocketAddr, identity: &Path, count: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let identity = Identity::load(identity).context("the federator's identity")?;
+        let listener = Listener::bind(listen, &identity)?;
+        println!("ready");
+        let mut seen = HashSet::new();
+        while let Some(session) = listener.accept().await {
+            // An agent that is killed ends its session without a word.
+            let _ = serve(&session, &mut seen, count).await;
+        }
+        Ok(())
+    })
+}
+
+async fn serve(session: &Session, seen: &mut HashSet<u64>, count: &Path) -> Result<()> {
+    let (mut sender, mut receiver) = uplink::greet(session).await?;
+    while let Some(frame) = receiver.recv().await? {
+        if frame.kind != Kind::HalfBatch {
+            continue;
+        }
+        let (seq, bytes) = codec::split_batch(&frame)?;
+        let decoded = batch::decode(bytes, session.peer_key())?;
+        // A row for the opening and one for the close count once.
+        seen.extend(decoded.halves.iter().map(|half| half.id.0));
+        fs::write(count, seen.len().to_string()).context("cannot write the count")?;
+        sender.send(&Ack { seq }, PATIENCE).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! What watches the server: the agent, or the peer.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+use weft_transport::PeerRole;
+
+use super::Program;
+use crate::host::{Host, Hosts};
+use crate::uplink;
+
+const SINK: &str = "127.0.0.1:7443";
+const COLLECTOR: &str = "127.0.0.1:9995";
+/// Longest wait for a program to come up or to finish.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// Something that watches and has a cost.
+pub trait Watcher {
+    /// Its process.
+    fn pid(&self) -> u32;
+    /// Waits until what it saw has been dealt with.
+    fn settle(&self) -> Result<()>;
+}
+
+/// The agent's configuration and surroundings, made once.
+pub struct Agent {
+    dir: TempDir,
+    host: Host,
+    program: PathBuf,
+    _sink: Program,
+}
+
+/// The agent at work.
+pub struct RunningAgent<'a> {
+    agent: &'a Agent,
+    child: Child,
+    reported_before: u64,
+}
+
+impl Agent {
+    /// Certificates, configuration, a federator to talk to.
+    pub fn prepare(hosts: &Hosts) -> Result<Self> {
+        let dir = tempfile::tempdir().context("no temporary directory")?;
+        let host = hosts.beside_server("agent")?;
+        let program = sibling("weft-agent")?;
+        uplink::issue_identities(dir.path())?;
+        let count = dir.path().join("count");
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let identity = text(uplink::identity_dir(dir.path(), PeerRole::Federator));
+        let sink = Program::start(&host, &["sink", SINK, &identity, &text(count)])?;
+        let config = format!(
+            "name = \"bench\"\nfederator = \"{SINK}\"\nidentity = \"{0}/agent\"\ndata_dir = \"{0}/spool\"\n\
+             cgroup = \"{1}\"\n\n[site]\ncloud = \"bench\"\n\n\
+             [capture]\npin_dir = \"/sys/fs/bpf/weft/bench-{2}\"\n",
+            dir.path().display(),
+            hosts.server.cgroup().display(),
+            std::process::id()
+        );
+        fs::write(dir.path().join("agent.toml"), config)
+            .context("cannot write the configuration")?;
+        Ok(Self {
+            dir,
+            host,
+            program,
+            _sink: sink,
+        })
+    }
+
+    /// Starts the program and waits until its hooks are in place.
+    pub fn start(&self) -> Result<RunningAgent<'_>> {
+        let log =
+            fs::File::create(self.dir.path().join("agent.log")).context("cannot make the log")?;
+        let mut command = self.host.command(&self.program);
+        command.arg("run").arg("--config").arg(self.config());
+        let child = command
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start the agent")?;
+        let mut running = RunningAgent {
+            agent: self,
+            child,
+            reported_before: self.reported(),
+        };
+        let pins = format!("/sys/fs/bpf/weft/bench-{}", std::process::id());
+        let start = Instant::now();
+        while fs::read_dir(&pins).map_or(0, Iterator::count) == 0 {
+            if running.child.try_wait()?.is_some() || start.elapsed() > PATIENCE {
+                bail!("the agent did not start: {}", self.last_words());
+            }
+            sleep(GLANCE);
+        }
+        // Programs are attached one after the other, and the session is dialled after that.
+        sleep(Duration::from_millis(700));
+        Ok(running)
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("agent.toml")
+    }
+
+    fn reported(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.path().join("count")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(4).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+    }
+
+    fn unload(&self) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command
+            .arg("unload")
+            .arg("--config")
+            .arg(self.config())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        ensure!(
+            command.status().context("cannot run the agent")?.success(),
+            "the agent could not unload its hooks"
+        );
+        Ok(())
+    }
+}
+
+impl Watcher for RunningAgent<'_> {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn settle(&self) -> Result<()> {
+        let mut last = self.agent.reported();
+        let start = Instant::now();
+        // Twice the agent's flush interval without anything new.
+        let mut quiet_since = Instant::now();
+        while quiet_since.elapsed() < Duration::from_millis(600) {
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "the agent does not come to an end: {}",
+                self.agent.last_words()
+            );
+            sleep(GLANCE);
+            let now = self.agent.reported();
+            if now != last {
+                (last, quiet_since) = (now, Instant::now());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RunningAgent<'_> {
+    /// Stops it, takes its hooks out of the kernel, and says how many halves arrived.
+    pub fn finish(mut self, expected: u64) -> Result<u64> {
+        let reported = self.agent.reported().saturating_sub(self.reported_before);
+        // A few may still be of the time before.
+        ensure!(
+            reported <= expected + 1000,
+            "the agent reported {reported} halves for {expected} connections"
+        );
+        self.stop()?;
+        Ok(reported)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.child.kill().context("cannot stop the agent")?;
+        self.child.wait().context("cannot wait for the agent")?;
+        self.agent.unload()
+    }
+}
+
+impl Drop for RunningAgent<'_> {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // The hooks outlive the process on purpose: take them out whatever happened.
+            let _ = self.stop();
+        }
+    }
+}
+
+/// The flow exporter, exporting to a collector that forgets.
+pub struct Softflowd {
+    child: Child,
+    _collector: Program,
+}
+
+impl Softflowd {
+    /// Starts it on the server's interface.
+    pub fn start(hosts: &Hosts) -> Result<Self> {
+        let host = hosts.beside_server("softflowd")?;
+        let collector = Program::start(&host, &["discard", COLLECTOR])?;
+        let mut command = host.command(Path::new("/usr/sbin/softflowd"));
+        // In the foreground, NetFlow 9, room for all flows, finished ones exported after a second: what makes it do the
+        // work that the agent does, and not wait for its default of five minutes.
+        command.args([
+            "-d",
+            "-v",
+            "9",
+            "-i",
+            hosts.server.interface,
+            "-n",
+            COLLECTOR,
+            "-m",
+            "500000",
+        ]);
+        command.args([
+            "-t",
+            "tcp=2s",
+            "-t",
+            "tcp.fin=1s",
+            "-t",
+            "tcp.rst=1s",
+            "-t",
+            "expint=1s",
+        ]);
+        command
+            .args(["-p", "/dev/null", "-c", "none"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().context("cannot start softflowd")?;
+        sleep(Duration::from_secs(1));
+        ensure!(child.try_wait()?.is_none(), "softflowd did not stay");
+        Ok(Self {
+            child,
+            _collector: collector,
+        })
+    }
+}
+
+impl Watcher for Softflowd {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn settle(&self) -> Result<()> {
+        // Its timeouts, and the export.
+        sleep(Duration::from_secs(5));
+        Ok(())
+    }
+}
+
+impl Drop for Softflowd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A program built beside this one.
+pub fn sibling(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    ensure!(path.exists(), "{} is not built", path.display());
+    Ok(path)
+}

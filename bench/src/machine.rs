@@ -1,0 +1,116 @@
+//! What the machine has and what a process used of it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+
+/// Keeps the calling thread (and threads it starts later) on one core.
+pub fn pin(core: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core).context("no such core")?;
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cannot stay on core {core}"))
+}
+
+/// Lets the calling thread run anywhere again.
+pub fn unpin() -> Result<()> {
+    let mut set = CpuSet::new();
+    for core in 0..cores() {
+        set.set(core).context("no such core")?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).context("cannot leave the core")
+}
+
+/// Number of cores.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// CPU time a process has used, user and system, all threads.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the process has ended")?;
+    // The name may hold spaces and parentheses; what follows the last parenthesis is regular.
+    let (_, rest) = stat
+        .rsplit_once(") ")
+        .context("unexpected /proc/pid/stat")?;
+    let fields: Vec<&str> = rest.split(' ').collect();
+    let ticks =
+        |at: usize| -> Result<u64> { Ok(fields.get(at).context("short /proc/pid/stat")?.parse()?) };
+    // Fields 14 and 15 of proc(5); the state is field 3.
+    let ticks = ticks(11)? + ticks(12)?;
+    let hz = sysconf(SysconfVar::CLK_TCK)
+        .context("sysconf")?
+        .context("no clock tick")?;
+    Ok(Duration::from_secs_f64(ticks as f64 / hz as f64))
+}
+
+/// Bytes a process caused to be written to disk.
+pub fn bytes_written(pid: u32) -> Result<u64> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).context("the process has ended")?;
+    let line = io
+        .lines()
+        .find_map(|line| line.strip_prefix("write_bytes: "));
+    Ok(line.context("no write_bytes in /proc/pid/io")?.parse()?)
+}
+
+/// Memory of this process that is in RAM.
+pub fn resident_bytes() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("no /proc")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("no VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024)
+}
+
+/// Where cgroup v2 is mounted: the only hierarchy on most hosts, beside the old ones on some.
+pub fn cgroup2() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+    for line in mounts.lines() {
+        let mut fields = line.split(' ');
+        if let (Some(_), Some(dir), Some("cgroup2")) = (fields.next(), fields.next(), fields.next())
+        {
+            return Ok(dir.into());
+        }
+    }
+    bail!("no cgroup v2 is mounted")
+}
+
+/// The middle one; of an even number, the mean of the two in the middle.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = *values.get(middle)?;
+    Some(if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], upper)
+    } else {
+        upper
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_uses_cpu() {
+        let me = std::process::id();
+        let before = cpu_time(me).expect("own stat");
+        let mut sum = 0u64;
+        while cpu_time(me).expect("own stat") < before + Duration::from_millis(20) {
+            sum = (0..100_000u64).fold(sum, |sum, n| std::hint::black_box(sum ^ n));
+        }
+        assert!(cpu_time(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+}
