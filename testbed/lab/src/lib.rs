@@ -11,6 +11,9 @@ pub mod conntrack;
 pub mod truth;
 pub mod traffic;
 pub mod wait;
+pub mod weft;
+pub mod answer;
+pub mod score;
 
 mod command;
 

@@ -1,6 +1,7 @@
 //! Drives a topology's flows, all of them at once, and keeps the books.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -8,34 +9,90 @@ use crate::error::{LabError, Result};
 use crate::topology::{Flow, Topology};
 use crate::truth::{Connection, Ledger};
 use crate::wait;
-use crate::workload::{Fetch, Servers, fetch};
+use crate::workload::{Fetch, Fetched, Server, Servers, fetch, redis_benchmark};
 
-/// Runs these jobs on every flow of a topology at the same time; gives what curl reported.
-pub fn drive(topology: &Topology, jobs: &[Fetch]) -> Result<Ledger> {
-    let mut ledger = Ledger::default();
+/// Time between two rounds of [`keep_driving`]: load enough, and the local ports last.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Runs a flow's jobs, given by its number, all flows at the same time; gives what curl reported.
+pub fn drive(topology: &Topology, jobs: impl Fn(usize) -> Vec<Fetch> + Sync) -> Result<Ledger> {
+    collect(topology, |number, flow| {
+        let done = jobs(number).into_iter().map(|job| fetch(flow, job));
+        Ok(done.collect::<Result<Vec<_>>>()?.concat())
+    })
+}
+
+/// Repeats `jobs` on every flow until `meanwhile` is done; gives what curl reported and what `meanwhile` gave.
+pub fn keep_driving<T>(
+    topology: &Topology,
+    jobs: &[Fetch],
+    meanwhile: impl FnOnce() -> Result<T> + Send,
+) -> Result<(Ledger, T)>
+where
+    T: Send,
+{
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let driven = scope.spawn(|| {
+            collect(topology, |_, flow| {
+                let mut all = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    for job in jobs {
+                        all.extend(fetch(flow, *job)?);
+                    }
+                    thread::sleep(PAUSE);
+                }
+                Ok(all)
+            })
+        });
+        let outcome = meanwhile();
+        stop.store(true, Ordering::Relaxed);
+        let ledger = driven.join().map_err(|_| panicked())??;
+        Ok((ledger, outcome?))
+    })
+}
+
+/// Runs redis-benchmark on some flows, given with the port of the flow's target, one after the other.
+pub fn drive_redis(
+    topology: &Topology,
+    flows: &[(usize, u16)],
+    requests: u32,
+    ledger: &mut Ledger,
+) -> Result<()> {
+    for (number, port) in flows {
+        let flow = &topology.flows[*number];
+        let _server = Server::redis(&flow.server)?;
+        redis_benchmark(flow, *port, requests)?;
+        ledger.note_redis(*number, *port);
+    }
+    Ok(())
+}
+
+/// Runs something for every flow on a thread of its own.
+fn collect(
+    topology: &Topology,
+    run: impl Fn(usize, &Flow) -> Result<Vec<Fetched>> + Sync,
+) -> Result<Ledger> {
+    let run = &run;
     let results = thread::scope(|scope| {
-        let run = |flow: &Flow| {
-            jobs.iter()
-                .map(|job| fetch(flow, *job))
-                .collect::<Result<Vec<_>>>()
-        };
-        let running: Vec<_> = topology
-            .flows
-            .iter()
-            .map(|flow| scope.spawn(move || run(flow)))
+        let flows = topology.flows.iter().enumerate();
+        let running: Vec<_> = flows
+            .map(|(number, flow)| scope.spawn(move || run(number, flow)))
             .collect();
         running
             .into_iter()
-            .map(|thread| thread.join())
+            .map(thread::ScopedJoinHandle::join)
             .collect::<Vec<_>>()
     });
+    let mut ledger = Ledger::default();
     for (number, result) in results.into_iter().enumerate() {
-        let done =
-            result.map_err(|_| LabError::Truth("a thread of the workload panicked".into()))??;
-        done.into_iter()
-            .for_each(|connections| ledger.note(number, connections));
+        ledger.note(number, result.map_err(|_| panicked())??);
     }
     Ok(ledger)
+}
+
+fn panicked() -> LabError {
+    LabError::Truth("a thread of the workload panicked".into())
 }
 
 /// The truth about all that a ledger holds, once the servers have written their logs: they do so after they have answered.

@@ -83,12 +83,16 @@ pub enum Fetch {
     Large(u32),
     /// This many connections that send a large file.
     Upload(u32),
+    /// One connection for a large file, at a rate that makes it last for about this many seconds.
+    Slow(u32),
     /// As [`Fetch::Small`], each from the next local port, so that other hosts can use the very same ports.
-    FromPorts(u32),
+    FromPorts {
+        /// The first port.
+        first: u16,
+        /// How many.
+        count: u16,
+    },
 }
-
-/// First local port of [`Fetch::FromPorts`].
-const FIRST_PORT: u32 = 20_000;
 
 /// The line that curl writes for a transfer.
 const REPORT: &str = "weft %{exitcode} %{local_ip} %{local_port} %{remote_ip} %{remote_port} %{size_request} \
@@ -307,7 +311,7 @@ fn curl_config(flow: &Flow, what: Fetch) -> Result<String> {
     let base = format!("http://{}", flow.target);
     let one = |path: &str, options: &str| {
         format!(
-            "url = \"{base}/{path}\"\noutput = \"null\"\nwrite-out = \"{REPORT}\"\nmax-time = 120\n{options}"
+            "url = \"{base}/{path}\"\noutput = \"null\"\nwrite-out = \"{REPORT}\"\nmax-time = 300\n{options}"
         )
     };
     let close = "header = \"Connection: close\"\n";
@@ -315,9 +319,13 @@ fn curl_config(flow: &Flow, what: Fetch) -> Result<String> {
         Fetch::Small(_) => Ok(one("small", close)),
         Fetch::KeptAlive(_) => Ok(one("small", "")),
         Fetch::Large(_) => Ok(one("large", close)),
-        Fetch::FromPorts(_) => Ok(one(
+        Fetch::Slow(seconds) => {
+            let rate = LARGE_BYTES as u64 / u64::from(seconds.max(1));
+            Ok(one("large", &format!("{close}limit-rate = {rate}\n")))
+        }
+        Fetch::FromPorts { first, .. } => Ok(one(
             "small",
-            &format!("{close}local-port = {}\n", FIRST_PORT + number),
+            &format!("{close}local-port = {}\n", u32::from(first) + number),
         )),
         Fetch::Upload(_) => {
             let file = flow.client.dir().join("upload");
@@ -333,11 +341,11 @@ fn curl_config(flow: &Flow, what: Fetch) -> Result<String> {
             ))
         }
     };
-    let (Fetch::Small(count)
-    | Fetch::KeptAlive(count)
-    | Fetch::Large(count)
-    | Fetch::Upload(count)
-    | Fetch::FromPorts(count)) = what;
+    let count = match what {
+        Fetch::Small(n) | Fetch::KeptAlive(n) | Fetch::Large(n) | Fetch::Upload(n) => n,
+        Fetch::FromPorts { count, .. } => u32::from(count),
+        Fetch::Slow(_) => 1,
+    };
     Ok((0..count)
         .map(section)
         .collect::<Result<Vec<_>>>()?

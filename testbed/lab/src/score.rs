@@ -1,0 +1,221 @@
+//! Weft's answer against the truth.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::AddAssign;
+
+use crate::answer::{Row, RowEnd};
+use crate::truth::{Connection, End};
+
+/// Examples of what is wrong that are kept for the output.
+const EXAMPLES: usize = 8;
+
+/// How well the answer agrees with the truth.
+#[derive(Clone, Debug, Default)]
+pub struct Score {
+    /// Connections that really were.
+    pub truth: usize,
+    /// Of those, stitched by the answer, each counted once.
+    pub right: usize,
+    /// Rows that join two ends which never talked, or the same two once more.
+    pub wrong: usize,
+    /// Rows without a match.
+    pub unmatched: usize,
+    /// Right pairs with a process that is not the one at that end.
+    pub process_wrong: usize,
+    /// Right pairs whose bytes are not those that the programs sent.
+    pub bytes_wrong: usize,
+    /// Right pairs whose rewriting is named wrongly.
+    pub nat_wrong: usize,
+    /// Right pairs with another evidence than the network allows.
+    pub evidence_wrong: usize,
+    /// Right pairs that are not closed.
+    pub not_closed: usize,
+    /// Examples.
+    pub examples: Vec<String>,
+}
+
+/// What identifies one end: host, own address, peer's address.
+type EndKey = (String, String, String);
+
+impl Score {
+    /// Compares rows with the truth.
+    pub fn of(truth: &[Connection], rows: &[Row]) -> Self {
+        let mut score = Self {
+            truth: truth.len(),
+            ..Self::default()
+        };
+        let by_ends: BTreeMap<_, _> = truth
+            .iter()
+            .map(|c| ((key(&c.client), key(&c.server)), c))
+            .collect();
+        let mut seen = BTreeSet::new();
+        for row in rows {
+            let (Some(client), Some(server), Some(_)) = (&row.client, &row.server, &row.matched)
+            else {
+                score.unmatched += 1;
+                score.example(|| format!("unmatched {row:?}"));
+                continue;
+            };
+            let ends = (row_key(client), row_key(server));
+            match by_ends.get(&ends) {
+                Some(connection) if seen.insert(ends) => {
+                    score.right_pair(connection, row, client, server)
+                }
+                Some(_) => score.wrong_row("twice", row),
+                None => score.wrong_row("never was", row),
+            }
+        }
+        for (ends, _) in by_ends.iter().filter(|(ends, _)| !seen.contains(*ends)) {
+            score.example(|| format!("missing {ends:?}"));
+        }
+        score
+    }
+
+    /// Right pairs among all that really were.
+    pub fn recall(&self) -> f64 {
+        ratio(self.right, self.truth)
+    }
+
+    /// Right pairs among all pairs of the answer.
+    pub fn precision(&self) -> f64 {
+        ratio(self.right, self.right + self.wrong)
+    }
+
+    /// Whether answer and truth are the same in every respect.
+    pub fn is_perfect(&self) -> bool {
+        self.right == self.truth
+            && [
+                self.wrong,
+                self.unmatched,
+                self.process_wrong,
+                self.bytes_wrong,
+            ]
+            .iter()
+            .all(|n| *n == 0)
+            && [self.nat_wrong, self.evidence_wrong, self.not_closed]
+                .iter()
+                .all(|n| *n == 0)
+    }
+
+    fn right_pair(&mut self, truth: &Connection, row: &Row, client: &RowEnd, server: &RowEnd) {
+        self.right += 1;
+        let Some(matched) = &row.matched else { return };
+        let name = |end: &RowEnd| {
+            end.process
+                .as_ref()
+                .map(|process| process.name.clone())
+                .unwrap_or_default()
+        };
+        let checks = [
+            (
+                name(client) == truth.client.process && name(server) == truth.server.process,
+                0,
+            ),
+            (bytes_agree(truth, client, server), 1),
+            (matched.nat == truth.nat(), 2),
+            (matched.evidence == evidence(truth), 3),
+            (row.state == "closed", 4),
+        ];
+        for (_, which) in checks.iter().filter(|(agrees, _)| !agrees) {
+            let (counter, what) = match which {
+                0 => (&mut self.process_wrong, "process"),
+                1 => (&mut self.bytes_wrong, "bytes"),
+                2 => (&mut self.nat_wrong, "rewriting"),
+                3 => (&mut self.evidence_wrong, "evidence"),
+                _ => (&mut self.not_closed, "state"),
+            };
+            *counter += 1;
+            self.example(|| format!("{what}: {row:?} but {truth:?}"));
+        }
+    }
+
+    fn wrong_row(&mut self, why: &str, row: &Row) {
+        self.wrong += 1;
+        self.example(|| format!("{why}: {row:?}"));
+    }
+
+    fn example(&mut self, text: impl FnOnce() -> String) {
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(text());
+        }
+    }
+}
+
+impl AddAssign for Score {
+    fn add_assign(&mut self, other: Self) {
+        self.truth += other.truth;
+        self.right += other.right;
+        self.wrong += other.wrong;
+        self.unmatched += other.unmatched;
+        self.process_wrong += other.process_wrong;
+        self.bytes_wrong += other.bytes_wrong;
+        self.nat_wrong += other.nat_wrong;
+        self.evidence_wrong += other.evidence_wrong;
+        self.not_closed += other.not_closed;
+        self.examples.extend(other.examples);
+        self.examples.truncate(EXAMPLES);
+    }
+}
+
+impl fmt::Display for Score {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (recall, precision) = (self.recall() * 100.0, self.precision() * 100.0);
+        write!(
+            f,
+            "{} connections, recall {recall:.2} %, precision {precision:.2} %",
+            self.truth
+        )?;
+        let faults = [
+            (self.wrong, "wrong"),
+            (self.unmatched, "rows unmatched"),
+            (self.process_wrong, "with a wrong process"),
+            (self.bytes_wrong, "with wrong bytes"),
+            (self.nat_wrong, "with a wrong NAT"),
+            (self.evidence_wrong, "with a wrong evidence"),
+            (self.not_closed, "not closed"),
+        ];
+        faults
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .try_for_each(|(count, what)| write!(f, ", {count} {what}"))
+    }
+}
+
+/// The evidence that a network allows.
+fn evidence(truth: &Connection) -> &'static str {
+    if truth.syn_proxy {
+        "tcp-client-isn"
+    } else {
+        "tcp-isn-pair"
+    }
+}
+
+fn bytes_agree(truth: &Connection, client: &RowEnd, server: &RowEnd) -> bool {
+    (client.bytes_sent, client.bytes_received) == (truth.up, truth.down)
+        && (server.bytes_sent, server.bytes_received) == (truth.down, truth.up)
+}
+
+fn key(end: &End) -> EndKey {
+    (
+        end.host.clone(),
+        end.local.to_string(),
+        end.remote.to_string(),
+    )
+}
+
+fn row_key(end: &RowEnd) -> EndKey {
+    (end.agent.clone(), end.local.clone(), end.remote.clone())
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts of a test, far below 2^52"
+)]
+fn ratio(part: usize, whole: usize) -> f64 {
+    if whole == 0 {
+        1.0
+    } else {
+        part as f64 / whole as f64
+    }
+}
