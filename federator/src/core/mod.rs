@@ -1,0 +1,636 @@
+//! The core: one single-threaded state machine that decides everything about connections.
+//!
+//! Pure: no IO, no clock, no randomness of its own. Journal entries and time go in ([`Core::apply`], [`Core::advance`]); what the store
+//! has to write ([`Core::flush`]) and what peers have to be told come out. The same journal gives the same rows.
+//!
+//! # Life of a half
+//!
+//! It comes with a batch, waits in the [`Stitcher`], meets its other end there or through the mesh, or expires. Its row is
+//! written as a live one while anything may change, and as a settled one when nothing is expected any more: both ends
+//! closed and the peer (if any) told, or no partner and closed. A settled half stays in memory a little longer
+//! ([`LINGER_US`]), so that a late word about it still finds it; then its id is remembered for a while, so that a half
+//! that comes twice is not counted twice.
+//!
+//! # Time
+//!
+//! Time is the federator's, and stands still while it is down ([`Input::Start`] says how long that was): agents spool
+//! meanwhile, and their halves must find those that came before.
+
+mod departed;
+mod names;
+mod slots;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use weft_stitching::{self as stitching, Candidate, Output, Reason, Rule, Stitcher, judge};
+use weft_wire::query::{Confidence, Unmatched};
+use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, Timestamp};
+
+use self::departed::Departed;
+use self::names::{Agents, Owners};
+use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
+use crate::record::{AgentNumber, AgentRecord, Flush, Joined, Row, is_client};
+use crate::store::Loaded;
+
+/// How long a settled half stays in memory, in microseconds.
+pub const LINGER_US: i64 = 10_000_000;
+
+/// Timers run at multiples of this, in microseconds, however often [`Core::advance`] is called: so a replay, that only knows
+/// when entries came, decides the same.
+pub const TICK_US: i64 = 10_000;
+
+/// How a core is set.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    /// This federator's name.
+    pub name: String,
+    /// How long a half waits before it is offered, in microseconds.
+    pub hold_us: i64,
+    /// How long a half waits altogether, in microseconds.
+    pub expiry_us: i64,
+    /// Most halves in memory.
+    pub max_open: usize,
+    /// Random, from outside: keeps peers from choosing collisions. No result depends on it.
+    pub seed: u64,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// The program was started; it had been down for so long.
+    Start {
+        /// Microseconds since the last entry before.
+        down_us: i64,
+    },
+    /// An agent said who it is.
+    Agent {
+        /// Its key.
+        key: AgentKey,
+        /// What it said.
+        info: AgentInfo,
+    },
+    /// A batch of an agent.
+    Batch {
+        /// Its key.
+        agent: AgentKey,
+        /// Its sequence number.
+        seq: u64,
+        /// Its clock ahead of ours.
+        skew_us: i64,
+        /// The halves.
+        batch: HalfBatch,
+    },
+}
+
+/// Totals since the start of the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreCounters {
+    /// Rows of batches.
+    pub rows: u64,
+    /// Halves seen for the first time.
+    pub halves: u64,
+    /// Pairs made.
+    pub stitched: u64,
+    /// Pairs undone because a third half had the same claim.
+    pub contested: u64,
+    /// Halves that expired without partner.
+    pub expired: u64,
+    /// Halves with several possible partners.
+    pub ambiguous: u64,
+    /// Rows about halves that had left memory; nothing new in them.
+    pub late: u64,
+    /// Rows older than what was known.
+    pub outdated: u64,
+    /// Halves whose id another agent's half has; not kept.
+    pub id_collisions: u64,
+    /// Halves stored without a chance to be matched because memory was full.
+    pub memory_full: u64,
+    /// Batches of an agent that never said who it is; not kept.
+    pub unknown_agent: u64,
+    /// Batches that had been applied before.
+    pub repeated_batches: u64,
+    /// Established halves that got their partner.
+    pub matched_halves: u64,
+}
+
+/// See the module.
+pub struct Core {
+    config: CoreConfig,
+    now: i64,
+    /// Time that passed while the program was down.
+    down_us: i64,
+    position: u64,
+    slots: Slots,
+    owners: Owners,
+    agents: Agents,
+    stitcher: Stitcher,
+    departed: Departed,
+    dirty: Vec<SlotNumber>,
+    leaving: VecDeque<(i64, SlotNumber)>,
+    leaving_late: VecDeque<(i64, SlotNumber)>,
+    replaced: Vec<HalfId>,
+    replaced_done: Vec<HalfId>,
+    /// Settled without ever having been in memory.
+    overflow: Vec<Row>,
+    sequences: BTreeMap<AgentKey, u64>,
+    sequences_changed: BTreeMap<AgentKey, u64>,
+    counters: CoreCounters,
+    candidates: Vec<Candidate>,
+    closed: Vec<Candidate>,
+}
+
+impl Core {
+    /// Starts with what the store holds.
+    pub fn new(config: CoreConfig, loaded: Loaded) -> Self {
+        let stitcher = Stitcher::new(stitching::Config {
+            hold_us: config.hold_us,
+            expiry_us: config.expiry_us,
+            max_open: config.max_open,
+            seed: config.seed,
+        });
+        let mut core = Self {
+            now: i64::MIN,
+            down_us: 0,
+            position: loaded.position,
+            slots: Slots::new(config.seed),
+            owners: Owners::default(),
+            agents: Agents::default(),
+            stitcher,
+            departed: Departed::new(config.seed),
+            dirty: Vec::new(),
+            leaving: VecDeque::new(),
+            leaving_late: VecDeque::new(),
+            replaced: Vec::new(),
+            replaced_done: Vec::new(),
+            overflow: Vec::new(),
+            sequences: loaded.sequences.iter().copied().collect(),
+            sequences_changed: BTreeMap::new(),
+            counters: CoreCounters::default(),
+            candidates: Vec::new(),
+            closed: Vec::new(),
+            config,
+        };
+        core.owners.load(loaded.owners, loaded.next_owner);
+        core.agents.load(loaded.agents);
+        for row in &loaded.live {
+            core.restore(row);
+        }
+        core
+    }
+
+    /// Puts a live row back into memory.
+    fn restore(&mut self, row: &Row) {
+        let numbers = [row.client, row.server].map(|side| {
+            let side = side?;
+            let agent = self.agents.find(side.agent)?;
+            let remote = agent.record.federator != self.config.name;
+            let netns = self.owners.find(side.half.owner).map_or(0, |owner| owner.netns);
+            let (network, host) = (agent.network, agent.host ^ u64::from(netns));
+            let mut slot = Slot::new(side.half, side.agent, network, host, 0);
+            slot.remote = remote;
+            self.owners.hold(side.half.owner);
+            Some(self.slots.add(slot))
+        });
+        let [client, server] = numbers;
+        for number in [client, server].into_iter().flatten() {
+            if let Some(reason) = row.unmatched {
+                self.slots[number].unmatched = reason;
+            }
+            self.slots[number].card_due = row.card_due && !self.slots[number].remote;
+        }
+        if let Some(first) = client.or(server) {
+            self.slots[first].stored = Stored::Live;
+        }
+        if let (Some(client), Some(server), Some(joined)) = (client, server, row.joined) {
+            self.link(client, server, joined);
+        }
+        for number in [client, server].into_iter().flatten() {
+            // The stitcher must know matched halves too, to notice a third with the same claim.
+            if !self.slots[number].remote && self.slots[number].half.state.established() {
+                let candidate = self.slots[number].candidate(number);
+                self.stitcher.insert(self.now, &[candidate]);
+                self.slots[number].waiting = true;
+                if self.slots[number].matched() {
+                    self.stitcher.settle(&candidate);
+                }
+            }
+        }
+        while self.stitcher.poll().is_some() {}
+    }
+
+    /// Takes one journal entry, in the journal's order. `at` is the federator's clock when it arrived, `position`
+    /// the journal's position after it.
+    pub fn apply(&mut self, position: u64, at: Timestamp, input: Input) {
+        self.position = position;
+        match input {
+            Input::Start { down_us } => self.down_us += down_us.max(0),
+            Input::Agent { key, info } => {
+                let federator = self.config.name.clone();
+                self.agents.number(AgentRecord { key: Some(key), federator, info });
+            }
+            Input::Batch { agent, seq, skew_us, batch } => {
+                self.advance(at);
+                self.batch(agent, seq, skew_us, &batch);
+            }
+        }
+    }
+
+    /// Time has passed.
+    pub fn advance(&mut self, at: Timestamp) {
+        let now = self.now.max(at.0.saturating_sub(self.down_us));
+        let mut last = None;
+        while let Some(due) = self.stitcher.next_timer().filter(|due| last.replace(*due) != Some(*due)) {
+            let tick = due.saturating_add(TICK_US - 1).div_euclid(TICK_US).saturating_mul(TICK_US);
+            if tick > now {
+                break;
+            }
+            self.now = self.now.max(tick);
+            self.stitcher.advance(self.now, &self.slots);
+            self.decide();
+        }
+        self.now = now;
+        self.leave(now);
+    }
+
+    /// Totals.
+    pub fn counters(&self) -> CoreCounters {
+        self.counters
+    }
+
+    /// The stitcher's totals.
+    pub fn stitching_counters(&self) -> stitching::Counters {
+        self.stitcher.counters()
+    }
+
+    /// Halves in memory.
+    pub fn in_memory(&self) -> usize {
+        self.slots.count()
+    }
+
+    /// Halves that wait for a partner.
+    pub fn waiting(&self) -> usize {
+        self.stitcher.open()
+    }
+
+    /// Owners in memory.
+    pub fn owners(&self) -> usize {
+        self.owners.count()
+    }
+
+    /// Rows that the next flush will write, about.
+    pub fn unflushed(&self) -> usize {
+        self.dirty.len() + self.overflow.len()
+    }
+
+    /// Highest sequence number of each agent that was applied.
+    pub fn sequences(&self) -> &BTreeMap<AgentKey, u64> {
+        &self.sequences
+    }
+
+    fn batch(&mut self, key: AgentKey, seq: u64, skew_us: i64, batch: &HalfBatch) {
+        let Some(agent) = self.agents.of_key(key) else {
+            self.counters.unknown_agent += 1;
+            return;
+        };
+        if self.sequences.get(&key).is_some_and(|last| *last >= seq) {
+            self.counters.repeated_batches += 1;
+            return;
+        }
+        self.sequences.insert(key, seq);
+        self.sequences_changed.insert(key, seq);
+        let (network, host) = self.agents.find(agent).map_or((0, 0), |agent| (agent.network, agent.host));
+        let owners: Vec<(u32, u64)> = batch
+            .owners
+            .iter()
+            .map(|owner| (self.owners.number(owner), host ^ u64::from(owner.netns)))
+            .collect();
+        for half in &batch.halves {
+            let Some((owner, host)) = owners.get(half.owner as usize) else { continue };
+            let half = Half { owner: *owner, ..*half };
+            self.counters.rows += 1;
+            match self.slots.of_id(half.id) {
+                Some(number) => self.update(number, agent, skew_us, &half),
+                None => self.add(Slot::new(half, agent, network, *host, skew_us)),
+            }
+        }
+        let candidates = std::mem::take(&mut self.candidates);
+        self.stitcher.insert(self.now, &candidates);
+        self.candidates = candidates;
+        self.candidates.clear();
+        self.decide();
+        let closed = std::mem::take(&mut self.closed);
+        if !closed.is_empty() {
+            self.stitcher.closed(self.now, &closed, &self.slots);
+            self.decide();
+        }
+        self.closed = closed;
+        self.closed.clear();
+    }
+
+    fn add(&mut self, slot: Slot) {
+        if self.departed.contains(slot.half.id) {
+            self.counters.late += 1;
+            return;
+        }
+        self.counters.halves += 1;
+        if self.slots.count() >= self.config.max_open {
+            self.leave(i64::MAX);
+        }
+        if self.slots.count() >= self.config.max_open {
+            self.store_unmatched(&slot);
+            return;
+        }
+        self.owners.hold(slot.half.owner);
+        let established = slot.half.state.established();
+        let number = self.slots.add(slot);
+        if established {
+            self.candidates.push(self.slots[number].candidate(number));
+            self.slots[number].waiting = true;
+        }
+        self.touch(number);
+    }
+
+    /// There is no room to let the half wait: it is stored as it is.
+    fn store_unmatched(&mut self, slot: &Slot) {
+        self.counters.memory_full += 1;
+        let reason = if slot.half.state.established() { Unmatched::NoPartner } else { Unmatched::NotEstablished };
+        let (client, server) = if is_client(&slot.half) { (Some(slot.side()), None) } else { (None, Some(slot.side())) };
+        self.overflow.push(Row {
+            client,
+            server,
+            joined: None,
+            unmatched: Some(reason),
+            card_due: false,
+            settled: slot.half.state.finished(),
+        });
+    }
+
+    fn update(&mut self, number: SlotNumber, agent: AgentNumber, skew_us: i64, new: &Half) {
+        let slot = &mut self.slots[number];
+        let same_agent = slot.agent == agent
+            || self.agents.find(slot.agent).map(|known| known.record.key)
+                == self.agents.find(agent).map(|known| known.record.key);
+        if !same_agent {
+            self.counters.id_collisions += 1;
+            return;
+        }
+        let Some(mut merged) = merge(&slot.half, new) else {
+            self.counters.outdated += 1;
+            return;
+        };
+        if merged.owner != slot.half.owner {
+            let known_process = self.owners.find(new.owner).is_some_and(|owner| owner.process.is_some());
+            if known_process {
+                self.owners.release(slot.half.owner);
+                self.owners.hold(new.owner);
+            } else {
+                merged.owner = slot.half.owner;
+            }
+        }
+        let (was_finished, before) = (slot.half.state.finished(), slot.candidate(number));
+        slot.half = merged;
+        slot.skew_us = skew_us;
+        let after = slot.candidate(number);
+        if before.key != after.key && slot.waiting && !slot.matched() {
+            self.stitcher.remove(&before);
+            self.candidates.push(after);
+        }
+        if !was_finished && merged.state.finished() && slot.waiting && !slot.matched() {
+            self.closed.push(after);
+        }
+        self.touch(number);
+    }
+
+    /// The half changed: its row is written with the next flush.
+    fn touch(&mut self, number: SlotNumber) {
+        if !self.slots[number].dirty {
+            self.slots[number].dirty = true;
+            self.dirty.push(number);
+        }
+    }
+
+    /// Acts on what the stitcher decided.
+    fn decide(&mut self) {
+        while let Some(output) = self.stitcher.poll() {
+            match output {
+                Output::Stitched { client, server, rule } => self.stitched(client.0, server.0, rule),
+                Output::Offer(handle) => self.slots[handle.0].offered = true,
+                Output::Ambiguous { handle, .. } => self.ambiguous(handle.0),
+                Output::Contested { handle } => self.contested(handle.0),
+                Output::Expired { handle, reason } => self.expired(handle.0, reason),
+            }
+        }
+    }
+
+    fn stitched(&mut self, client: SlotNumber, server: SlotNumber, rule: Rule) {
+        if self.slots[client].matched() || self.slots[server].matched() {
+            return;
+        }
+        let verdict = judge(&self.slots[client].view(), &self.slots[server].view());
+        let confidence = match verdict.map(|verdict| verdict.confidence) {
+            Some(stitching::Confidence::Exact) => Confidence::Exact,
+            Some(stitching::Confidence::High) => Confidence::High,
+            Some(stitching::Confidence::Medium) => Confidence::Medium,
+            Some(stitching::Confidence::Low) | None => Confidence::Low,
+        };
+        self.link(client, server, Joined { evidence: rule.evidence(), confidence });
+        self.counters.stitched += 1;
+        self.counters.matched_halves += 2;
+        self.touch(client);
+        self.touch(server);
+    }
+
+    fn link(&mut self, client: SlotNumber, server: SlotNumber, joined: Joined) {
+        for (number, partner) in [(client, server), (server, client)] {
+            let slot = &mut self.slots[number];
+            slot.partner = partner;
+            slot.evidence = joined.evidence;
+            slot.confidence = joined.confidence;
+        }
+    }
+
+    fn ambiguous(&mut self, number: SlotNumber) {
+        if self.slots.find(number).is_none_or(Slot::matched) {
+            return;
+        }
+        self.counters.ambiguous += 1;
+        self.slots[number].unmatched = Unmatched::Ambiguous;
+        self.touch(number);
+    }
+
+    /// A third half with the same claim came: neither the pair nor the third can be trusted.
+    fn contested(&mut self, number: SlotNumber) {
+        let Some(partner) = self.slots.find(number).filter(|slot| slot.matched()).map(|slot| slot.partner) else {
+            return;
+        };
+        self.counters.contested += 1;
+        for number in [number, partner] {
+            let slot = &mut self.slots[number];
+            slot.partner = NONE;
+            slot.evidence = "";
+            slot.unmatched = Unmatched::Ambiguous;
+            self.touch(number);
+        }
+    }
+
+    fn expired(&mut self, number: SlotNumber, reason: Reason) {
+        let Some(slot) = self.slots.find(number) else { return };
+        if slot.matched() {
+            return;
+        }
+        let reason = match reason {
+            Reason::NoPartner => Unmatched::NoPartner,
+            Reason::NoFingerprint => Unmatched::NoFingerprint,
+            Reason::Full => {
+                self.counters.memory_full += 1;
+                Unmatched::NoPartner
+            }
+        };
+        self.counters.expired += 1;
+        if slot.unmatched != Unmatched::Ambiguous {
+            self.slots[number].unmatched = reason;
+        }
+        self.touch(number);
+    }
+
+    /// Whether nothing more is expected of the half, or of the pair that it is in.
+    fn settled(&self, slot: &Slot) -> bool {
+        let finished = |slot: &Slot| slot.half.state.finished() && !slot.card_due;
+        match slot.partner {
+            NONE => finished(slot) && slot.unmatched != Unmatched::Pending,
+            partner => finished(slot) && finished(&self.slots[partner]),
+        }
+    }
+
+    /// Everything that changed since the last flush.
+    pub fn flush(&mut self) -> Flush {
+        let mut rows = std::mem::take(&mut self.overflow);
+        rows.reserve(self.dirty.len());
+        for number in std::mem::take(&mut self.dirty) {
+            if self.slots.find(number).is_some_and(|slot| slot.dirty) {
+                rows.push(self.row(number));
+            }
+        }
+        Flush {
+            position: self.position,
+            agents: self.agents.take_fresh(),
+            owners: self.owners.take_fresh(),
+            replaced: std::mem::take(&mut self.replaced),
+            replaced_done: std::mem::take(&mut self.replaced_done),
+            rows,
+            sequences: std::mem::take(&mut self.sequences_changed).into_iter().collect(),
+        }
+    }
+
+    /// The row that the half is in, about to be written.
+    fn row(&mut self, number: SlotNumber) -> Row {
+        let partner = self.slots[number].partner;
+        let settled = self.settled(&self.slots[number]);
+        let (mut client, mut server) = (None, None);
+        for number in [Some(number), (partner != NONE).then_some(partner)].into_iter().flatten() {
+            let slot = &mut self.slots[number];
+            slot.dirty = false;
+            match slot.stored {
+                Stored::No => {}
+                Stored::Live => self.replaced.push(slot.half.id),
+                Stored::Done => self.replaced_done.push(slot.half.id),
+            }
+            slot.stored = Stored::No;
+            *(if is_client(&slot.half) { &mut client } else { &mut server }) = Some(number);
+        }
+        // A socket connected to itself is both ends.
+        if partner == number {
+            (client, server) = (Some(number), Some(number));
+        }
+        if let Some(first) = client.or(server) {
+            self.slots[first].stored = if settled { Stored::Done } else { Stored::Live };
+        }
+        if settled {
+            self.begin_leaving(number);
+        }
+        let slot = &self.slots[number];
+        Row {
+            client: client.map(|number| self.slots[number].side()),
+            server: server.map(|number| self.slots[number].side()),
+            joined: slot.matched().then_some(Joined { evidence: slot.evidence, confidence: slot.confidence }),
+            unmatched: (!slot.matched()).then_some(slot.unmatched),
+            card_due: slot.card_due || (partner != NONE && self.slots[partner].card_due),
+            settled,
+        }
+    }
+
+    fn begin_leaving(&mut self, number: SlotNumber) {
+        let slot = &self.slots[number];
+        let (partner, ambiguous) = (slot.partner, slot.unmatched == Unmatched::Ambiguous && !slot.matched());
+        if slot.leaving || (partner != NONE && self.slots[partner].leaving) {
+            return;
+        }
+        self.slots[number].leaving = true;
+        // Another half with an ambiguous one's claim must find it while it would have been waited for.
+        if ambiguous {
+            self.leaving_late.push_back((self.now.saturating_add(self.config.expiry_us), number));
+        } else {
+            self.leaving.push_back((self.now.saturating_add(LINGER_US), number));
+        }
+    }
+
+    /// Lets settled halves go whose time has come.
+    fn leave(&mut self, now: i64) {
+        while let Some((at, number)) = self.leaving.front().copied()
+            && at <= now
+        {
+            self.leaving.pop_front();
+            self.depart(number);
+        }
+        while let Some((at, number)) = self.leaving_late.front().copied()
+            && at <= now
+        {
+            self.leaving_late.pop_front();
+            self.depart(number);
+        }
+    }
+
+    fn depart(&mut self, number: SlotNumber) {
+        let slot = &self.slots[number];
+        let partner = slot.partner;
+        self.slots[number].leaving = false;
+        // Touched since: it will be written and leave again.
+        let numbers = [Some(number), (partner != NONE && partner != number).then_some(partner)];
+        let numbers = numbers.into_iter().flatten();
+        if numbers.clone().any(|number| self.slots[number].dirty) || !self.settled(&self.slots[number]) {
+            return;
+        }
+        for number in numbers {
+            let slot = &self.slots[number];
+            let (id, owner, remote) = (slot.half.id, slot.half.owner, slot.remote);
+            if slot.waiting {
+                let candidate = slot.candidate(number);
+                self.stitcher.remove(&candidate);
+            }
+            if !remote {
+                self.departed.insert(id);
+            }
+            self.owners.release(owner);
+            self.slots.remove(number);
+        }
+    }
+}
+
+/// What is known of a half after a newer row about it; `None` when the row is not newer.
+fn merge(known: &Half, new: &Half) -> Option<Half> {
+    let older = new.seen_at < known.seen_at || (known.state.finished() && !new.state.finished());
+    if older || (known.role, known.local, known.remote) != (new.role, new.local, new.remote) {
+        return None;
+    }
+    // A restarted agent finds an open connection again, but neither its sequence numbers nor its opening time.
+    let fingerprint = match known.fingerprint {
+        Fingerprint::Unknown => new.fingerprint,
+        first => first,
+    };
+    let opened_at = known.opened_at.min(new.opened_at);
+    let state = if known.state == HalfState::Closed { known.state } else { new.state };
+    Some(Half { fingerprint, opened_at, state, ..*new })
+}
+
+#[cfg(test)]
+mod tests;

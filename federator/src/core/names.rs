@@ -1,0 +1,213 @@
+//! Owners and agents by number.
+
+use std::collections::HashMap;
+use std::hash::Hasher;
+use std::sync::Arc;
+
+use weft_stitching::scope_key;
+use weft_wire::{AgentKey, Owner};
+
+use crate::record::{AgentNumber, AgentRecord, OwnerNumber};
+
+/// Owners kept in memory that no half in memory refers to; beyond it they are forgotten, and get another number when they
+/// come again.
+pub const MAX_IDLE_OWNERS: usize = 262_144;
+
+/// An owner in memory.
+#[derive(Debug)]
+struct OwnerEntry {
+    owner: Arc<Owner>,
+    /// Halves in memory that refer to it.
+    halves: u32,
+}
+
+/// Owners: numbers are given in the order of first appearance and never again.
+#[derive(Debug, Default)]
+pub struct Owners {
+    numbers: HashMap<Arc<Owner>, OwnerNumber>,
+    entries: HashMap<OwnerNumber, OwnerEntry>,
+    next: OwnerNumber,
+    /// Not yet in the store.
+    fresh: Vec<OwnerNumber>,
+}
+
+impl Owners {
+    /// Starts with those of the live rows.
+    pub fn load(&mut self, owners: HashMap<OwnerNumber, Arc<Owner>>, next: OwnerNumber) {
+        for (number, owner) in owners {
+            self.numbers.insert(owner.clone(), number);
+            self.entries.insert(number, OwnerEntry { owner, halves: 0 });
+        }
+        self.next = next;
+    }
+
+    /// The owner's number; a new one if it is not known.
+    pub fn number(&mut self, owner: &Owner) -> OwnerNumber {
+        if let Some(number) = self.numbers.get(owner) {
+            return *number;
+        }
+        let number = self.next;
+        self.next += 1;
+        let owner = Arc::new(owner.clone());
+        self.numbers.insert(owner.clone(), number);
+        self.entries.insert(number, OwnerEntry { owner, halves: 0 });
+        self.fresh.push(number);
+        number
+    }
+
+    /// The owner with a number.
+    pub fn find(&self, number: OwnerNumber) -> Option<&Arc<Owner>> {
+        self.entries.get(&number).map(|entry| &entry.owner)
+    }
+
+    /// A half refers to it now.
+    pub fn hold(&mut self, number: OwnerNumber) {
+        if let Some(entry) = self.entries.get_mut(&number) {
+            entry.halves += 1;
+        }
+    }
+
+    /// A half refers to it no more.
+    pub fn release(&mut self, number: OwnerNumber) {
+        if let Some(entry) = self.entries.get_mut(&number) {
+            entry.halves = entry.halves.saturating_sub(1);
+        }
+    }
+
+    /// Those that the store does not have yet.
+    pub fn take_fresh(&mut self) -> Vec<(OwnerNumber, Arc<Owner>)> {
+        let fresh = std::mem::take(&mut self.fresh);
+        let taken = fresh.iter().filter_map(|number| Some((*number, self.find(*number)?.clone()))).collect();
+        self.forget_idle();
+        taken
+    }
+
+    /// Owners in memory.
+    pub fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Only called when nothing is fresh: what is forgotten is in the store.
+    fn forget_idle(&mut self) {
+        if self.entries.len() < MAX_IDLE_OWNERS {
+            return;
+        }
+        let used = self.entries.values().filter(|entry| entry.halves > 0).count();
+        if self.entries.len() - used < MAX_IDLE_OWNERS {
+            return;
+        }
+        self.entries.retain(|_, entry| entry.halves > 0);
+        let entries = &self.entries;
+        self.numbers.retain(|_, number| entries.contains_key(number));
+    }
+}
+
+/// An agent's description with what is computed from it once.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// The description.
+    pub record: Arc<AgentRecord>,
+    /// The network in which its addresses mean something.
+    pub network: u64,
+    /// Its host, before the network namespace.
+    pub host: u64,
+}
+
+/// Agents' descriptions, ours and peers'. A description that changes gets a new number, so that old rows keep the old
+/// one.
+#[derive(Debug, Default)]
+pub struct Agents {
+    list: HashMap<AgentNumber, Agent>,
+    by_key: HashMap<AgentKey, AgentNumber>,
+    by_name: HashMap<(String, String), AgentNumber>,
+    next: AgentNumber,
+    fresh: Vec<AgentNumber>,
+}
+
+impl Agents {
+    /// Starts with all that the store knows.
+    pub fn load(&mut self, agents: HashMap<AgentNumber, Arc<AgentRecord>>) {
+        let mut numbers: Vec<_> = agents.into_iter().collect();
+        numbers.sort_by_key(|(number, _)| *number);
+        for (number, record) in numbers {
+            self.place(number, record);
+            self.next = number + 1;
+        }
+    }
+
+    /// The number of this description; a new one if it is new or differs from the last of that agent.
+    pub fn number(&mut self, record: AgentRecord) -> AgentNumber {
+        let name = (record.federator.clone(), record.info.name.clone());
+        if let Some(number) = self.by_name.get(&name)
+            && self.list.get(number).is_some_and(|agent| *agent.record == record)
+        {
+            return *number;
+        }
+        let number = self.next;
+        self.next += 1;
+        self.place(number, Arc::new(record));
+        self.fresh.push(number);
+        number
+    }
+
+    fn place(&mut self, number: AgentNumber, record: Arc<AgentRecord>) {
+        let site = &record.info.site;
+        let network = scope_key([site.cloud.as_bytes(), site.account.as_bytes(), site.network.as_bytes()]);
+        let host = scope_key([record.federator.as_bytes(), record.info.name.as_bytes()]);
+        if let Some(key) = record.key {
+            self.by_key.insert(key, number);
+        }
+        self.by_name.insert((record.federator.clone(), record.info.name.clone()), number);
+        self.list.insert(number, Agent { record, network, host });
+    }
+
+    /// The latest description of one of our own agents.
+    pub fn of_key(&self, key: AgentKey) -> Option<AgentNumber> {
+        self.by_key.get(&key).copied()
+    }
+
+    /// The description with a number.
+    pub fn find(&self, number: AgentNumber) -> Option<&Agent> {
+        self.list.get(&number)
+    }
+
+    /// Those that the store does not have yet.
+    pub fn take_fresh(&mut self) -> Vec<(AgentNumber, Arc<AgentRecord>)> {
+        let fresh = std::mem::take(&mut self.fresh);
+        fresh.iter().filter_map(|number| Some((*number, self.list.get(number)?.record.clone()))).collect()
+    }
+}
+
+/// A hash function for keys that are well mixed already; the seed keeps agents from choosing collisions.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mixed(pub u64);
+
+/// See [`Mixed`].
+#[derive(Clone, Copy, Debug)]
+pub struct MixedHasher(u64);
+
+impl std::hash::BuildHasher for Mixed {
+    type Hasher = MixedHasher;
+
+    fn build_hasher(&self) -> MixedHasher {
+        MixedHasher(self.0)
+    }
+}
+
+impl Hasher for MixedHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let wide = u128::from(self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        self.0 = (wide >> 64) as u64 ^ wide as u64;
+    }
+}
+

@@ -1,0 +1,209 @@
+//! Halves in memory.
+
+use std::collections::HashMap;
+
+use weft_stitching::{self as stitching, Candidate, HalfView, Halves};
+use weft_wire::query::{Confidence, Unmatched};
+use weft_wire::{Fingerprint, Half, HalfId, Role};
+
+use super::names::Mixed;
+use crate::record::{AgentNumber, Side};
+
+/// Index of a half in memory.
+pub type SlotNumber = u32;
+
+/// No slot.
+pub const NONE: SlotNumber = SlotNumber::MAX;
+
+/// Where a row under a slot's id was last written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Nowhere.
+    No,
+    /// Among those that may change.
+    Live,
+    /// Among the settled.
+    Done,
+}
+
+/// A half in memory: one of ours, or the other end of one as a peer's card told it.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// As last reported; `owner` is an owner's number.
+    pub half: Half,
+    /// Who reported it.
+    pub agent: AgentNumber,
+    /// The other end.
+    pub partner: SlotNumber,
+    /// How the other end was found.
+    pub evidence: &'static str,
+    /// How sure that is.
+    pub confidence: Confidence,
+    /// Why there is no other end.
+    pub unmatched: Unmatched,
+    /// Scope of its addresses.
+    pub network: u64,
+    /// Scope of its loopback addresses.
+    pub host: u64,
+    /// The agent's clock ahead of ours.
+    pub skew_us: i64,
+    /// Told by a peer.
+    pub remote: bool,
+    /// Given to the stitcher and not taken back.
+    pub waiting: bool,
+    /// Offered to an owner.
+    pub offered: bool,
+    /// The peer has not acknowledged the card with its present state.
+    pub card_due: bool,
+    /// Changed since the last flush.
+    pub dirty: bool,
+    /// In the queue of those that leave.
+    pub leaving: bool,
+    /// Where its row is.
+    pub stored: Stored,
+    used: bool,
+}
+
+impl Slot {
+    /// A half that has just come.
+    pub fn new(half: Half, agent: AgentNumber, network: u64, host: u64, skew_us: i64) -> Self {
+        let unmatched = if half.state.established() { Unmatched::Pending } else { Unmatched::NotEstablished };
+        Self {
+            half,
+            agent,
+            partner: NONE,
+            evidence: "",
+            confidence: Confidence::Low,
+            unmatched,
+            network,
+            host,
+            skew_us,
+            remote: false,
+            waiting: false,
+            offered: false,
+            card_due: false,
+            dirty: false,
+            leaving: false,
+            stored: Stored::No,
+            used: true,
+        }
+    }
+
+    /// The half as a row has it.
+    pub fn side(&self) -> Side {
+        Side { half: self.half, agent: self.agent }
+    }
+
+    /// The half as the rules see it.
+    pub fn view(&self) -> HalfView {
+        let half = &self.half;
+        HalfView {
+            role: match half.role {
+                Role::Client => stitching::Role::Client,
+                Role::Server => stitching::Role::Server,
+            },
+            fingerprint: match half.fingerprint {
+                Fingerprint::Unknown => stitching::Fingerprint::Unknown,
+                Fingerprint::TcpIsn { client, server } => stitching::Fingerprint::TcpIsn { client, server },
+            },
+            network: self.network,
+            host: self.host,
+            local: half.local,
+            remote: half.remote,
+            opened_at: half.opened_at.0.saturating_sub(self.skew_us),
+            closed_at: half.closed_at.map(|at| at.0.saturating_sub(self.skew_us)),
+            seen_at: half.seen_at.0.saturating_sub(self.skew_us),
+            bytes_sent: half.bytes_sent,
+            bytes_received: half.bytes_received,
+        }
+    }
+
+    /// What the stitcher is given of it.
+    pub fn candidate(&self, slot: SlotNumber) -> Candidate {
+        self.view().candidate(stitching::Handle(slot))
+    }
+
+    /// Whether it has its other end.
+    pub fn matched(&self) -> bool {
+        self.partner != NONE
+    }
+}
+
+/// All halves in memory; ours can be found by id.
+#[derive(Debug)]
+pub struct Slots {
+    list: Vec<Slot>,
+    free: Vec<SlotNumber>,
+    by_id: HashMap<HalfId, SlotNumber, Mixed>,
+}
+
+impl Slots {
+    /// None yet.
+    pub fn new(seed: u64) -> Self {
+        Self { list: Vec::new(), free: Vec::new(), by_id: HashMap::with_hasher(Mixed(seed)) }
+    }
+
+    /// Puts a half into memory.
+    pub fn add(&mut self, slot: Slot) -> SlotNumber {
+        let (id, remote) = (slot.half.id, slot.remote);
+        let number = match self.free.pop() {
+            Some(number) => {
+                self.list[number as usize] = slot;
+                number
+            }
+            None => {
+                self.list.push(slot);
+                (self.list.len() - 1) as SlotNumber
+            }
+        };
+        if !remote {
+            self.by_id.insert(id, number);
+        }
+        number
+    }
+
+    /// Takes a half out of memory.
+    pub fn remove(&mut self, number: SlotNumber) {
+        let slot = &mut self.list[number as usize];
+        slot.used = false;
+        if !slot.remote {
+            self.by_id.remove(&slot.half.id);
+        }
+        self.free.push(number);
+    }
+
+    /// One of our own halves.
+    pub fn of_id(&self, id: HalfId) -> Option<SlotNumber> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// Halves in memory.
+    pub fn count(&self) -> usize {
+        self.list.len() - self.free.len()
+    }
+
+    /// The slot, if a half is in it.
+    pub fn find(&self, number: SlotNumber) -> Option<&Slot> {
+        self.list.get(number as usize).filter(|slot| slot.used)
+    }
+}
+
+impl std::ops::Index<SlotNumber> for Slots {
+    type Output = Slot;
+
+    fn index(&self, number: SlotNumber) -> &Slot {
+        &self.list[number as usize]
+    }
+}
+
+impl std::ops::IndexMut<SlotNumber> for Slots {
+    fn index_mut(&mut self, number: SlotNumber) -> &mut Slot {
+        &mut self.list[number as usize]
+    }
+}
+
+impl Halves for Slots {
+    fn view(&self, handle: stitching::Handle) -> Option<HalfView> {
+        self.find(handle.0).map(Slot::view)
+    }
+}

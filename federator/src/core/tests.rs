@@ -1,0 +1,233 @@
+use super::*;
+use crate::record::code;
+use proptest::prelude::*;
+use weft_wire::{Owner, Protocol, Role, Site};
+
+fn config() -> CoreConfig {
+    CoreConfig { name: "fed-a".into(), hold_us: 1_500_000, expiry_us: 120_000_000, max_open: 10_000, seed: 3 }
+}
+
+fn core() -> Core {
+    let mut core = Core::new(config(), Loaded::default());
+    for key in [1, 2] {
+        let info = AgentInfo { name: format!("a{key}"), site: Site { cloud: "aws".into(), ..Site::default() }, ..AgentInfo::default() };
+        core.apply(key, Timestamp(0), Input::Agent { key: AgentKey(key), info });
+    }
+    core
+}
+
+fn half(agent: u64, cookie: u64, role: Role, isn: u32, state: HalfState) -> Half {
+    Half {
+        id: HalfId::new(AgentKey(agent), 7, cookie),
+        cookie,
+        protocol: Protocol::Tcp,
+        role,
+        state,
+        fingerprint: Fingerprint::TcpIsn { client: isn, server: isn.wrapping_mul(7) },
+        local: if role == Role::Client { "10.0.0.1:4000" } else { "10.9.9.9:80" }.parse().unwrap(),
+        remote: "203.0.113.9:80".parse().unwrap(),
+        opened_at: Timestamp(1000),
+        closed_at: state.finished().then_some(Timestamp(2000)),
+        seen_at: Timestamp(if state.finished() { 2000 } else { 1500 }),
+        bytes_sent: 5,
+        bytes_received: 5,
+        packets_sent: 1,
+        packets_received: 1,
+        rtt_us: 10,
+        retransmits: 0,
+        owner: 0,
+    }
+}
+
+fn batch(core: &mut Core, at: i64, agent: u64, seq: u64, halves: Vec<Half>) {
+    let owner = Owner { workload: format!("w{agent}"), ..Owner::default() };
+    let batch = HalfBatch { boot: 7, owners: vec![owner], halves };
+    core.apply(10 + seq, Timestamp(at), Input::Batch { agent: AgentKey(agent), seq, skew_us: 0, batch });
+}
+
+#[test]
+fn two_closed_ends_make_one_settled_row() {
+    let mut core = core();
+    batch(&mut core, 1, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
+    batch(&mut core, 2, 2, 1, vec![half(2, 1, Role::Server, 9, HalfState::Closed)]);
+    let flush = core.flush();
+    assert_eq!(flush.rows.len(), 1);
+    let row = flush.rows[0];
+    assert!(row.settled && row.client.is_some() && row.server.is_some());
+    assert_eq!(row.joined.unwrap().evidence, code::EVIDENCE[1]);
+    assert_eq!(row.joined.unwrap().confidence, Confidence::Exact);
+    assert_eq!((flush.owners.len(), flush.agents.len()), (2, 2));
+    assert_eq!(flush.sequences, [(AgentKey(1), 1), (AgentKey(2), 1)]);
+    core.advance(Timestamp(LINGER_US + 2));
+    assert_eq!(core.in_memory(), 0);
+    batch(&mut core, LINGER_US + 3, 1, 2, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
+    assert_eq!(core.flush().rows, [], "a half that left does not come back");
+    assert_eq!(core.counters().late, 1);
+}
+
+#[test]
+fn a_row_written_alone_is_replaced_when_the_other_end_comes() {
+    let mut core = core();
+    let server = half(2, 1, Role::Server, 9, HalfState::Open);
+    batch(&mut core, 1, 2, 1, vec![server]);
+    let flush = core.flush();
+    assert_eq!((flush.rows[0].id(), flush.rows[0].settled), (server.id, false));
+    let client = half(1, 1, Role::Client, 9, HalfState::Open);
+    batch(&mut core, 2, 1, 1, vec![client]);
+    let flush = core.flush();
+    assert_eq!((flush.rows.len(), flush.rows[0].id()), (1, client.id));
+    assert_eq!(flush.replaced, [server.id]);
+    batch(&mut core, 3, 1, 2, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
+    let flush = core.flush();
+    assert_eq!((flush.replaced, flush.rows[0].settled), (vec![client.id], false));
+    batch(&mut core, 4, 2, 2, vec![half(2, 1, Role::Server, 9, HalfState::Closed)]);
+    let flush = core.flush();
+    assert_eq!((flush.replaced, flush.rows[0].settled), (vec![client.id], true));
+}
+
+#[test]
+fn an_agent_that_restarted_does_not_take_back_what_was_known() {
+    let mut core = core();
+    let first = half(1, 1, Role::Client, 9, HalfState::Open);
+    batch(&mut core, 1, 1, 1, vec![first]);
+    let again = Half { fingerprint: Fingerprint::Unknown, opened_at: Timestamp(1400), seen_at: Timestamp(1600), bytes_sent: 70, ..first };
+    batch(&mut core, 2, 1, 2, vec![again]);
+    let side = core.flush().rows[0].client.unwrap();
+    assert_eq!((side.half.fingerprint, side.half.opened_at), (first.fingerprint, first.opened_at));
+    assert_eq!(side.half.bytes_sent, 70);
+    batch(&mut core, 3, 2, 1, vec![half(2, 1, Role::Server, 9, HalfState::Open)]);
+    assert!(core.flush().rows[0].joined.is_some());
+}
+
+#[test]
+fn no_partner_expires_and_leaves() {
+    let mut core = core();
+    batch(&mut core, 0, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
+    batch(&mut core, 0, 1, 2, vec![half(1, 2, Role::Client, 10, HalfState::Refused)]);
+    let flush = core.flush();
+    assert_eq!(flush.rows.iter().map(|row| row.unmatched).collect::<Vec<_>>(), [Some(Unmatched::Pending), Some(Unmatched::NotEstablished)]);
+    assert_eq!(flush.rows.iter().map(|row| row.settled).collect::<Vec<_>>(), [false, true]);
+    core.advance(Timestamp(122_000_000));
+    let flush = core.flush();
+    assert_eq!((flush.rows[0].unmatched, flush.rows[0].settled), (Some(Unmatched::NoPartner), true));
+    core.advance(Timestamp(140_000_000));
+    assert_eq!(core.in_memory(), 0);
+}
+
+#[test]
+fn downtime_does_not_expire_what_waits() {
+    let mut core = core();
+    batch(&mut core, 0, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
+    let an_hour = 3_600_000_000;
+    core.apply(20, Timestamp(an_hour), Input::Start { down_us: an_hour });
+    core.advance(Timestamp(an_hour + 1));
+    batch(&mut core, an_hour + 2, 2, 1, vec![half(2, 1, Role::Server, 9, HalfState::Closed)]);
+    assert!(core.flush().rows[0].joined.is_some());
+}
+
+#[test]
+fn a_third_claim_undoes_the_pair() {
+    let mut core = core();
+    batch(&mut core, 1, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
+    batch(&mut core, 2, 2, 1, vec![half(2, 1, Role::Server, 9, HalfState::Closed)]);
+    let pair = core.flush().rows[0].id();
+    batch(&mut core, 3, 2, 2, vec![half(2, 2, Role::Server, 9, HalfState::Closed)]);
+    let flush = core.flush();
+    assert_eq!(flush.replaced_done, [pair]);
+    assert_eq!(flush.rows.len(), 3);
+    assert!(flush.rows.iter().all(|row| row.unmatched == Some(Unmatched::Ambiguous) && row.joined.is_none()));
+}
+
+#[test]
+fn a_full_memory_stores_without_waiting() {
+    let mut core = Core::new(CoreConfig { max_open: 2, ..config() }, Loaded::default());
+    core.apply(1, Timestamp(0), Input::Agent { key: AgentKey(1), info: AgentInfo::default() });
+    let halves = (1..=5).map(|cookie| half(1, cookie, Role::Client, cookie as u32, HalfState::Closed)).collect();
+    batch(&mut core, 1, 1, 1, halves);
+    assert_eq!(core.in_memory(), 2);
+    assert_eq!(core.counters().memory_full, 3);
+    assert_eq!(core.flush().rows.len(), 5, "nothing is lost");
+}
+
+/// What a store would hold after these flushes.
+fn stored(flushes: &[Flush]) -> BTreeMap<HalfId, Row> {
+    let mut rows = BTreeMap::new();
+    for flush in flushes {
+        for id in flush.replaced.iter().chain(&flush.replaced_done) {
+            assert!(rows.remove(id).is_some(), "replaced what was not there");
+        }
+        for row in &flush.rows {
+            assert!(rows.insert(row.id(), *row).is_none(), "two rows of one id");
+        }
+    }
+    rows
+}
+
+#[derive(Clone, Debug)]
+struct Step {
+    pause: i64,
+    agent: u64,
+    halves: Vec<(u64, bool)>,
+    flush: bool,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = (0i64..3_000_000, 1u64..=2, prop::collection::vec((1u64..12, any::<bool>()), 0..6), any::<bool>())
+        .prop_map(|(pause, agent, halves, flush)| Step { pause, agent, halves, flush });
+    prop::collection::vec(step, 1..40)
+}
+
+/// Runs the steps; every one `twice` is delivered again, as an agent does that saw no acknowledgement.
+fn run(steps: &[Step], flush_when: impl Fn(&Step) -> bool, twice: bool) -> BTreeMap<HalfId, Row> {
+    let (mut core, mut now, mut flushes) = (core(), 0, Vec::new());
+    for (seq, step) in steps.iter().enumerate() {
+        now += step.pause;
+        let role = if step.agent == 1 { Role::Client } else { Role::Server };
+        let halves: Vec<Half> = step
+            .halves
+            .iter()
+            .map(|(cookie, closed)| {
+                let state = if *closed { HalfState::Closed } else { HalfState::Open };
+                half(step.agent, *cookie, role, *cookie as u32, state)
+            })
+            .collect();
+        for _ in 0..=usize::from(twice) {
+            batch(&mut core, now, step.agent, seq as u64 + 1, halves.clone());
+        }
+        if flush_when(step) {
+            flushes.push(core.flush());
+        }
+    }
+    flushes.push(core.flush());
+    stored(&flushes)
+}
+
+#[test]
+fn one_long_step_decides_as_many_short_ones() {
+    let (mut one, mut many) = (core(), core());
+    for core in [&mut one, &mut many] {
+        batch(core, 0, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed), half(1, 2, Role::Client, 10, HalfState::Open)]);
+    }
+    for at in 1..1300 {
+        many.advance(Timestamp(at * 100_003));
+    }
+    one.advance(Timestamp(1299 * 100_003));
+    assert_eq!(one.flush(), many.flush());
+    assert_eq!((one.counters(), one.now), (many.counters(), many.now));
+}
+
+fn states(rows: &BTreeMap<HalfId, Row>) -> Vec<(HalfId, Option<HalfId>, Option<Unmatched>, bool)> {
+    rows.iter().map(|(id, row)| (*id, row.server.map(|side| side.half.id), row.unmatched, row.settled)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_journal_gives_the_same_rows(steps in steps()) {
+        let once = run(&steps, |step| step.flush, false);
+        prop_assert_eq!(&once, &run(&steps, |step| step.flush, false));
+        prop_assert_eq!(&once, &run(&steps, |step| step.flush, true), "delivered twice");
+        prop_assert_eq!(states(&once), states(&run(&steps, |_| false, false)), "flushed at other times");
+    }
+}
