@@ -191,6 +191,8 @@ impl Drop for RunningAgent<'_> {
 /// The flow exporter, exporting to a collector that forgets.
 pub struct Softflowd {
     child: Child,
+    /// Its pid file; it must have one.
+    _dir: TempDir,
     _collector: Program,
 }
 
@@ -199,6 +201,7 @@ impl Softflowd {
     pub fn start(hosts: &Hosts) -> Result<Self> {
         let host = hosts.beside_server("softflowd")?;
         let collector = Program::start(&host, &["discard", COLLECTOR])?;
+        let dir = tempfile::tempdir().context("no temporary directory")?;
         let mut command = host.command(Path::new("/usr/sbin/softflowd"));
         // In the foreground, NetFlow 9, room for all flows, finished ones exported after a second: what makes it do the
         // work that the agent does, and not wait for its default of five minutes.
@@ -223,15 +226,14 @@ impl Softflowd {
             "-t",
             "expint=1s",
         ]);
-        command
-            .args(["-p", "/dev/null", "-c", "none"])
-            .stdout(Stdio::null())
+        command.arg("-p").arg(dir.path().join("pid")).args(["-c", "none"]).stdout(Stdio::null())
             .stderr(Stdio::null());
         let mut child = command.spawn().context("cannot start softflowd")?;
         sleep(Duration::from_secs(1));
         ensure!(child.try_wait()?.is_none(), "softflowd did not stay");
         Ok(Self {
             child,
+            _dir: dir,
             _collector: collector,
         })
     }
