@@ -1,1 +1,22 @@
-//! What federators decide together: owners, offers, cards. Pure.
+//! What federators decide together about the halves that found no partner at home: who is asked, who answers, what the two
+//! homes then tell each other. Pure: no clock, no randomness, no IO.
+//!
+//! Reading order: [`keys`] (what an offer says of a half, and what it does not), [`members`] (who owns a routing key),
+//! [`mesh`](mod@mesh) (the whole state machine of one federator, [`Mesh`]), then its two parts, [`owner`] (who belongs together) and
+//! [`home`] (what became of our halves).
+//!
+//! What must stay absent: anything about a half in an offer but keyed hashes, role and time; a match that rests on an owner's
+//! word alone.
+
+#![forbid(unsafe_code)]
+
+pub mod home;
+pub mod keys;
+pub mod members;
+pub mod mesh;
+pub mod owner;
+
+pub use home::{Link, Withdrawn};
+pub use keys::{Keys, MeshKey, card_view, host_key, network_key};
+pub use members::Members;
+pub use mesh::{Card, Config, Counters, Effect, Mesh, Misbehaved, Records};

@@ -1,0 +1,494 @@
+//! The home's part: what became of our halves that are matched, or looked for, through the mesh.
+
+use std::collections::VecDeque;
+
+use weft_stitching::{HalfView, Role, Rule, Verdict, judge};
+use weft_wire::HalfId;
+use weft_wire::control::{EndpointCard, Handle, Offer};
+
+use crate::keys::card_view;
+use crate::owner::{HomeIndex, Map};
+
+/// Why a half is taken back from the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// It has a partner at home.
+    Matched,
+    /// Several halves would fit it, or its match was contested.
+    Ambiguous,
+    /// It has waited long enough. A half whose partner is named already stays until the other home has spoken.
+    Expired,
+}
+
+/// What a home knows of the other end of one of its halves; what the federator stores with the half.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The other end's home.
+    pub peer: String,
+    /// Its name for the other end.
+    pub theirs: Handle,
+    /// Only the routing key agreed.
+    pub partial: bool,
+    /// The other end's card came and was found good: the halves are joined.
+    pub joined: bool,
+    /// The other end's last word has come: its half is finished.
+    pub heard_final: bool,
+    /// The other home has acknowledged our last word: our half, finished.
+    pub told_final: bool,
+}
+
+/// How much the other home has been told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Told {
+    Nothing,
+    Open,
+    Final,
+}
+
+/// What the home wants done.
+#[derive(Debug)]
+pub(crate) enum Act {
+    Offer(HomeIndex, Offer),
+    Withdraw(HomeIndex, Handle),
+    /// Send the card of this half.
+    Card(HomeIndex, HalfId),
+    /// Tell a home that its handle is in doubt.
+    Doubt(HomeIndex, Handle),
+    Join(HalfId, Box<EndpointCard>, Verdict),
+    Undo(HalfId),
+    Done(HalfId),
+}
+
+/// Totals since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HomeCounters {
+    /// Halves given to the mesh.
+    pub offered: u64,
+    /// Halves not given to it because it had too many.
+    pub refused: u64,
+    /// Halves joined.
+    pub joined: u64,
+    /// Matches undone.
+    pub undone: u64,
+    /// Notices and cards for handles that are not known (any more).
+    pub unknown_handle: u64,
+    /// Cards that do not fit the half they claim to be the other end of.
+    pub rejected: u64,
+    /// Notices or cards that name a second partner for a half.
+    pub conflicting: u64,
+    /// Named partners whose home never spoke.
+    pub silent: u64,
+}
+
+#[derive(Clone, Debug)]
+struct LinkState {
+    peer: HomeIndex,
+    theirs: Handle,
+    partial: bool,
+    joined: bool,
+    heard_final: bool,
+    /// Acknowledged.
+    told: Told,
+    /// Queued or on its way in the present session.
+    sent: Told,
+    /// A partial match's card that came before our own half was finished.
+    waiting: Option<Box<EndpointCard>>,
+}
+
+struct OwnHalf {
+    offer: Offer,
+    owner: HomeIndex,
+    finished: bool,
+    link: Option<LinkState>,
+    done: bool,
+}
+
+/// Halves of this home that the mesh is asked about or has matched.
+pub(crate) struct Home {
+    halves: Map<u64, OwnHalf>,
+    handles: Map<u64, HalfId>,
+    /// When to forget: halves that are done, and links that stay silent.
+    timers: VecDeque<(i64, HalfId)>,
+    acts: VecDeque<Act>,
+    max_halves: usize,
+    pub(crate) counters: HomeCounters,
+}
+
+impl Home {
+    pub(crate) fn new(max_halves: usize) -> Self {
+        Self {
+            halves: Map::default(),
+            handles: Map::default(),
+            timers: VecDeque::new(),
+            acts: VecDeque::new(),
+            max_halves,
+            counters: HomeCounters::default(),
+        }
+    }
+
+    pub(crate) fn poll(&mut self) -> Option<Act> {
+        self.acts.pop_front()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.halves.len()
+    }
+
+    pub(crate) fn offer(
+        &mut self,
+        id: HalfId,
+        offer: Offer,
+        owner: HomeIndex,
+        finished: bool,
+    ) -> bool {
+        if self.halves.contains_key(&id.0) {
+            return true;
+        }
+        if self.halves.len() >= self.max_halves {
+            self.counters.refused += 1;
+            return false;
+        }
+        self.counters.offered += 1;
+        self.handles.insert(offer.handle.0, id);
+        self.halves.insert(
+            id.0,
+            OwnHalf {
+                offer,
+                owner,
+                finished,
+                link: None,
+                done: false,
+            },
+        );
+        self.acts.push_back(Act::Offer(owner, offer));
+        true
+    }
+
+    /// A half that was linked before a restart.
+    pub(crate) fn restore(
+        &mut self,
+        id: HalfId,
+        offer: Offer,
+        owner: HomeIndex,
+        finished: bool,
+        peer: HomeIndex,
+        link: &Link,
+    ) {
+        let told = if link.told_final {
+            Told::Final
+        } else {
+            Told::Nothing
+        };
+        let link = LinkState {
+            peer,
+            theirs: link.theirs,
+            partial: link.partial,
+            joined: link.joined,
+            heard_final: link.heard_final,
+            told,
+            sent: told,
+            waiting: None,
+        };
+        self.handles.insert(offer.handle.0, id);
+        self.halves.insert(
+            id.0,
+            OwnHalf {
+                offer,
+                owner,
+                finished,
+                link: Some(link),
+                done: false,
+            },
+        );
+        self.send_card(id);
+    }
+
+    pub(crate) fn link(&self, id: HalfId, name: impl Fn(HomeIndex) -> String) -> Option<Link> {
+        let link = self.halves.get(&id.0)?.link.as_ref()?;
+        Some(Link {
+            peer: name(link.peer),
+            theirs: link.theirs,
+            partial: link.partial,
+            joined: link.joined,
+            heard_final: link.heard_final,
+            told_final: link.told == Told::Final,
+        })
+    }
+
+    pub(crate) fn withdraw(&mut self, now: i64, id: HalfId, why: Withdrawn) {
+        let Some(half) = self.halves.get(&id.0) else {
+            return;
+        };
+        match (&half.link, why) {
+            (Some(link), Withdrawn::Expired) => {
+                if !link.joined {
+                    self.timers.push_back((now, id));
+                }
+                return;
+            }
+            (Some(link), _) if link.joined || link.sent > Told::Nothing => {
+                self.acts.push_back(Act::Doubt(link.peer, link.theirs));
+            }
+            _ => {}
+        }
+        self.forget(id);
+    }
+
+    /// Our half was reported on again.
+    pub(crate) fn updated(&mut self, id: HalfId, own: &HalfView) {
+        let Some(half) = self.halves.get_mut(&id.0) else {
+            return;
+        };
+        if half.finished || own.closed_at.is_none() {
+            return;
+        }
+        half.finished = true;
+        self.send_card(id);
+        let waiting = self
+            .halves
+            .get_mut(&id.0)
+            .and_then(|half| half.link.as_mut())
+            .and_then(|link| link.waiting.take());
+        if let Some(card) = waiting {
+            self.weigh(id, own, card);
+        }
+    }
+
+    /// The owner names a partner.
+    pub(crate) fn notice(&mut self, yours: Handle, theirs: Handle, peer: HomeIndex, partial: bool) {
+        if let Some(id) = self.known(yours)
+            && self.name_partner(id, theirs, peer, partial)
+        {
+            self.send_card(id);
+        }
+    }
+
+    /// The other end's home speaks.
+    pub(crate) fn card(
+        &mut self,
+        peer: HomeIndex,
+        card: Box<EndpointCard>,
+        own: impl Fn(HalfId) -> Option<HalfView>,
+    ) {
+        let Some(id) = self.known(card.yours) else {
+            return;
+        };
+        if !self.name_partner(id, card.theirs, peer, card.partial) {
+            return;
+        }
+        self.send_card(id);
+        match own(id) {
+            Some(own) => self.weigh(id, &own, card),
+            None => self.forget(id),
+        }
+    }
+
+    /// An owner or the other home has doubts.
+    pub(crate) fn doubted(&mut self, from: HomeIndex, yours: Handle) {
+        let Some(id) = self.known(yours) else { return };
+        let Some(half) = self.halves.get(&id.0) else {
+            return;
+        };
+        if half.owner == from || half.link.as_ref().is_some_and(|link| link.peer == from) {
+            self.undo(id);
+        }
+    }
+
+    /// A session to this peer begins: says everything that it has not acknowledged.
+    pub(crate) fn session_begins(&mut self, peer: HomeIndex) {
+        let mut ids: Vec<_> = self.halves.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let Some(half) = self.halves.get_mut(&id) else {
+                continue;
+            };
+            match &mut half.link {
+                None if half.owner == peer => self.acts.push_back(Act::Offer(peer, half.offer)),
+                Some(link) if link.peer == peer => {
+                    link.sent = link.told;
+                    self.send_card(HalfId(id));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The peer has made a card durable.
+    pub(crate) fn card_acknowledged(&mut self, now: i64, id: HalfId, finished: bool) {
+        let Some(link) = self
+            .halves
+            .get_mut(&id.0)
+            .and_then(|half| half.link.as_mut())
+        else {
+            return;
+        };
+        link.told = link
+            .told
+            .max(if finished { Told::Final } else { Told::Open });
+        self.finish(now, id);
+    }
+
+    /// Forgets what is done, and partners that stayed silent, after `keep_us`.
+    pub(crate) fn advance(&mut self, now: i64, keep_us: i64) {
+        while let Some((at, id)) = self.timers.front().copied() {
+            if at > now.saturating_sub(keep_us) {
+                break;
+            }
+            self.timers.pop_front();
+            let joined = |half: &OwnHalf| half.link.as_ref().is_some_and(|link| link.joined);
+            match self.halves.get(&id.0) {
+                Some(half) if half.done => self.forget(id),
+                Some(half) if !joined(half) => {
+                    self.counters.silent += 1;
+                    self.forget(id);
+                }
+                _ => {}
+            }
+        }
+        // Joined by a card: the last word may have come with it.
+        let _ = now;
+    }
+
+    /// Both ends have said their last word: nothing more will come.
+    pub(crate) fn finish(&mut self, now: i64, id: HalfId) {
+        let Some(half) = self.halves.get_mut(&id.0) else {
+            return;
+        };
+        let Some(link) = &half.link else { return };
+        if !half.done && link.joined && link.heard_final && link.told == Told::Final {
+            half.done = true;
+            self.timers.push_back((now, id));
+            self.acts.push_back(Act::Done(id));
+        }
+    }
+
+    fn known(&mut self, handle: Handle) -> Option<HalfId> {
+        let id = self.handles.get(&handle.0).copied();
+        self.counters.unknown_handle += u64::from(id.is_none());
+        id
+    }
+
+    /// Whether this is (now) the half's partner.
+    fn name_partner(&mut self, id: HalfId, theirs: Handle, peer: HomeIndex, partial: bool) -> bool {
+        let Some(half) = self.halves.get_mut(&id.0) else {
+            return false;
+        };
+        match &mut half.link {
+            Some(link) if (link.peer, link.theirs) == (peer, theirs) => {
+                link.partial &= partial;
+                true
+            }
+            Some(link) if link.joined && partial => {
+                self.counters.conflicting += 1;
+                false
+            }
+            Some(link) if !link.joined && link.partial != partial => {
+                // Full agreement takes the place of a partial one, and is not displaced by it.
+                self.counters.conflicting += 1;
+                if !partial {
+                    half.link = Some(LinkState::new(peer, theirs, partial));
+                }
+                !partial
+            }
+            Some(_) => {
+                self.counters.conflicting += 1;
+                self.undo(id);
+                false
+            }
+            None => {
+                half.link = Some(LinkState::new(peer, theirs, partial));
+                true
+            }
+        }
+    }
+
+    /// Sends our card, if it says more than what was sent. That of a partial match waits for the end: before, it
+    /// decides nothing.
+    fn send_card(&mut self, id: HalfId) {
+        let Some(half) = self.halves.get_mut(&id.0) else {
+            return;
+        };
+        let Some(link) = &mut half.link else { return };
+        let level = if half.finished {
+            Told::Final
+        } else {
+            Told::Open
+        };
+        if link.sent < level && (half.finished || !link.partial) {
+            link.sent = level;
+            self.acts.push_back(Act::Card(link.peer, id));
+        }
+    }
+
+    /// Judges a card against our own half.
+    fn weigh(&mut self, id: HalfId, own: &HalfView, card: Box<EndpointCard>) {
+        let Some(half) = self.halves.get_mut(&id.0) else {
+            return;
+        };
+        let Some(link) = &mut half.link else { return };
+        let other = card_view(&card);
+        let verdict = if own.role == Role::Client {
+            judge(own, &other)
+        } else {
+            judge(&other, own)
+        };
+        match verdict {
+            Some(verdict)
+                if card.partial == (verdict.rule == Rule::TcpClientIsn) || !link.partial =>
+            {
+                link.heard_final |= card.half.state.finished();
+                self.counters.joined += u64::from(!link.joined);
+                if !link.joined {
+                    link.joined = true;
+                    self.acts
+                        .push_back(Act::Withdraw(half.owner, half.offer.handle));
+                }
+                self.acts.push_back(Act::Join(id, card, verdict));
+            }
+            // Both are judged again when ours is finished.
+            None if link.partial && own.closed_at.is_none() => link.waiting = Some(card),
+            _ if link.joined => {
+                // Identity and fingerprint cannot change; an update that looks otherwise is kept out.
+                self.counters.rejected += 1;
+                link.heard_final |= card.half.state.finished();
+            }
+            _ => {
+                self.counters.rejected += 1;
+                self.forget(id);
+            }
+        }
+    }
+
+    fn undo(&mut self, id: HalfId) {
+        self.counters.undone += 1;
+        self.acts.push_back(Act::Undo(id));
+        self.forget(id);
+    }
+
+    fn forget(&mut self, id: HalfId) {
+        let Some(half) = self.halves.remove(&id.0) else {
+            return;
+        };
+        self.handles.remove(&half.offer.handle.0);
+        if !half.done {
+            self.acts
+                .push_back(Act::Withdraw(half.owner, half.offer.handle));
+        }
+    }
+}
+
+impl LinkState {
+    fn new(peer: HomeIndex, theirs: Handle, partial: bool) -> Self {
+        let (joined, heard_final) = (false, false);
+        Self {
+            peer,
+            theirs,
+            partial,
+            joined,
+            heard_final,
+            told: Told::Nothing,
+            sent: Told::Nothing,
+            waiting: None,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! What an offer says of a half: keyed hashes.
+//!
+//! Who does not hold the mesh's key learns nothing from them. A federator that holds it could try all 2^32 client ISNs, and
+//! would learn an ISN, which says nothing of who talks to whom; a half without ISNs is hashed with its addresses, which
+//! a federator could confirm that already suspects them.
+
+use std::fmt;
+
+use weft_stitching::{Fingerprint, HalfView, Role, scope_key};
+use weft_wire::control::{EndpointCard, Handle};
+use weft_wire::{HalfId, Site};
+
+/// The secret that all federators of a mesh share.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MeshKey([u8; 32]);
+
+impl fmt::Debug for MeshKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MeshKey(secret)")
+    }
+}
+
+/// The two hashes of an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Keys {
+    /// Of what both ends always agree on: chooses the owner.
+    pub routing: u64,
+    /// Of the whole fingerprint.
+    pub matching: u64,
+}
+
+impl MeshKey {
+    /// The key with these bytes.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The hashes of a half: of its ISNs, or, where they are not known, of network and addresses.
+    pub fn keys(&self, half: &HalfView) -> Keys {
+        match half.fingerprint {
+            Fingerprint::TcpIsn { client, server } => Keys {
+                routing: self.hash(b"isn", &[&client.to_le_bytes()]),
+                matching: self.hash(b"isns", &[&client.to_le_bytes(), &server.to_le_bytes()]),
+            },
+            Fingerprint::Unknown => {
+                let tuple = half.tuple_key().to_le_bytes();
+                Keys {
+                    routing: self.hash(b"tuple", &[&tuple]),
+                    matching: self.hash(b"tuples", &[&tuple]),
+                }
+            }
+        }
+    }
+
+    /// A home's name for a half: the same after a restart, and meaningless to everyone else.
+    pub fn handle(&self, home: &str, half: HalfId) -> Handle {
+        Handle(self.hash(b"handle", &[home.as_bytes(), &half.0.to_le_bytes()]))
+    }
+
+    fn hash(&self, what: &[u8], parts: &[&[u8]]) -> u64 {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(what);
+        for part in parts {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        let mut first = [0; 8];
+        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(first)
+    }
+}
+
+/// [`HalfView::network`] of an agent's site: the same at every federator.
+pub fn network_key(site: &Site) -> u64 {
+    scope_key([
+        site.cloud.as_bytes(),
+        site.account.as_bytes(),
+        site.network.as_bytes(),
+    ])
+}
+
+/// [`HalfView::host`] of an agent and a network namespace on its host.
+pub fn host_key(federator: &str, agent: &str, netns: u32) -> u64 {
+    scope_key([
+        federator.as_bytes(),
+        agent.as_bytes(),
+        &netns.to_le_bytes()[..],
+    ])
+}
+
+/// The other end of a match, as its home's card tells it. Times on a card are corrected by its sender.
+pub fn card_view(card: &EndpointCard) -> HalfView {
+    let half = &card.half;
+    HalfView {
+        role: match half.role {
+            weft_wire::Role::Client => Role::Client,
+            weft_wire::Role::Server => Role::Server,
+        },
+        fingerprint: match half.fingerprint {
+            weft_wire::Fingerprint::Unknown => Fingerprint::Unknown,
+            weft_wire::Fingerprint::TcpIsn { client, server } => {
+                Fingerprint::TcpIsn { client, server }
+            }
+        },
+        network: network_key(&card.site),
+        host: host_key(&card.federator, &card.agent, card.owner.netns),
+        local: half.local,
+        remote: half.remote,
+        opened_at: half.opened_at.0,
+        closed_at: half.closed_at.map(|at| at.0),
+        seen_at: half.seen_at.0,
+        bytes_sent: half.bytes_sent,
+        bytes_received: half.bytes_received,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn half(role: Role, fingerprint: Fingerprint) -> HalfView {
+        let (client, server) = (
+            "10.0.0.1:40000".parse().unwrap(),
+            "10.0.0.2:80".parse().unwrap(),
+        );
+        let (local, remote) = if role == Role::Client {
+            (client, server)
+        } else {
+            (server, client)
+        };
+        HalfView {
+            role,
+            fingerprint,
+            network: 1,
+            host: 1,
+            local,
+            remote,
+            opened_at: 0,
+            closed_at: None,
+            seen_at: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+
+    #[test]
+    fn both_ends_have_the_same_keys() {
+        let key = MeshKey::new([7; 32]);
+        for fingerprint in [
+            Fingerprint::Unknown,
+            Fingerprint::TcpIsn {
+                client: 1,
+                server: 2,
+            },
+        ] {
+            let (client, server) = (
+                half(Role::Client, fingerprint),
+                half(Role::Server, fingerprint),
+            );
+            assert_eq!(key.keys(&client), key.keys(&server));
+            assert_ne!(key.keys(&client), MeshKey::new([8; 32]).keys(&client));
+            assert_ne!(key.keys(&client).routing, key.keys(&client).matching);
+        }
+    }
+
+    #[test]
+    fn a_syn_proxy_keeps_the_routing_key_only() {
+        let key = MeshKey::new([7; 32]);
+        let client = key.keys(&half(
+            Role::Client,
+            Fingerprint::TcpIsn {
+                client: 1,
+                server: 2,
+            },
+        ));
+        let server = key.keys(&half(
+            Role::Server,
+            Fingerprint::TcpIsn {
+                client: 1,
+                server: 3,
+            },
+        ));
+        assert_eq!(client.routing, server.routing);
+        assert_ne!(client.matching, server.matching);
+    }
+
+    #[test]
+    fn the_key_does_not_print() {
+        assert_eq!(format!("{:?}", MeshKey::new([7; 32])), "MeshKey(secret)");
+    }
+}

@@ -1,0 +1,429 @@
+//! The owner's part: which offers belong together.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use weft_wire::Role;
+use weft_wire::control::{Handle, Offer};
+use weft_wire::model::mix64;
+
+/// A hash map without hidden randomness. Its keys are keyed hashes already, so no outsider can make them collide.
+pub(crate) type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
+
+/// Mixes the words of a key.
+#[derive(Default)]
+pub(crate) struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes
+            .iter()
+            .for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = mix64(self.0 ^ word).wrapping_add(1);
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+}
+
+/// A home, by its index among the members.
+pub(crate) type HomeIndex = usize;
+
+/// Offers that one owner keeps for one routing key: more is not chance but somebody who sends one ISN over and over.
+const MAX_PER_ROUTING_KEY: usize = 64;
+
+/// What the owner has to tell a home about one of its handles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// It has a partner.
+    Matched {
+        yours: Handle,
+        theirs: Handle,
+        home: HomeIndex,
+        partial: bool,
+    },
+    /// Several would fit.
+    Ambiguous(Handle),
+}
+
+/// Totals since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnerCounters {
+    /// Offers taken, those made again included.
+    pub offers: u64,
+    /// Pairs found, partial ones included.
+    pub pairs: u64,
+    /// Pairs of which only the routing key agreed.
+    pub partial: u64,
+    /// Offers found ambiguous.
+    pub ambiguous: u64,
+    /// Offers refused because their home, the owner or the routing key had too many.
+    pub refused: u64,
+    /// Offers that expired without partner.
+    pub expired: u64,
+}
+
+pub(crate) struct Limits {
+    pub(crate) expiry_us: i64,
+    pub(crate) partial_delay_us: i64,
+    pub(crate) max_offers: usize,
+    pub(crate) max_offers_per_home: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    /// With the partner of this name.
+    Matched {
+        partner: (HomeIndex, Handle),
+        partial: bool,
+    },
+    Ambiguous,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    home: HomeIndex,
+    offer: Offer,
+    arrived: i64,
+    state: State,
+    /// Its home has what it needs; kept to recognise a third.
+    withdrawn: bool,
+}
+
+impl Entry {
+    fn name(&self) -> (HomeIndex, Handle) {
+        (self.home, self.offer.handle)
+    }
+
+    /// Free for a full agreement: one that rests on the routing key alone gives way.
+    fn free(&self) -> bool {
+        matches!(
+            self.state,
+            State::Waiting | State::Matched { partial: true, .. }
+        ) && !self.withdrawn
+    }
+
+    fn full_partner(&self) -> Option<(HomeIndex, Handle)> {
+        match self.state {
+            State::Matched {
+                partner,
+                partial: false,
+            } => Some(partner),
+            _ => None,
+        }
+    }
+}
+
+/// The offers of all homes whose routing key this federator owns. Soft state: every home makes its offers again
+/// when a session to the owner begins.
+///
+/// Two offers of opposite roles that agree on the matching key are a pair at once. Two that agree only on the routing key
+/// are a pair after a delay, if nothing else has that routing key. Two offers of one role with one matching key make
+/// all offers with it ambiguous, also those already paired, and those that come later: pairs are kept for
+/// that until they expire.
+pub(crate) struct Owner {
+    limits: Limits,
+    groups: Map<u64, Vec<Entry>>,
+    routing: Map<(HomeIndex, Handle), u64>,
+    per_home: Vec<usize>,
+    partial: VecDeque<(i64, u64)>,
+    expiry: VecDeque<(i64, u64)>,
+    words: VecDeque<(HomeIndex, Word)>,
+    counters: OwnerCounters,
+}
+
+impl Owner {
+    pub(crate) fn new(homes: usize, limits: Limits) -> Self {
+        Self {
+            limits,
+            groups: Map::default(),
+            routing: Map::default(),
+            per_home: vec![0; homes],
+            partial: VecDeque::new(),
+            expiry: VecDeque::new(),
+            words: VecDeque::new(),
+            counters: OwnerCounters::default(),
+        }
+    }
+
+    pub(crate) fn counters(&self) -> OwnerCounters {
+        self.counters
+    }
+
+    /// Offers kept now.
+    pub(crate) fn len(&self) -> usize {
+        self.routing.len()
+    }
+
+    pub(crate) fn poll(&mut self) -> Option<(HomeIndex, Word)> {
+        self.words.pop_front()
+    }
+
+    /// A home offers a half, perhaps again.
+    pub(crate) fn offer(&mut self, now: i64, home: HomeIndex, offer: Offer) {
+        self.counters.offers += 1;
+        let name = (home, offer.handle);
+        match self.routing.get(&name) {
+            Some(routing) if *routing == offer.routing_key => return self.offer_again(name, offer),
+            Some(_) => self.forget(name),
+            None => {}
+        }
+        let group_len = self.groups.get(&offer.routing_key).map_or(0, Vec::len);
+        let full = self.routing.len() >= self.limits.max_offers
+            || self.per_home[home] >= self.limits.max_offers_per_home
+            || group_len >= MAX_PER_ROUTING_KEY;
+        if full {
+            self.counters.refused += 1;
+            return;
+        }
+        self.routing.insert(name, offer.routing_key);
+        self.per_home[home] += 1;
+        let entry = Entry {
+            home,
+            offer,
+            arrived: now,
+            state: State::Waiting,
+            withdrawn: false,
+        };
+        self.groups
+            .entry(offer.routing_key)
+            .or_default()
+            .push(entry);
+        self.partial.push_back((now, offer.routing_key));
+        self.expiry.push_back((now, offer.routing_key));
+        self.match_fully(offer.routing_key, offer.matching_key);
+    }
+
+    /// The home does not know yet what was found about this offer.
+    fn offer_again(&mut self, name: (HomeIndex, Handle), offer: Offer) {
+        let Some(group) = self.groups.get_mut(&offer.routing_key) else {
+            return;
+        };
+        let Some(entry) = group.iter_mut().find(|entry| entry.name() == name) else {
+            return;
+        };
+        entry.withdrawn = false;
+        if entry.offer.matching_key != offer.matching_key || entry.offer.role != offer.role {
+            entry.offer = offer;
+            entry.state = State::Waiting;
+            return self.match_fully(offer.routing_key, offer.matching_key);
+        }
+        match entry.state {
+            State::Waiting => self.match_fully(offer.routing_key, offer.matching_key),
+            State::Matched { partner, partial } => self.tell(name, partner, partial),
+            State::Ambiguous => self.words.push_back((name.0, Word::Ambiguous(name.1))),
+        }
+    }
+
+    /// The home no longer asks. A pair stays known until it expires.
+    pub(crate) fn withdraw(&mut self, home: HomeIndex, handle: Handle) {
+        let name = (home, handle);
+        let Some(entry) = self.entry_mut(name) else {
+            return;
+        };
+        match entry.state {
+            State::Matched { .. } => entry.withdrawn = true,
+            State::Waiting | State::Ambiguous => self.forget(name),
+        }
+    }
+
+    /// A new session of this home begins: what it still asks for it will offer again.
+    pub(crate) fn home_returns(&mut self, home: HomeIndex) {
+        let mut gone: Vec<_> = self
+            .routing
+            .keys()
+            .filter(|(h, _)| *h == home)
+            .copied()
+            .collect();
+        gone.retain(|name| {
+            self.entry_mut(*name)
+                .is_some_and(|entry| entry.state == State::Waiting)
+        });
+        gone.into_iter().for_each(|name| self.forget(name));
+    }
+
+    /// A session to this home begins: what was said on the last one may be lost.
+    pub(crate) fn tell_again(&mut self, home: HomeIndex) {
+        let mut handles: Vec<_> = self
+            .routing
+            .keys()
+            .filter(|(h, _)| *h == home)
+            .copied()
+            .collect();
+        handles.sort();
+        for name in handles {
+            match self
+                .entry_mut(name)
+                .map(|entry| (entry.state, entry.withdrawn))
+            {
+                Some((State::Matched { partner, partial }, false)) => {
+                    self.tell(name, partner, partial)
+                }
+                Some((State::Ambiguous, false)) => {
+                    self.words.push_back((home, Word::Ambiguous(name.1)))
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Time has passed.
+    pub(crate) fn advance(&mut self, now: i64) {
+        while let Some((arrived, routing)) = self.partial.front().copied() {
+            if arrived > now.saturating_sub(self.limits.partial_delay_us) {
+                break;
+            }
+            self.partial.pop_front();
+            self.match_partially(routing);
+        }
+        let dead = now.saturating_sub(self.limits.expiry_us);
+        while let Some((arrived, routing)) = self.expiry.front().copied() {
+            if arrived > dead {
+                break;
+            }
+            self.expiry.pop_front();
+            let group = self.groups.get(&routing).map_or(&[][..], Vec::as_slice);
+            let gone: Vec<_> = group
+                .iter()
+                .filter(|e| e.arrived <= dead)
+                .map(|e| (e.name(), e.state))
+                .collect();
+            for (name, state) in gone {
+                self.counters.expired += u64::from(state == State::Waiting);
+                self.forget(name);
+            }
+        }
+    }
+
+    fn match_fully(&mut self, routing: u64, matching: u64) {
+        let Some(group) = self.groups.get_mut(&routing) else {
+            return;
+        };
+        let mut same: Vec<&mut Entry> = group
+            .iter_mut()
+            .filter(|e| e.offer.matching_key == matching)
+            .collect();
+        let clients = same.iter().filter(|e| e.offer.role == Role::Client).count();
+        if clients > 1 || same.len() - clients > 1 {
+            for entry in same {
+                if entry.state != State::Ambiguous {
+                    entry.state = State::Ambiguous;
+                    self.counters.ambiguous += 1;
+                    self.words
+                        .push_back((entry.home, Word::Ambiguous(entry.offer.handle)));
+                }
+            }
+            return;
+        }
+        let [x, y] = same.as_mut_slice() else { return };
+        let may = |x: &Entry, y: &Entry| x.free() || x.full_partner() == Some(y.name());
+        if !may(x, y) || !may(y, x) {
+            // One of them stands in doubt, or its partner was another handle: what is said stays said.
+            return;
+        }
+        let (first, second) = (x.name(), y.name());
+        let left = [x.state, y.state];
+        self.counters.pairs += u64::from(x.full_partner().is_none() && y.full_partner().is_none());
+        x.state = State::Matched {
+            partner: second,
+            partial: false,
+        };
+        y.state = State::Matched {
+            partner: first,
+            partial: false,
+        };
+        for state in left {
+            self.release_partial(state, [first, second]);
+        }
+        self.tell(first, second, false);
+        self.tell(second, first, false);
+    }
+
+    /// A better partner has come: the one that agreed in part waits again.
+    fn release_partial(&mut self, state: State, pair: [(HomeIndex, Handle); 2]) {
+        if let State::Matched {
+            partner,
+            partial: true,
+        } = state
+            && !pair.contains(&partner)
+            && let Some(entry) = self.entry_mut(partner)
+        {
+            entry.state = State::Waiting;
+        }
+    }
+
+    fn match_partially(&mut self, routing: u64) {
+        let Some(group) = self.groups.get_mut(&routing) else {
+            return;
+        };
+        let mut open = group.iter_mut().filter(|e| e.full_partner().is_none());
+        let (Some(x), Some(y), None) = (open.next(), open.next(), open.next()) else {
+            return;
+        };
+        let waiting = x.state == State::Waiting && y.state == State::Waiting;
+        if !waiting || x.offer.role == y.offer.role || x.offer.matching_key == y.offer.matching_key
+        {
+            return;
+        }
+        let (first, second) = (x.name(), y.name());
+        x.state = State::Matched {
+            partner: second,
+            partial: true,
+        };
+        y.state = State::Matched {
+            partner: first,
+            partial: true,
+        };
+        self.counters.pairs += 1;
+        self.counters.partial += 1;
+        self.tell(first, second, true);
+        self.tell(second, first, true);
+    }
+
+    fn tell(
+        &mut self,
+        (home, yours): (HomeIndex, Handle),
+        (other, theirs): (HomeIndex, Handle),
+        partial: bool,
+    ) {
+        self.words.push_back((
+            home,
+            Word::Matched {
+                yours,
+                theirs,
+                home: other,
+                partial,
+            },
+        ));
+    }
+
+    fn entry_mut(&mut self, name: (HomeIndex, Handle)) -> Option<&mut Entry> {
+        let routing = self.routing.get(&name)?;
+        self.groups
+            .get_mut(routing)?
+            .iter_mut()
+            .find(|entry| entry.name() == name)
+    }
+
+    fn forget(&mut self, name: (HomeIndex, Handle)) {
+        let Some(routing) = self.routing.remove(&name) else {
+            return;
+        };
+        self.per_home[name.0] -= 1;
+        if let Some(group) = self.groups.get_mut(&routing) {
+            group.retain(|entry| entry.name() != name);
+            if group.is_empty() {
+                self.groups.remove(&routing);
+            }
+        }
+    }
+}
