@@ -5,12 +5,12 @@ use thiserror::Error;
 use crate::codec;
 use crate::control::CloseCode;
 use crate::frame::Kind;
-use crate::model::{AgentKey, HalfBatch, HalfId};
+use crate::model::{AgentKey, Half, HalfBatch, HalfId, Owner};
 
 /// Most rows in a batch.
-pub const MAX_ROWS: usize = 65_536;
+pub const MAX_ROWS: usize = 16_384;
 /// Most owners in a batch's dictionary.
-pub const MAX_OWNERS: usize = 65_536;
+pub const MAX_OWNERS: usize = 16_384;
 
 /// The peer misbehaved, or a file is damaged.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -39,9 +39,18 @@ impl BatchError {
 
 /// Encodes a batch. [`crate::Half::id`] does not travel; cookie and boot do.
 pub fn encode(batch: &HalfBatch) -> Result<Vec<u8>, BatchError> {
-    check("rows", batch.halves.len(), MAX_ROWS)?;
-    check("owners", batch.owners.len(), MAX_OWNERS)?;
-    codec::to_bytes(Kind::HalfBatch, batch)
+    encode_rows(batch.boot, &batch.owners, &batch.halves)
+}
+
+/// Encodes rows that point into `owners`; only owners that a row points to travel.
+pub fn encode_rows(boot: u64, owners: &[Owner], halves: &[Half]) -> Result<Vec<u8>, BatchError> {
+    check("rows", halves.len(), MAX_ROWS)?;
+    let batch = HalfBatch {
+        boot,
+        owners: owners.to_vec(),
+        halves: halves.to_vec(),
+    };
+    codec::to_bytes(Kind::HalfBatch, &batch)
         .map_err(|error| BatchError::Malformed(error.to_string()))
 }
 

@@ -1,0 +1,218 @@
+//! Brings what is in the spool to the federator: in order, again until acknowledged.
+//!
+//! [`machine`] decides (pure: time and randomness are passed in); [`run`] dials, sends and receives.
+
+pub mod machine;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use weft_transport::{Dialler, Expect, Fault, FrameReceiver, FrameSender, Identity, Session, TransportError};
+use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION};
+use weft_wire::{AgentInfo, Timestamp};
+
+use crate::spool::shared::SharedSpool;
+use crate::spool::{Entry, SpoolError};
+use machine::{Machine, Misbehaviour, Step};
+
+/// Longest wait for an answer to the hello, and for the federator to read.
+pub const PEER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the federator hears how the agent is, and the spool is flushed to the disk.
+pub const STATUS_INTERVAL: Duration = Duration::from_secs(3);
+
+/// What the uplink needs from the rest of the agent.
+pub struct Uplink {
+    /// `host:port` of the home federator.
+    pub federator: String,
+    /// Certificate and key.
+    pub identity: Identity,
+    /// What the agent says of itself.
+    pub agent: AgentInfo,
+    /// Where batches wait.
+    pub spool: SharedSpool,
+    /// The counters to report; the spool's own are filled in.
+    pub status: Arc<dyn Fn() -> AgentStatus + Send + Sync>,
+    /// The wall clock.
+    pub clock: fn() -> Timestamp,
+    /// Seeds the jitter of the waits between attempts: different on every host.
+    pub seed: u64,
+    /// Told whether a session stands.
+    pub connected: watch::Sender<bool>,
+}
+
+/// Why a session ended, as the log shows it.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("the spool cannot be read: {0}")]
+    Spool(#[from] SpoolError),
+}
+
+struct Link {
+    session: Session,
+    send: FrameSender,
+    receive: FrameReceiver,
+}
+
+impl Uplink {
+    /// Runs until `stop` says true (or its sender is gone), then closes the session.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let dialler = loop {
+            match Dialler::new(&self.identity) {
+                Ok(dialler) => break dialler,
+                // No sockets or memory: may pass.
+                Err(error) => tracing::error!(%error, "the uplink has no socket"),
+            }
+            tokio::select! {
+                () = sleep(PEER_TIMEOUT) => {}
+                () = stopped(&mut stop) => return,
+            }
+        };
+        tokio::select! {
+            () = self.keep_connected(&dialler) => {}
+            () = stopped(&mut stop) => {}
+        }
+        dialler.wait_idle().await;
+    }
+
+    async fn keep_connected(&self, dialler: &Dialler) {
+        let start = Instant::now();
+        let mut machine = Machine::new(self.seed);
+        loop {
+            match machine.step(start.elapsed()) {
+                Step::Wait(time) => sleep(time).await,
+                Step::Dial => {
+                    let ended = self.attempt(dialler, &mut machine, start).await;
+                    machine.ended(start.elapsed());
+                    self.connected.send_replace(false);
+                    log_end(&self.federator, &ended);
+                }
+            }
+        }
+    }
+
+    /// One session, from dialling to its end.
+    async fn attempt(&self, dialler: &Dialler, machine: &mut Machine, start: Instant) -> Ended {
+        match self.connect(dialler).await {
+            Ok((link, welcome)) => {
+                tracing::info!(federator = %welcome.federator, durable_seq = welcome.durable_seq, "connected");
+                self.connected.send_replace(true);
+                let (session, served) = (link.session.clone(), self.serve(link, &welcome, machine, start));
+                match served.await {
+                    Ok(never) => match never {},
+                    Err(ended) => {
+                        session.close(CloseCode::Done, "the uplink starts again");
+                        ended
+                    }
+                }
+            }
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn connect(&self, dialler: &Dialler) -> Result<(Link, AgentWelcome), TransportError> {
+        let session = dialler.dial(&self.federator, &Expect::any_federator()).await?;
+        let (mut send, mut receive) = session.open_bi().await?;
+        let hello = AgentHello { version: PROTOCOL_VERSION, agent: self.agent.clone(), now: (self.clock)() };
+        send.send(&hello, PEER_TIMEOUT).await?;
+        let welcome = receive.expect(PEER_TIMEOUT).await?;
+        Ok((Link { session, send, receive }, welcome))
+    }
+
+    async fn serve(
+        &self,
+        mut link: Link,
+        welcome: &AgentWelcome,
+        machine: &mut Machine,
+        start: Instant,
+    ) -> Result<std::convert::Infallible, Ended> {
+        self.resume(welcome)?;
+        machine.connected(start.elapsed(), welcome.durable_seq);
+        link.send.send(&self.status(), PEER_TIMEOUT).await?;
+        let mut status = interval(STATUS_INTERVAL);
+        status.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            while machine.may_send() {
+                let Some(entry) = self.spool.lock().next_entry()? else { break };
+                self.send(&mut link.send, machine, start, &entry).await?;
+            }
+            tokio::select! {
+                received = link.receive.recv() => {
+                    let frame = received?.ok_or(TransportError::StreamEnded)?;
+                    let ack: Ack = link.session.decode(&frame)?;
+                    self.acknowledged(&link.session, machine, start, ack)?;
+                }
+                _ = status.tick() => {
+                    link.send.send(&self.status(), PEER_TIMEOUT).await?;
+                    self.spool.lock().sync()?;
+                    if machine.stalled(start.elapsed()) {
+                        link.session.close(CloseCode::Limit, "no acknowledgement came");
+                    }
+                }
+                () = self.spool.appended(), if machine.may_send() => {}
+            }
+        }
+    }
+
+    /// Brings the spool to where the federator is.
+    fn resume(&self, welcome: &AgentWelcome) -> Result<(), SpoolError> {
+        let mut spool = self.spool.lock();
+        if welcome.durable_seq > spool.last_seq() {
+            tracing::warn!(durable_seq = welcome.durable_seq, "the federator has later batches than the spool; numbers skip");
+            spool.skip_past(welcome.durable_seq)?;
+        }
+        spool.acknowledge(welcome.durable_seq)?;
+        spool.rewind();
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        send: &mut FrameSender,
+        machine: &mut Machine,
+        start: Instant,
+        entry: &Entry,
+    ) -> Result<(), TransportError> {
+        machine.sent(start.elapsed(), entry.seq, entry.batch.len());
+        send.send_batch(entry.seq, &entry.batch, PEER_TIMEOUT).await
+    }
+
+    fn acknowledged(&self, session: &Session, machine: &mut Machine, start: Instant, ack: Ack) -> Result<(), Ended> {
+        match machine.acknowledged(start.elapsed(), ack.seq) {
+            Ok(()) => Ok(self.spool.lock().acknowledge(ack.seq)?),
+            Err(Misbehaviour::NeverSent) => {
+                let detail = format!("it acknowledged batch {}, which was not sent", ack.seq);
+                Err(session.misbehaved(CloseCode::Unexpected, detail).into())
+            }
+        }
+    }
+
+    fn status(&self) -> AgentStatus {
+        let totals = self.spool.lock().totals();
+        let mut status = (self.status)();
+        status.now = (self.clock)();
+        status.spool_bytes = totals.bytes;
+        status.spool_dropped = totals.rows_dropped;
+        status
+    }
+}
+
+fn log_end(federator: &str, ended: &Ended) {
+    match ended {
+        Ended::Transport(error) if error.fault() == Fault::Network => {
+            tracing::info!(federator, %error, "not connected; batches wait in the spool");
+        }
+        ended => tracing::error!(federator, error = %ended, "not connected; batches wait in the spool"),
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone: the program ends.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+#[cfg(test)]
+mod tests;
