@@ -345,8 +345,6 @@ impl Home {
                 _ => {}
             }
         }
-        // Joined by a card: the last word may have come with it.
-        let _ = now;
     }
 
     /// Both ends have said their last word: nothing more will come.

@@ -169,12 +169,18 @@ struct Peer {
     session: Option<Session>,
     /// Of the last hello, on either session.
     instance: Option<u64>,
-    offers: VecDeque<Offer>,
-    withdrawals: VecDeque<Handle>,
+    asks: VecDeque<Ask>,
     notices: VecDeque<MatchNotice>,
     cards: VecDeque<HalfId>,
     /// Handles of theirs in doubt; kept until acknowledged.
     doubts: VecDeque<Handle>,
+}
+
+/// What a home tells an owner, in its order.
+#[derive(Clone, Copy)]
+enum Ask {
+    Offer(Offer),
+    Withdraw(Handle),
 }
 
 #[derive(Default)]
@@ -414,9 +420,7 @@ impl Mesh {
     pub fn queued(&self, peer: &str) -> usize {
         self.config.members.index(peer).map_or(0, |index| {
             let peer = &self.peers[index];
-            let waiting =
-                peer.offers.len() + peer.withdrawals.len() + peer.notices.len() + peer.cards.len();
-            waiting + peer.doubts.len()
+            peer.asks.len() + peer.notices.len() + peer.cards.len() + peer.doubts.len()
         })
     }
 
@@ -440,12 +444,14 @@ impl Mesh {
             Act::Offer(owner, offer) if owner == self.name => {
                 self.owner.offer(self.now, owner, offer)
             }
-            Act::Offer(owner, offer) => self.queue(owner, |peer| peer.offers.push_back(offer)),
+            Act::Offer(owner, offer) => {
+                self.queue(owner, |peer| peer.asks.push_back(Ask::Offer(offer)))
+            }
             Act::Withdraw(owner, handle) if owner == self.name => {
                 self.owner.withdraw(owner, handle)
             }
             Act::Withdraw(owner, handle) => {
-                self.queue(owner, |peer| peer.withdrawals.push_back(handle))
+                self.queue(owner, |peer| peer.asks.push_back(Ask::Withdraw(handle)))
             }
             Act::Card(to, half) if to == self.name => {
                 if let Some((card, finished)) = self.write_card(half, records) {
@@ -570,14 +576,8 @@ impl Mesh {
             let in_flight = handles.iter().copied().map(InFlight::Doubt).collect();
             return Some((PeerMessage::Ambiguous(handles), in_flight));
         }
-        if !peer.withdrawals.is_empty() {
-            return Some((
-                PeerMessage::Withdraw(some(&mut peer.withdrawals)),
-                Vec::new(),
-            ));
-        }
-        if !peer.offers.is_empty() {
-            return Some((PeerMessage::Offers(some(&mut peer.offers)), Vec::new()));
+        if let Some(asked) = next_asks(&mut peer.asks) {
+            return Some((asked, Vec::new()));
         }
         if !peer.notices.is_empty() {
             return Some((PeerMessage::Matched(some(&mut peer.notices)), Vec::new()));
@@ -593,5 +593,23 @@ impl Mesh {
             }
         }
         (!cards.is_empty()).then_some((PeerMessage::Cards(cards), in_flight))
+    }
+}
+
+/// A run of offers or of withdrawals: their order counts where a half is offered again.
+fn next_asks(asks: &mut VecDeque<Ask>) -> Option<PeerMessage> {
+    let (mut offers, mut withdrawals) = (Vec::new(), Vec::new());
+    while offers.len() + withdrawals.len() < ITEMS {
+        match asks.front() {
+            Some(Ask::Offer(offer)) if withdrawals.is_empty() => offers.push(*offer),
+            Some(Ask::Withdraw(handle)) if offers.is_empty() => withdrawals.push(*handle),
+            _ => break,
+        }
+        asks.pop_front();
+    }
+    match (offers.is_empty(), withdrawals.is_empty()) {
+        (true, true) => None,
+        (false, _) => Some(PeerMessage::Offers(offers)),
+        (true, false) => Some(PeerMessage::Withdraw(withdrawals)),
     }
 }

@@ -40,6 +40,9 @@ pub(crate) type HomeIndex = usize;
 /// Offers that one owner keeps for one routing key: more is not chance but somebody who sends one ISN over and over.
 const MAX_PER_ROUTING_KEY: usize = 64;
 
+/// Timers that may be in the queue for each offer: those of withdrawn ones stay until they are due.
+const TIMERS_PER_OFFER: usize = 4;
+
 /// What the owner has to tell a home about one of its handles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
@@ -180,7 +183,8 @@ impl Owner {
         let group_len = self.groups.get(&offer.routing_key).map_or(0, Vec::len);
         let full = self.routing.len() >= self.limits.max_offers
             || self.per_home[home] >= self.limits.max_offers_per_home
-            || group_len >= MAX_PER_ROUTING_KEY;
+            || group_len >= MAX_PER_ROUTING_KEY
+            || self.expiry.len() >= self.limits.max_offers.saturating_mul(TIMERS_PER_OFFER);
         if full {
             self.counters.refused += 1;
             return;
