@@ -20,6 +20,8 @@ use crate::host::{Host, Hosts};
 use crate::machine;
 use watcher::{Agent, Softflowd, Watcher};
 
+pub use watcher::sibling;
+
 pub use sink::sink;
 
 /// What this bench measures.

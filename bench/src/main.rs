@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`stitch`], [`wire`], [`federator`], [`agent`] (one bench each), [`figure`] (what comes out), and what
 //! they share: [`host`] and [`traffic`] (namespaces and the load in them),
-//! [`uplink`] (an agent's session), [`machine`].
+//! [`uplink`] (an agent's session), [`workload`] (halves), [`machine`].
 
 mod stitch;
 mod wire;
@@ -12,6 +12,7 @@ mod figure;
 mod host;
 mod traffic;
 mod uplink;
+mod workload;
 mod machine;
 
 use std::fs::File;

@@ -15,10 +15,14 @@ const DOMAIN: &str = "bench.example";
 pub const REGION: &str = "bench";
 /// The one federator.
 pub const FEDERATOR: &str = "fed-bench";
-/// The one agent.
+/// The agent, where there is one.
 pub const AGENT: &str = "bench";
+/// The agents of two nodes that talk to each other.
+pub const NODES: [&str; 2] = ["node-clients", "node-servers"];
+/// Who asks.
+pub const OPERATOR: &str = "operator";
 /// Nothing here takes as long as this unless it hangs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Now, as the protocol tells time.
 pub fn now() -> Timestamp {
@@ -28,49 +32,67 @@ pub fn now() -> Timestamp {
     Timestamp(since.as_micros() as i64)
 }
 
-/// Makes a CA in `dir`, and below it the directories `agent`, `federator` and `operator`.
+/// Makes a CA in `dir`, and below it an identity for everybody named above.
 pub fn issue_identities(dir: &Path) -> Result<()> {
     let validity = pki::Validity::days_from(now(), 1);
     let ca = dir.join("ca");
     pki::init_ca(&ca, DOMAIN, validity).context("cannot make a CA")?;
     let holders = [
         (PeerRole::Agent, AGENT),
+        (PeerRole::Agent, NODES[0]),
+        (PeerRole::Agent, NODES[1]),
         (PeerRole::Federator, FEDERATOR),
-        (PeerRole::Operator, "bench"),
+        (PeerRole::Operator, OPERATOR),
     ];
     for (role, name) in holders {
         let id = SpiffeId::new(DOMAIN, REGION, role, name)?;
-        pki::issue(&ca, &identity_dir(dir, role), &id, validity)
+        pki::issue(&ca, &identity_dir(dir, name), &id, validity)
             .context("cannot issue a certificate")?;
     }
     Ok(())
 }
 
-/// Where [`issue_identities`] puts the identity of a role.
-pub fn identity_dir(dir: &Path, role: PeerRole) -> PathBuf {
-    dir.join(role.name())
+/// Where [`issue_identities`] puts the identity of this name.
+pub fn identity_dir(dir: &Path, name: &str) -> PathBuf {
+    dir.join(name)
+}
+
+/// A session with the federator, and the socket under it.
+pub struct Line {
+    /// The session.
+    pub session: Session,
+    /// The socket closes with it.
+    _dialler: Dialler,
+}
+
+/// Dials with the identity of this name.
+pub async fn connect(address: &str, name: &str, dir: &Path) -> Result<Line> {
+    let identity =
+        Identity::load(&identity_dir(dir, name)).context("an identity of the bench's own")?;
+    let dialler = Dialler::new(&identity)?;
+    let session = dialler.dial(address, &Expect::any_federator()).await?;
+    Ok(Line {
+        session,
+        _dialler: dialler,
+    })
 }
 
 /// An agent's session, greeted.
 pub struct Uplink {
     /// The session, for its totals.
-    pub session: Session,
+    pub line: Line,
     /// To the federator.
     pub sender: FrameSender,
     /// From it.
     pub receiver: FrameReceiver,
-    /// Kept: the socket closes with it.
-    _dialler: Dialler,
 }
 
-/// Dials as the agent and exchanges greetings.
-pub async fn dial(address: &str, identity: &Path) -> Result<Uplink> {
-    let identity = Identity::load(identity).context("the agent's identity")?;
-    let dialler = Dialler::new(&identity)?;
-    let session = dialler.dial(address, &Expect::any_federator()).await?;
-    let (mut sender, mut receiver) = session.open_bi().await?;
+/// Dials as the agent of this name and exchanges greetings.
+pub async fn dial(address: &str, name: &str, dir: &Path) -> Result<Uplink> {
+    let line = connect(address, name, dir).await?;
+    let (mut sender, mut receiver) = line.session.open_bi().await?;
     let agent = AgentInfo {
-        name: AGENT.to_owned(),
+        name: name.to_owned(),
         version: "bench".to_owned(),
         ..AgentInfo::default()
     };
@@ -89,10 +111,9 @@ pub async fn dial(address: &str, identity: &Path) -> Result<Uplink> {
         bail!("the federator knows this agent already");
     }
     Ok(Uplink {
-        session,
+        line,
         sender,
         receiver,
-        _dialler: dialler,
     })
 }
 

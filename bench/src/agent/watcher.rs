@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
-use weft_transport::PeerRole;
 
 use super::Program;
 use crate::host::{Host, Hosts};
@@ -53,10 +52,10 @@ impl Agent {
         uplink::issue_identities(dir.path())?;
         let count = dir.path().join("count");
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let identity = text(uplink::identity_dir(dir.path(), PeerRole::Federator));
+        let identity = text(uplink::identity_dir(dir.path(), uplink::FEDERATOR));
         let sink = Program::start(&host, &["sink", SINK, &identity, &text(count)])?;
         let config = format!(
-            "name = \"bench\"\nfederator = \"{SINK}\"\nidentity = \"{0}/agent\"\ndata_dir = \"{0}/spool\"\n\
+            "name = \"bench\"\nfederator = \"{SINK}\"\nidentity = \"{0}/bench\"\ndata_dir = \"{0}/spool\"\n\
              cgroup = \"{1}\"\n\n[site]\ncloud = \"bench\"\n\n\
              [capture]\npin_dir = \"/sys/fs/bpf/weft/bench-{2}\"\n",
             dir.path().display(),
@@ -226,7 +225,11 @@ impl Softflowd {
             "-t",
             "expint=1s",
         ]);
-        command.arg("-p").arg(dir.path().join("pid")).args(["-c", "none"]).stdout(Stdio::null())
+        command
+            .arg("-p")
+            .arg(dir.path().join("pid"))
+            .args(["-c", "none"])
+            .stdout(Stdio::null())
             .stderr(Stdio::null());
         let mut child = command.spawn().context("cannot start softflowd")?;
         sleep(Duration::from_secs(1));
