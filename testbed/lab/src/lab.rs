@@ -170,6 +170,26 @@ pub fn down() -> Result<Vec<String>> {
     remove_where(|name| is_kept(name) || !maker_lives(name))
 }
 
+/// A host of the lab that was kept, by its name.
+pub fn kept_host(name: &str) -> Result<Host> {
+    let missing = |what: String| LabError::Missing {
+        what,
+        hint: "cargo xtask demo --keep".into(),
+    };
+    let lab = leftovers()?.into_iter().find(|lab| is_kept(lab));
+    let lab = lab.ok_or_else(|| missing("a lab that was left running".into()))?;
+    let netns = format!("{lab}.{name}");
+    if !Path::new("/run/netns").join(&netns).exists() {
+        return Err(missing(format!("host {name} of lab {lab}")));
+    }
+    Ok(Host::new(
+        name,
+        netns,
+        lab_cgroup(&lab)?.join(name),
+        base_dir().join(&lab).join(name),
+    ))
+}
+
 fn remove_where(condition: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for name in leftovers()? {

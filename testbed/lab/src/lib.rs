@@ -14,6 +14,7 @@ pub mod wait;
 pub mod weft;
 pub mod answer;
 pub mod score;
+pub mod demo;
 
 mod command;
 

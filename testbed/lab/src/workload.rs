@@ -328,7 +328,11 @@ fn curl_config(flow: &Flow, what: Fetch) -> Result<String> {
             &format!("{close}local-port = {}\n", u32::from(first) + number),
         )),
         Fetch::Upload(_) => {
-            let file = flow.client.dir().join("upload");
+            // A file of the flow's own: other curls of this host may be reading theirs.
+            let file = flow
+                .client
+                .dir()
+                .join(format!("upload-to-{}", flow.target.port()));
             fs::write(&file, "u".repeat(LARGE_BYTES)).during("writing", &file)?;
             // Without Expect, the answer has no 100 Continue before it.
             let options = format!(
