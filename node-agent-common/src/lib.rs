@@ -153,10 +153,12 @@ pub struct Meta {
     pub ring_base: u64,
     /// Monotonic time at which the hooks were attached.
     pub attached_ns: u64,
-    /// Hash of the object whose programs are attached.
-    pub object: u64,
+    /// Hash of the programs that are attached, their settings and their cgroup.
+    pub attachment: u64,
     /// The snapshot of connections older than the hooks was taken: 0 or 1.
     pub snapshot_taken: u64,
+    /// UTC microseconds minus monotonic microseconds, so that a time stays the same across the agent's restarts.
+    pub clock_offset_us: i64,
 }
 
 const _: () = {
@@ -169,5 +171,5 @@ const _: () = {
     assert!(size_of::<SocketState>() == 56);
     assert!(offset_of!(SocketState, pid) == 24);
     assert!(offset_of!(SocketState, netns) == 48);
-    assert!(size_of::<Meta>() == 32);
+    assert!(size_of::<Meta>() == 40);
 };

@@ -27,9 +27,22 @@ static UPDATE_INTERVAL_NS: Global<u64> = Global::new(10_000_000_000);
 #[unsafe(no_mangle)]
 static CURRENT_IN_SOCK_OPS: Global<u8> = Global::new(0);
 
-/// Byte offsets of kernel fields, from the running kernel's BTF; all 0 where it has none.
+/// Byte offsets of kernel fields, from the running kernel's BTF; all 0 where it has none. One global each: the
+/// verifier must see every one of them as a constant, and it does not follow constants through a struct on the stack.
 #[unsafe(no_mangle)]
-static OFFSETS: Global<record::Offsets> = Global::new(record::Offsets::UNKNOWN);
+static OFFSET_WRITE_SEQ: Global<u32> = Global::new(0);
+/// `sock_common.skc_flags`.
+#[unsafe(no_mangle)]
+static OFFSET_SK_FLAGS: Global<u32> = Global::new(0);
+/// `sock.sk_err`.
+#[unsafe(no_mangle)]
+static OFFSET_SK_ERR: Global<u32> = Global::new(0);
+/// `sock_common.skc_net`.
+#[unsafe(no_mangle)]
+static OFFSET_SKC_NET: Global<u32> = Global::new(0);
+/// `net.ns.inum`.
+#[unsafe(no_mangle)]
+static OFFSET_NET_INUM: Global<u32> = Global::new(0);
 
 /// The verdict with which a cgroup program lets everything pass.
 const PASS: u32 = 1;

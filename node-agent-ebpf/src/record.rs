@@ -9,7 +9,7 @@ use core::ptr::{addr_of, read_volatile};
 use weft_agent_common::{Address, Record, SocketState, counter, role};
 
 use crate::maps::{RING, count};
-use crate::{OFFSETS, Skip};
+use crate::{OFFSET_NET_INUM, OFFSET_SK_ERR, OFFSET_SK_FLAGS, OFFSET_SKC_NET, OFFSET_WRITE_SEQ, Skip};
 
 /// `AF_INET`.
 const INET: u32 = 2;
@@ -19,27 +19,6 @@ const SOCK_DONE: u64 = 1 << 1;
 const FIN_SENT: u32 = 1 << 4 | 1 << 5 | 1 << 9 | 1 << 11;
 /// TCP states in which the peer's FIN was certainly received: CLOSE_WAIT, LAST_ACK, CLOSING.
 const FIN_RECEIVED: u32 = 1 << 8 | 1 << 9 | 1 << 11;
-
-/// Where the fields are that the stable context does not show.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Offsets {
-    /// `tcp_sock.write_seq`.
-    write_seq: u32,
-    /// `sock.sk_flags`.
-    sk_flags: u32,
-    /// `sock.sk_err`.
-    sk_err: u32,
-    /// `sock_common.skc_net`.
-    skc_net: u32,
-    /// `net.ns.inum`.
-    net_inum: u32,
-}
-
-impl Offsets {
-    /// No BTF.
-    pub const UNKNOWN: Self = Self { write_seq: 0, sk_flags: 0, sk_err: 0, skc_net: 0, net_inum: 0 };
-}
 
 /// What is counted on a socket, SYN and FIN taken out.
 pub struct Counters {
@@ -90,9 +69,8 @@ struct Hidden {
 impl Hidden {
     #[inline(always)]
     fn read(sk: *mut c_void) -> Self {
-        let offsets = OFFSETS.load();
         let unknown = Self { known: false, write_seq: 0, flags: 0, error: 0 };
-        if offsets.write_seq == 0 {
+        if OFFSET_WRITE_SEQ.load() == 0 {
             return unknown;
         }
         // SAFETY: the helper checks the socket.
@@ -104,9 +82,9 @@ impl Hidden {
         unsafe {
             Self {
                 known: true,
-                write_seq: read_volatile(tcp.add(offsets.write_seq as usize).cast()),
-                flags: read_volatile(tcp.add(offsets.sk_flags as usize).cast()),
-                error: read_volatile(tcp.add(offsets.sk_err as usize).cast()),
+                write_seq: read_volatile(tcp.add(OFFSET_WRITE_SEQ.load() as usize).cast()),
+                flags: read_volatile(tcp.add(OFFSET_SK_FLAGS.load() as usize).cast()),
+                error: read_volatile(tcp.add(OFFSET_SK_ERR.load() as usize).cast()),
             }
         }
     }
@@ -115,8 +93,7 @@ impl Hidden {
 /// Inode of a socket's network namespace; 0 without BTF.
 #[inline(always)]
 pub fn netns(sk: *mut c_void) -> u32 {
-    let offsets = OFFSETS.load();
-    if offsets.net_inum == 0 {
+    if OFFSET_NET_INUM.load() == 0 {
         return 0;
     }
     // SAFETY: the helper checks the socket.
@@ -127,11 +104,11 @@ pub fn netns(sk: *mut c_void) -> u32 {
     // SAFETY: a trusted kernel pointer at offsets of the running kernel's own BTF; the verifier checks both, and a
     // socket holds its namespace.
     unsafe {
-        let net: *const u8 = read_volatile(tcp.add(offsets.skc_net as usize).cast());
+        let net: *const u8 = read_volatile(tcp.add(OFFSET_SKC_NET.load() as usize).cast());
         if net.is_null() {
             return 0;
         }
-        read_volatile(net.add(offsets.net_inum as usize).cast())
+        read_volatile(net.add(OFFSET_NET_INUM.load() as usize).cast())
     }
 }
 

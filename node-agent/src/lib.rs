@@ -1,1 +1,21 @@
-//! The agent.
+//! The Weft agent: sees connections in the kernel, knows the process behind each, reports them to its federator.
+//!
+//! Data flows one way, and the modules are in that order: [`kernel`] (hooks and their ring) -> [`decode`] ->
+//! [`table`] -> [`attribution`] -> [`capture`] (which drives them) -> [`sink`] -> [`spool`] -> [`uplink`].
+
+pub mod config;
+pub mod kernel;
+pub mod decode;
+pub mod clock;
+pub mod time;
+pub mod table;
+pub mod attribution;
+pub mod capture;
+pub mod snapshot;
+pub mod sink;
+pub mod spool;
+pub mod uplink;
+pub mod counters;
+pub mod metrics;
+pub mod doctor;
+pub mod run;

@@ -1,0 +1,142 @@
+//! The capture loop's body: ring to batches. Boring on purpose: what is decided is decided in `decode` and `table`.
+//!
+//! Losing and doubling nothing: records are read without giving their space back; a batch and the position behind its last
+//! record go to the sink together; only then is the space given back. Killed in between, the next agent starts at
+//! the later of the two positions.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use weft_agent_common::counter;
+use weft_wire::{HalfBatch, Owner};
+
+use crate::attribution::{Attribution, Host};
+use crate::clock::Clock;
+use crate::counters::Counters;
+use crate::decode::decode;
+use crate::kernel::Hooks;
+use crate::sink::BatchSink;
+use crate::table::{Row, Table};
+
+/// Rows of one batch, at most. A batch of this size is some 100 KB encoded.
+pub const MAX_BATCH_ROWS: usize = 8_192;
+
+/// Owns everything between the ring and the sink.
+pub struct Capture<H, S> {
+    /// The hooks.
+    pub hooks: Hooks,
+    /// The connection table.
+    pub table: Table,
+    /// Who owns what.
+    pub attribution: Attribution<H>,
+    /// Kernel time to wall-clock time.
+    pub clock: Clock,
+    sink: S,
+    counters: Arc<Counters>,
+    position: u64,
+    unsent: Option<HalfBatch>,
+}
+
+impl<H: Host, S: BatchSink> Capture<H, S> {
+    /// Starts where the last agent left off.
+    pub fn new(
+        hooks: Hooks,
+        table: Table,
+        attribution: Attribution<H>,
+        clock: Clock,
+        sink: S,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let position = resume_at(&hooks, sink.last_ring_position());
+        Self { hooks, table, attribution, clock, sink, counters, position, unsent: None }
+    }
+
+    /// Reads what is in the ring. `now_ns` is monotonic. Reads nothing while the sink refuses: the ring buffers.
+    pub fn poll(&mut self, now_ns: u64) {
+        let mut read = 0;
+        let end = self.hooks.ring.produced();
+        while self.unsent.is_none() && self.position < end {
+            let Some((bytes, next)) = self.hooks.ring.peek(self.position) else { break };
+            match decode(bytes) {
+                Ok(event) => {
+                    let owner = self.attribution.owner(&event.owner, event.at_ns, now_ns, &self.clock);
+                    self.table.apply(&event, &owner, &self.clock);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "record skipped");
+                    self.counters.malformed.fetch_add(1, Relaxed);
+                }
+            }
+            self.position = next;
+            read += 1;
+            if self.table.pending() >= MAX_BATCH_ROWS && self.flush().is_err() {
+                break;
+            }
+        }
+        self.counters.records.fetch_add(read, Relaxed);
+    }
+
+    /// Hands over everything that is due. On an error nothing is lost: the same batch is offered again next time.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.unsent.is_none() {
+            let rows = self.table.drain();
+            self.unsent = (!rows.is_empty()).then(|| batch(self.table.identity().boot, rows));
+        }
+        if let Some(batch) = &self.unsent {
+            let position = self.hooks.state.ring_base.saturating_add(self.position);
+            self.sink.append(batch, position).inspect_err(|_| {
+                self.counters.append_failures.fetch_add(1, Relaxed);
+            })?;
+            self.counters.halves.fetch_add(batch.halves.len() as u64, Relaxed);
+            self.unsent = None;
+        }
+        self.hooks.ring.consume(self.position);
+        Ok(())
+    }
+
+    /// Brings the shared counters up to date.
+    pub fn publish(&self) {
+        let counters = &self.counters;
+        counters.kernel_dropped.store(self.hooks.ring_full(), Relaxed);
+        counters.kernel_untracked.store(self.hooks.dropped(counter::NO_STORAGE), Relaxed);
+        counters.table_dropped.store(self.table.dropped(), Relaxed);
+        counters.open.store(self.table.open() as u64, Relaxed);
+        counters.owners_gone.store(self.attribution.gone, Relaxed);
+        counters.owner_evictions.store(self.attribution.evictions, Relaxed);
+        counters.ring_used.store(self.hooks.ring.produced().saturating_sub(self.hooks.ring.consumed()), Relaxed);
+    }
+
+    /// The shared counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The sink, to look at it.
+    pub fn sink(&self) -> &S {
+        &self.sink
+    }
+}
+
+/// The later of what was given back and what the sink has; the sink's word counts only if it is about this ring.
+fn resume_at(hooks: &Hooks, sink: Option<u64>) -> u64 {
+    let consumed = hooks.ring.consumed();
+    sink.and_then(|last| last.checked_sub(hooks.state.ring_base))
+        .filter(|position| (consumed..=hooks.ring.produced()).contains(position))
+        .unwrap_or(consumed)
+}
+
+/// Rows to a batch: equal owners become one entry of its dictionary.
+fn batch(boot: u64, rows: Vec<Row>) -> HalfBatch {
+    let mut batch = HalfBatch { boot, owners: Vec::new(), halves: Vec::with_capacity(rows.len()) };
+    let mut known: HashMap<*const Owner, u32> = HashMap::new();
+    for Row { mut half, owner } in rows {
+        half.owner = *known.entry(Arc::as_ptr(&owner)).or_insert_with(|| {
+            batch.owners.push(Owner::clone(&owner));
+            (batch.owners.len() - 1) as u32
+        });
+        batch.halves.push(half);
+    }
+    batch
+}

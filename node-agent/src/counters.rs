@@ -1,0 +1,69 @@
+//! What the agent counts: one struct of atomics, written by whoever does the work, read by the uplink and the metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use weft_wire::Timestamp;
+use weft_wire::control::AgentStatus;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])* $name:ident: $kind:literal $help:literal,)*) => {
+        /// Totals since the agent's start, and a few current values.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[doc = $doc])* pub $name: AtomicU64,)*
+        }
+
+        impl Counters {
+            /// Name, Prometheus type, help text and value of each.
+            pub fn all(&self) -> Vec<(&'static str, &'static str, &'static str, u64)> {
+                vec![$((stringify!($name), $kind, $help, self.$name.load(Relaxed)),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Records the kernel lost because the ring was full. Counted by the kernel, since the hooks were attached.
+    kernel_dropped: "counter" "Records lost because the kernel's ring buffer was full.",
+    /// Sockets the kernel could not track for want of memory, since the hooks were attached.
+    kernel_untracked: "counter" "Sockets not tracked because the kernel had no memory for their state.",
+    /// Open halves not tracked because the connection table was full.
+    table_dropped: "counter" "Halves not tracked because the connection table was full.",
+    /// Halves lost because the spool reached its limit.
+    spool_dropped: "counter" "Halves lost because the spool reached its limit.",
+    /// Bytes now in the spool.
+    spool_bytes: "gauge" "Bytes now in the spool.",
+    /// Connections now in the table.
+    open: "gauge" "Connections now open in the table.",
+    /// Rows handed to the sink.
+    halves: "counter" "Rows reported.",
+    /// Records read from the ring.
+    records: "counter" "Records read from the ring.",
+    /// Records that could not be decoded.
+    malformed: "counter" "Records that could not be decoded.",
+    /// Batches the sink refused; they are offered again.
+    append_failures: "counter" "Batches that could not be written; they are tried again.",
+    /// Owners whose process was gone before it was looked at.
+    owners_gone: "counter" "Owners whose process was gone before it was looked at.",
+    /// Times the owner cache was full and was emptied.
+    owner_evictions: "counter" "Times the owner cache was full and was emptied.",
+    /// Bytes in the ring not yet consumed.
+    ring_used: "gauge" "Bytes in the ring not yet consumed.",
+    /// Sockets not looked at in a snapshot because it reached its limit or a namespace could not be entered.
+    snapshot_skipped: "counter" "Sockets or namespaces a snapshot had to leave out.",
+}
+
+impl Counters {
+    /// What the federator is told.
+    pub fn status(&self, now: Timestamp) -> AgentStatus {
+        AgentStatus {
+            now,
+            kernel_dropped: self.kernel_dropped.load(Relaxed) + self.kernel_untracked.load(Relaxed),
+            table_dropped: self.table_dropped.load(Relaxed),
+            spool_dropped: self.spool_dropped.load(Relaxed),
+            spool_bytes: self.spool_bytes.load(Relaxed),
+            open: self.open.load(Relaxed),
+            halves: self.halves.load(Relaxed),
+        }
+    }
+}

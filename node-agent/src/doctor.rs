@@ -1,0 +1,217 @@
+//! What this machine gives the agent, hook by hook.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use weft_transport::Identity;
+
+use crate::config::Config;
+use crate::kernel::hooks;
+use crate::run;
+
+/// Oldest kernel that is tested.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What.
+    pub subject: String,
+    /// How it is, in a few words.
+    pub detail: String,
+    /// Whether the agent can do its work.
+    pub verdict: Verdict,
+}
+
+/// How bad it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// The agent works, with something left out.
+    Reduced {
+        /// What to do.
+        hint: String,
+    },
+    /// The agent does not work.
+    Bad {
+        /// Why.
+        cause: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+impl Finding {
+    /// Whether the agent can work with it.
+    pub fn passed(&self) -> bool {
+        !matches!(self.verdict, Verdict::Bad { .. })
+    }
+}
+
+/// Looks at everything. Attaches the hooks for a moment, beside those of a running agent, and detaches them again.
+pub fn examine(config: &Config) -> Vec<Finding> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut findings = vec![kernel(release.trim()), root(), cgroup(&config.cgroup), bpffs(config), btf()];
+    findings.extend(programs(config));
+    findings.push(identity(config));
+    findings
+}
+
+/// The findings as text: `ok`, `warn` or `FAIL`, with cause and hint below.
+pub fn render(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|finding| finding.subject.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for Finding { subject, detail, verdict } in findings {
+        let (word, cause, hint) = match verdict {
+            Verdict::Good => ("ok  ", None, None),
+            Verdict::Reduced { hint } => ("warn", None, Some(hint)),
+            Verdict::Bad { cause, hint } => ("FAIL", Some(cause), Some(hint)),
+        };
+        text += &format!("{word}  {subject:width$}  {detail}\n");
+        cause.into_iter().for_each(|cause| text += &format!("      cause: {cause}\n"));
+        hint.into_iter().for_each(|hint| text += &format!("      hint:  {hint}\n"));
+    }
+    text
+}
+
+fn finding(subject: &str, detail: impl Into<String>, verdict: Verdict) -> Finding {
+    Finding { subject: subject.into(), detail: detail.into(), verdict }
+}
+
+fn bad(cause: impl ToString, hint: &str) -> Verdict {
+    Verdict::Bad { cause: cause.to_string(), hint: hint.into() }
+}
+
+fn kernel(release: &str) -> Finding {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or_default());
+    let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let verdict = if version >= OLDEST_KERNEL {
+        Verdict::Good
+    } else {
+        bad("older than 5.10", "install a newer kernel")
+    };
+    finding("kernel", release, verdict)
+}
+
+fn root() -> Finding {
+    match nix::unistd::geteuid().is_root() {
+        true => finding("privileges", "root", Verdict::Good),
+        false => finding("privileges", "not root", bad("kernel programs need root", "sudo weft-agent doctor")),
+    }
+}
+
+fn cgroup(path: &Path) -> Finding {
+    let shown = path.display().to_string();
+    match nix::sys::statfs::statfs(path) {
+        Ok(fs) if fs.filesystem_type() == nix::sys::statfs::CGROUP2_SUPER_MAGIC => {
+            finding("cgroup v2", shown, Verdict::Good)
+        }
+        Ok(_) => {
+            let hint = match unified_mount() {
+                Some(mount) => format!("set cgroup = \"{mount}\" in the configuration"),
+                None => "mount -t cgroup2 cgroup2 /sys/fs/cgroup".to_owned(),
+            };
+            finding("cgroup v2", shown, bad("not a cgroup v2 directory", &hint))
+        }
+        Err(error) => finding("cgroup v2", shown, bad(error, "create it, or set cgroup in the configuration")),
+    }
+}
+
+fn unified_mount() -> Option<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut found = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let at = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| at.to_owned())
+    });
+    found.next()
+}
+
+fn bpffs(config: &Config) -> Finding {
+    let dir = config.pin_dir();
+    match hooks::require_bpffs(&dir) {
+        Ok(()) => finding("bpf file system", dir.display().to_string(), Verdict::Good),
+        Err(error) => finding(
+            "bpf file system",
+            dir.display().to_string(),
+            bad(error, "mount -t bpf bpf /sys/fs/bpf, or set capture.pin_dir"),
+        ),
+    }
+}
+
+fn btf() -> Finding {
+    if hooks::offsets().iter().all(|offset| *offset != 0) {
+        return finding("kernel types (BTF)", "all fields found", Verdict::Good);
+    }
+    finding(
+        "kernel types (BTF)",
+        "not there: byte counts may be off by one, refused and timed out may be confused",
+        Verdict::Reduced { hint: "a kernel with CONFIG_DEBUG_INFO_BTF=y".into() },
+    )
+}
+
+fn programs(config: &Config) -> Vec<Finding> {
+    let plan = run::plan(config);
+    let current = hooks::try_program(&plan, "weft_ops", true).is_ok();
+    let one = |program: &'static str, subject: &str, what: &str| match hooks::try_program(&plan, program, current) {
+        Ok(()) => finding(subject, what, Verdict::Good),
+        Err(error) => finding(subject, "refused", bad(error, "a kernel with CONFIG_CGROUP_BPF=y; see the cause")),
+    };
+    let process = if current {
+        finding("process at connect", "named by sock_ops", Verdict::Good)
+    } else {
+        finding(
+            "process at connect",
+            "the process that created the socket is named",
+            Verdict::Reduced { hint: "kernel 6.16 names the one that connects or listens".into() },
+        )
+    };
+    vec![
+        one("weft_create", "hook sock_create", "who creates a socket"),
+        one("weft_ops", "hook sock_ops", "connect, listen, established, closed, update"),
+        process,
+    ]
+}
+
+fn identity(config: &Config) -> Finding {
+    let dir = config.identity.display().to_string();
+    match Identity::load(&config.identity) {
+        Ok(identity) if identity.id().name() == config.name => finding("identity", dir, Verdict::Good),
+        Ok(identity) => finding(
+            "identity",
+            dir,
+            bad(
+                format!("the certificate is for {}, the configuration for {}", identity.id().name(), config.name),
+                "weft pki issue",
+            ),
+        ),
+        Err(error) => {
+            let hint = if File::open(&config.identity).is_ok() { "weft pki issue" } else { "set identity, or weft pki issue" };
+            finding("identity", dir, bad(error, hint))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_fail_and_new_ones_do_not() {
+        for (release, good) in [("6.18.44-fc", true), ("5.10.0-28-amd64", true), ("5.4.0", false), ("", false)] {
+            assert_eq!(kernel(release).passed(), good, "{release}");
+        }
+    }
+
+    #[test]
+    fn words_cause_and_hint() {
+        let findings = [
+            finding("a", "fine", Verdict::Good),
+            finding("bcd", "so so", Verdict::Reduced { hint: "do it".into() }),
+            finding("e", "broken", bad("because", "mend it")),
+        ];
+        let expected = "ok    a    fine\nwarn  bcd  so so\n      hint:  do it\nFAIL  e    broken\n      cause: because\n      hint:  mend it\n";
+        assert_eq!(render(&findings), expected);
+    }
+}

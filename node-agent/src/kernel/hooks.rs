@@ -1,0 +1,360 @@
+//! Loading, attaching, pinning, taking over, removing.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, Map, MapData, PerCpuArray, SkStorage};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{CgroupAttachMode, CgroupSock, SockOps};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use weft_agent_common::{LAYOUT_VERSION, Meta, SocketState, counter};
+
+use super::btf::Btf;
+use super::sys::{Plain, Ring};
+
+/// The kernel programs, embedded at build time.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
+
+/// Maps that are pinned, by their name in the object.
+const MAPS: [&str; 4] = ["RING", "DROPS", "META", "SOCKETS"];
+/// Links that are pinned, and the program of each.
+const LINKS: [(&str, &str); 2] = [("link_create", "weft_create"), ("link_ops", "weft_ops")];
+/// Size of the ring that nobody reads.
+const TRIAL_RING_BYTES: u32 = 1 << 16;
+/// The kernel's own BTF.
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+/// Fields that the programs need, with the global that takes each.
+const FIELDS: [(&str, &str, &str); 5] = [
+    ("OFFSET_WRITE_SEQ", "tcp_sock", "write_seq"),
+    ("OFFSET_SK_FLAGS", "sock_common", "skc_flags"),
+    ("OFFSET_SK_ERR", "sock", "sk_err"),
+    ("OFFSET_SKC_NET", "sock_common", "skc_net"),
+    ("OFFSET_NET_INUM", "net", "ns"),
+];
+
+/// What to attach, where.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// cgroup v2 directory.
+    pub cgroup: PathBuf,
+    /// Directory in bpffs.
+    pub pin_dir: PathBuf,
+    /// Size of the ring.
+    pub ring_bytes: u32,
+    /// Time between updates.
+    pub update_interval_ns: u64,
+    /// UTC minus monotonic microseconds, measured now; kept with a new ring.
+    pub clock_offset_us: i64,
+    /// UTC nanoseconds now; numbers a new ring.
+    pub now_ns: u64,
+    /// Monotonic nanoseconds now.
+    pub monotonic_ns: u64,
+}
+
+/// Why the kernel side is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// A file or directory.
+    #[error("{path}: {error}")]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The directory for pins is not in bpffs.
+    #[error("{0} is not in a BPF file system")]
+    NotBpffs(PathBuf),
+    /// The object does not load.
+    #[error("load the kernel programs: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A program was refused, or does not attach.
+    #[error("program {name}: {error}")]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// The verifier's or the system call's answer.
+        error: aya::programs::ProgramError,
+    },
+    /// A program is not in the object.
+    #[error("the embedded object has no program {0}")]
+    NoProgram(&'static str),
+    /// A link was refused.
+    #[error("link: {0}")]
+    Link(#[from] aya::programs::links::LinkError),
+    /// A map was refused.
+    #[error("map: {0}")]
+    Map(#[from] aya::maps::MapError),
+    /// A pin was refused.
+    #[error("pin: {0}")]
+    Pin(#[from] aya::pin::PinError),
+    /// The ring could not be mapped.
+    #[error("map the ring buffer: {0}")]
+    Ring(io::Error),
+}
+
+/// Attached hooks and their maps. Dropping it leaves them attached.
+pub struct Hooks {
+    /// The ring.
+    pub ring: Ring,
+    meta: Array<MapData, Plain<Meta>>,
+    drops: PerCpuArray<MapData, u64>,
+    sockets: SkStorage<MapData, Plain<SocketState>>,
+    /// What was written down when the ring was made.
+    pub state: Meta,
+    /// The ring was there already.
+    pub resumed: bool,
+    _links: Vec<PinnedLink>,
+}
+
+impl Hooks {
+    /// Takes over what is pinned, or attaches.
+    pub fn attach(plan: &Plan) -> Result<Self, HookError> {
+        require_bpffs(&plan.pin_dir)?;
+        remove_other_versions(&plan.pin_dir);
+        let dir = versioned(&plan.pin_dir);
+        create(&dir)?;
+        let wanted = attachment(plan)?;
+        match Self::open(&dir) {
+            Ok(hooks) if hooks.state.attachment == wanted => return Ok(hooks),
+            Ok(_) => remove(&dir, LINKS.map(|(link, _)| link).into_iter()),
+            Err(_) => remove(&dir, LINKS.map(|(link, _)| link).into_iter().chain(MAPS)),
+        }
+        let resumed = dir.join("META").exists();
+        // Which helpers a program type may call differs between kernels; the verifier is the one to ask.
+        let attached = attach_new(plan, &dir, wanted, true).or_else(|first| {
+            attach_new(plan, &dir, wanted, false).map_err(|second| {
+                tracing::debug!(%second, "without the current process in sock_ops");
+                first
+            })
+        });
+        attached.inspect_err(|_| {
+            remove(&dir, LINKS.map(|(link, _)| link).into_iter().chain(MAPS));
+            let _ = fs::remove_dir(&dir);
+        })?;
+        let mut hooks = Self::open(&dir)?;
+        hooks.resumed = resumed;
+        Ok(hooks)
+    }
+
+    fn open(dir: &Path) -> Result<Self, HookError> {
+        let map = |name: &str| MapData::from_pin(dir.join(name));
+        let ring = map("RING")?;
+        let size = ring.info()?.max_entries();
+        let meta = Array::try_from(Map::Array(map("META")?))?;
+        let state: Plain<Meta> = meta.get(&0, 0)?;
+        let links = LINKS.iter().map(|(link, _)| PinnedLink::from_pin(dir.join(link))).collect::<Result<_, _>>()?;
+        Ok(Self {
+            ring: Ring::map(ring.fd(), size).map_err(HookError::Ring)?,
+            meta,
+            drops: PerCpuArray::try_from(Map::PerCpuArray(map("DROPS")?))?,
+            sockets: SkStorage::try_from(Map::SkStorage(map("SOCKETS")?))?,
+            state: state.0,
+            resumed: true,
+            _links: links,
+        })
+    }
+
+    /// A drop counter, summed over all CPUs.
+    pub fn dropped(&self, slot: u32) -> u64 {
+        self.drops.get(&slot, 0).map(|values| values.iter().sum()).unwrap_or_default()
+    }
+
+    /// Records lost to a full ring.
+    pub fn ring_full(&self) -> u64 {
+        self.dropped(counter::RING_FULL)
+    }
+
+    /// Writes down a change of what is remembered about the ring.
+    pub fn remember(&mut self, state: Meta) -> Result<(), HookError> {
+        self.meta.set(0, Plain(state), 0)?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// Whether a socket is tracked by the hooks.
+    pub fn tracks(&self, socket: &impl std::os::fd::AsRawFd) -> bool {
+        self.sockets.get(socket, 0).is_ok()
+    }
+
+    /// Makes the hooks track a socket that is older than they are.
+    pub fn track(&mut self, socket: &impl std::os::fd::AsRawFd, state: SocketState) -> Result<(), HookError> {
+        Ok(self.sockets.insert(socket, Plain(state), 0)?)
+    }
+}
+
+/// Detaches everything and removes what is pinned. True when there was something.
+pub fn unload(pin_dir: &Path) -> bool {
+    let mut found = false;
+    for version in versions(pin_dir) {
+        found = true;
+        clear(&version);
+    }
+    let _ = fs::remove_dir(pin_dir);
+    found
+}
+
+/// Loads and attaches one program with maps of its own, and lets go of all of it.
+pub fn try_program(plan: &Plan, name: &'static str, current: bool) -> Result<(), HookError> {
+    let cgroup = File::open(&plan.cgroup).map_err(|error| path(&plan.cgroup, error))?;
+    let mut small = plan.clone();
+    small.ring_bytes = TRIAL_RING_BYTES;
+    attach_program(&mut load(&small, None, current)?, name, &cgroup).map(drop)
+}
+
+/// Loads everything and pins maps and links.
+fn attach_new(plan: &Plan, dir: &Path, attachment: u64, current: bool) -> Result<(), HookError> {
+    let cgroup = File::open(&plan.cgroup).map_err(|error| path(&plan.cgroup, error))?;
+    let mut object = load(plan, Some(dir), current)?;
+    remember_new(plan, &mut object, attachment)?;
+    for (link, program) in LINKS {
+        attach_program(&mut object, program, &cgroup)?.pin(dir.join(link))?;
+    }
+    Ok(())
+}
+
+fn load(plan: &Plan, dir: Option<&Path>, current: bool) -> Result<Ebpf, HookError> {
+    let offsets = offsets();
+    let current = u8::from(current);
+    let mut loader = EbpfLoader::new();
+    loader
+        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .override_global("UPDATE_INTERVAL_NS", &plan.update_interval_ns, true)
+        .override_global("CURRENT_IN_SOCK_OPS", &current, true)
+        .map_max_entries("RING", plan.ring_bytes);
+    for ((global, _, _), offset) in FIELDS.iter().zip(&offsets) {
+        loader.override_global(global, offset, true);
+    }
+    if let Some(dir) = dir {
+        for map in MAPS {
+            loader.map_pin_path(map, dir.join(map));
+        }
+    }
+    Ok(loader.load(OBJECT)?)
+}
+
+/// Numbers a new ring, or notes new programs on an old one, before any program can write.
+fn remember_new(plan: &Plan, object: &mut Ebpf, attachment: u64) -> Result<(), HookError> {
+    let map = object.take_map("META").ok_or(HookError::NoProgram("META"))?;
+    let mut meta: Array<MapData, Plain<Meta>> = Array::try_from(map)?;
+    let mut state = meta.get(&0, 0)?.0;
+    if state.ring_base == 0 {
+        state = Meta {
+            ring_base: plan.now_ns,
+            attached_ns: plan.monotonic_ns,
+            clock_offset_us: plan.clock_offset_us,
+            ..Meta::default()
+        };
+    }
+    state.attachment = attachment;
+    Ok(meta.set(0, Plain(state), 0)?)
+}
+
+fn attach_program(object: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<FdLink, HookError> {
+    let program = object.program_mut(name).ok_or(HookError::NoProgram(name))?;
+    let refused = |error| HookError::Program { name, error };
+    Ok(match program {
+        aya::programs::Program::SockOps(ops) => {
+            ops.load().map_err(refused)?;
+            let id = ops.attach(cgroup, CgroupAttachMode::Single).map_err(refused)?;
+            FdLink::try_from(SockOps::take_link(ops, id).map_err(refused)?)?
+        }
+        aya::programs::Program::CgroupSock(sock) => {
+            sock.load().map_err(refused)?;
+            let id = sock.attach(cgroup, CgroupAttachMode::Single).map_err(refused)?;
+            FdLink::try_from(CgroupSock::take_link(sock, id).map_err(refused)?)?
+        }
+        _ => return Err(HookError::NoProgram(name)),
+    })
+}
+
+/// Offsets in the order of [`FIELDS`]; all 0 when any is missing, since the programs rely on them together.
+pub fn offsets() -> [u32; FIELDS.len()] {
+    let bytes = fs::read(VMLINUX).unwrap_or_default();
+    let mut offsets = [0; FIELDS.len()];
+    let Some(btf) = Btf::parse(&bytes) else { return offsets };
+    for (slot, (_, structure, member)) in offsets.iter_mut().zip(FIELDS) {
+        // A namespace's number is a member of a member.
+        let inner = if structure == "net" { btf.offset("ns_common", "inum") } else { Some(0) };
+        match btf.offset(structure, member).zip(inner) {
+            Some((outer, inner)) => *slot = outer + inner,
+            None => return [0; FIELDS.len()],
+        }
+    }
+    offsets
+}
+
+/// What is attached is known by a hash of the programs, their settings and the cgroup.
+fn attachment(plan: &Plan) -> Result<u64, HookError> {
+    let cgroup = fs::metadata(&plan.cgroup).map_err(|error| path(&plan.cgroup, error))?.ino();
+    let mut hash = blake3::Hasher::new();
+    hash.update(OBJECT).update(&cgroup.to_le_bytes()).update(&plan.update_interval_ns.to_le_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finalize().as_bytes()[..8]);
+    Ok(u64::from_le_bytes(first))
+}
+
+/// Whether `dir`, or the nearest of its parents that exists, is in bpffs; mounts it at the usual place when that is
+/// where `dir` is and nothing is mounted there.
+pub fn require_bpffs(dir: &Path) -> Result<(), HookError> {
+    const USUAL: &str = "/sys/fs/bpf";
+    let is_bpffs = |at: &Path| {
+        nix::sys::statfs::statfs(at).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
+    };
+    let existing = dir.ancestors().find(|at| at.exists()).unwrap_or(Path::new("/"));
+    if is_bpffs(existing) {
+        return Ok(());
+    }
+    if !dir.starts_with(USUAL) {
+        return Err(HookError::NotBpffs(dir.into()));
+    }
+    nix::mount::mount(Some("bpf"), USUAL, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>)
+        .map_err(|error| path(Path::new(USUAL), error.into()))
+}
+
+fn versioned(pin_dir: &Path) -> PathBuf {
+    pin_dir.join(format!("v{LAYOUT_VERSION}"))
+}
+
+fn versions(pin_dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(pin_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            entry.file_name().to_string_lossy().strip_prefix('v').is_some_and(|rest| rest.parse::<u32>().is_ok())
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Hooks of another layout must go before ours come, or each connection would be seen twice.
+fn remove_other_versions(pin_dir: &Path) {
+    for version in versions(pin_dir).into_iter().filter(|dir| *dir != versioned(pin_dir)) {
+        clear(&version);
+    }
+}
+
+/// Removes a directory of pins whatever they are called: another version may have had others.
+fn clear(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let _ = fs::remove_file(entry.path());
+    }
+    let _ = fs::remove_dir(dir);
+}
+
+fn remove<'a>(dir: &Path, names: impl Iterator<Item = &'a str>) {
+    for name in names {
+        let _ = fs::remove_file(dir.join(name));
+    }
+}
+
+fn create(dir: &Path) -> Result<(), HookError> {
+    fs::create_dir_all(dir).map_err(|error| path(dir, error))
+}
+
+fn path(path: &Path, error: io::Error) -> HookError {
+    HookError::Path { path: path.into(), error }
+}

@@ -1,0 +1,208 @@
+//! The daemon: builds everything, runs until it is told to stop, drains.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::watch;
+use weft_transport::Identity as Certificate;
+use weft_wire::AgentInfo;
+
+use crate::attribution::{Attribution, RealHost};
+use crate::capture::Capture;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::kernel::{Hooks, Plan};
+use crate::spool::shared::SharedSpool;
+use crate::spool::{Spool, SpoolLimits};
+use crate::table::{Identity, Table};
+use crate::uplink::Uplink;
+use crate::{metrics, snapshot, time};
+
+/// How often the ring is looked at: soon enough that the process behind a new connection is mostly still there.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How often the sockets that the hooks do not report are looked at, and lost ends are searched for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a stopping agent tries to deliver what it has. What remains is in the spool.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// Runs the agent until SIGTERM or SIGINT. The hooks stay: what happens until the next start is in their ring.
+pub fn run(config: &Config) -> Result<()> {
+    let certificate = Certificate::load(&config.identity)
+        .with_context(|| format!("no usable identity in {}", config.identity.display()))?;
+    if certificate.id().name() != config.name {
+        bail!("the certificate is for {}, the configuration is for {}", certificate.id().name(), config.name);
+    }
+    let spool = Spool::open(
+        &config.data_dir.join("spool"),
+        SpoolLimits { max_bytes: config.spool.max_bytes },
+        time::utc_ns() / 1_000,
+    )
+    .context("open the spool")?;
+    let spool = SharedSpool::new(spool);
+    let counters = Arc::new(Counters::default());
+    let capture = capture(config, &certificate, spool.clone(), &counters)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let capturing = {
+        let (stop, flush) = (Arc::clone(&stop), Duration::from_millis(config.spool.flush_interval_ms));
+        let cgroup = config.cgroup.clone();
+        thread::Builder::new()
+            .name("weft-capture".into())
+            .spawn(move || drive(capture, &cgroup, flush, &stop))
+            .context("start the capture thread")?
+    };
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(serve(config, certificate, spool, &counters, || {
+            stop.store(true, Relaxed);
+            capturing.join().is_ok()
+        }));
+    stop.store(true, Relaxed);
+    result
+}
+
+/// The running kernel's boot, as ids of halves carry it.
+pub fn boot() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
+    Ok(u64::from_le_bytes(first))
+}
+
+/// What to attach according to the configuration.
+pub fn plan(config: &Config) -> Plan {
+    Plan {
+        cgroup: config.cgroup.clone(),
+        pin_dir: config.pin_dir(),
+        ring_bytes: config.capture.ring_bytes,
+        update_interval_ns: u64::from(config.capture.update_interval_s) * 1_000_000_000,
+        clock_offset_us: time::clock_offset_us(),
+        now_ns: time::utc_ns(),
+        monotonic_ns: time::monotonic_ns(),
+    }
+}
+
+fn capture(
+    config: &Config,
+    certificate: &Certificate,
+    spool: SharedSpool,
+    counters: &Arc<Counters>,
+) -> Result<Capture<RealHost, SharedSpool>> {
+    let plan = plan(config);
+    let hooks = Hooks::attach(&plan).with_context(|| {
+        format!("attach to {} (weft-agent doctor says what is missing)", config.cgroup.display())
+    })?;
+    tracing::info!(cgroup = %config.cgroup.display(), resumed = hooks.resumed, "hooks attached");
+    let mut clock = Clock::new(hooks.state.clock_offset_us);
+    clock.adjust(plan.clock_offset_us);
+    let identity = Identity { agent: certificate.key(), boot: boot()? };
+    let table = Table::new(identity, config.capture.max_connections);
+    let attribution = Attribution::new(RealHost::new(&config.cgroup), config.clone());
+    Ok(Capture::new(hooks, table, attribution, clock, spool, Arc::clone(counters)))
+}
+
+/// The capture thread. The last thing it does is to hand over everything it has.
+fn drive(mut capture: Capture<RealHost, SharedSpool>, cgroup: &Path, flush_interval: Duration, stop: &AtomicBool) {
+    let mut snapshot = snapshot::Snapshot::new(cgroup);
+    snapshot.start(&mut capture);
+    let (mut flushed, mut swept) = (Instant::now(), Instant::now());
+    let mut failing = false;
+    loop {
+        let stopping = stop.load(Relaxed);
+        capture.poll(time::monotonic_ns());
+        if swept.elapsed() >= SWEEP_INTERVAL {
+            snapshot.sweep(&mut capture);
+            swept = Instant::now();
+        }
+        if stopping || flushed.elapsed() >= flush_interval {
+            let flushing = capture.flush();
+            if let (Err(error), false) = (&flushing, failing) {
+                tracing::error!(%error, "the spool takes nothing; the ring buffers");
+            }
+            failing = flushing.is_err();
+            capture.clock.adjust(time::clock_offset_us());
+            capture.publish();
+            flushed = Instant::now();
+        }
+        if stopping {
+            return;
+        }
+        thread::sleep(POLL_INTERVAL.min(flush_interval));
+    }
+}
+
+/// Everything that talks to the network, until told to stop.
+async fn serve(
+    config: &Config,
+    certificate: Certificate,
+    spool: SharedSpool,
+    counters: &Arc<Counters>,
+    stop_capture: impl FnOnce() -> bool,
+) -> Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let (stop, stopped) = watch::channel(false);
+    let (connected, is_connected) = watch::channel(false);
+    if let Some(settings) = &config.metrics {
+        let listener = tokio::net::TcpListener::bind(settings.listen)
+            .await
+            .with_context(|| format!("metrics: listen on {}", settings.listen))?;
+        tokio::spawn(metrics::serve(listener, Arc::clone(counters), spool.clone(), is_connected.clone()));
+    }
+    let uplink = uplink(config, certificate, spool.clone(), counters, connected)?;
+    let uplink = tokio::spawn(uplink.run(stopped));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        result = tokio::signal::ctrl_c() => result?,
+    }
+    tracing::info!("stopping");
+    if !stop_capture() {
+        tracing::error!("the capture thread had died");
+    }
+    let deadline = Instant::now() + DRAIN_LIMIT;
+    while *is_connected.borrow() && spool.lock().has_unread() && Instant::now() < deadline {
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    spool.lock().sync().context("flush the spool")?;
+    stop.send_replace(true);
+    let _ = tokio::time::timeout(DRAIN_LIMIT, uplink).await;
+    Ok(())
+}
+
+fn uplink(
+    config: &Config,
+    identity: Certificate,
+    spool: SharedSpool,
+    counters: &Arc<Counters>,
+    connected: watch::Sender<bool>,
+) -> Result<Uplink> {
+    let counters = Arc::clone(counters);
+    let seed = identity.key().0 ^ time::utc_ns();
+    Ok(Uplink {
+        federator: config.federator.clone(),
+        identity,
+        agent: info(config),
+        spool,
+        status: Arc::new(move || counters.status(time::now())),
+        clock: time::now,
+        seed,
+        connected,
+    })
+}
+
+fn info(config: &Config) -> AgentInfo {
+    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    AgentInfo {
+        name: config.name.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        site: config.site.clone(),
+        kernel: read("/proc/sys/kernel/osrelease"),
+        host: read("/proc/sys/kernel/hostname"),
+    }
+}

@@ -1,0 +1,19 @@
+//! What the agent sees of real connections on the running kernel, each case with an exact right answer.
+//!
+//! Every case runs in a process of its own, in a network namespace and a cgroup of its own; whatever becomes of that
+//! process, its pins, cgroup and children are removed. Needs root: without it every case fails and says so.
+
+mod cases;
+mod world;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("inside") => world::inside(&arguments[1..]),
+        Some("connect") => world::connect_and_exit(&arguments[1..]),
+        Some("agent") => world::agent(&arguments[1..]),
+        _ => world::run_all(&arguments, cases::ALL),
+    }
+}

@@ -1,0 +1,346 @@
+//! A world of its own for each case, and how it is torn down.
+
+use std::fs;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use weft_agent::attribution::{Attribution, RealHost};
+use weft_agent::capture::Capture;
+use weft_agent::clock::Clock;
+use weft_agent::config::Config;
+use weft_agent::counters::Counters;
+use weft_agent::kernel::{Hooks, Plan, hooks};
+use weft_agent::sink::BatchSink;
+use weft_agent::table::{Identity, Table};
+use weft_agent::time;
+use weft_wire::{AgentKey, Half, HalfBatch, Owner};
+
+/// A case: its name and what it does.
+pub type Case = (&'static str, fn(&mut World));
+
+/// Longest a case may take: a limit for a hang, no measurement.
+const CASE_LIMIT: Duration = Duration::from_secs(60);
+/// Longest to wait for something that must come.
+const WAIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// Runs every case that a filter admits, one after the other: they share sysctls of one kernel.
+pub fn run_all(arguments: &[String], cases: &[Case]) -> ExitCode {
+    if arguments.iter().any(|argument| argument == "--list") {
+        cases.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        println!("error: these tests attach kernel programs and need root\nhint:  sudo -E cargo test -p weft-agent");
+        return ExitCode::FAILURE;
+    }
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let mut failed = 0;
+    let mut run = 0;
+    for (name, _) in cases {
+        if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
+            continue;
+        }
+        run += 1;
+        let passed = run_case(name);
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        failed += usize::from(!passed);
+    }
+    println!("\n{run} cases, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_case(name: &str) -> bool {
+    let place = Place::make(name);
+    let mut child = myself("inside").args([name, place.cgroup.to_str().unwrap(), place.pins.to_str().unwrap()]).spawn().unwrap();
+    let deadline = Instant::now() + CASE_LIMIT;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.success();
+        }
+        if Instant::now() > deadline {
+            println!("{name}: hangs");
+            let _ = child.kill();
+            let _ = child.wait();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What outlives a case's process, removed when dropped.
+struct Place {
+    cgroup: PathBuf,
+    pins: PathBuf,
+}
+
+impl Place {
+    fn make(name: &str) -> Self {
+        let unique = format!("weft-test-{}-{name}", std::process::id());
+        let place = Self { cgroup: cgroup_mount().join(&unique), pins: Path::new("/sys/fs/bpf").join(&unique) };
+        fs::create_dir(&place.cgroup).unwrap();
+        place
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
+        hooks::unload(&self.pins);
+        let deadline = Instant::now() + WAIT_LIMIT;
+        while fs::remove_dir(&self.cgroup).is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Where cgroup v2 is mounted.
+fn cgroup_mount() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2 mount");
+    line.split(' ').nth(1).unwrap().into()
+}
+
+fn myself(role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg(role);
+    command
+}
+
+/// The case's own process: enters its namespace and cgroup, then does what the case says.
+pub fn inside(arguments: &[String]) -> ExitCode {
+    let [name, cgroup, pins] = arguments else { return ExitCode::FAILURE };
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    fs::write(Path::new(cgroup).join("cgroup.procs"), "0").unwrap();
+    ip(&["link", "set", "lo", "up"]);
+    let mut world = World::new(cgroup.into(), pins.into());
+    let (_, case) = super::cases::ALL.iter().find(|(known, _)| known == name).unwrap();
+    case(&mut world);
+    ExitCode::SUCCESS
+}
+
+/// A process that connects, sends a little and is gone.
+pub fn connect_and_exit(arguments: &[String]) -> ExitCode {
+    let address: SocketAddr = arguments[0].parse().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"bye").unwrap();
+    ExitCode::SUCCESS
+}
+
+/// An agent that only captures, into a file, until it is killed: `agent CGROUP PINS FILE`.
+pub fn agent(arguments: &[String]) -> ExitCode {
+    let [cgroup, pins, file] = arguments else { return ExitCode::FAILURE };
+    let mut capture = start(Path::new(cgroup), Path::new(pins), Settings::default(), FileSink::open(Path::new(file)));
+    loop {
+        capture.poll(time::monotonic_ns());
+        capture.flush().unwrap();
+    }
+}
+
+/// What a case may choose.
+#[derive(Clone, Copy)]
+pub struct Settings {
+    /// Size of the ring.
+    pub ring_bytes: u32,
+    /// Time between updates.
+    pub update_interval_ns: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { ring_bytes: 1 << 20, update_interval_ns: 3_600_000_000_000 }
+    }
+}
+
+/// The case's side: a capture with a sink in memory.
+pub struct World {
+    /// The watched cgroup.
+    pub cgroup: PathBuf,
+    /// Where pins go.
+    pub pins: PathBuf,
+    /// How to attach; change it before [`World::watch`].
+    pub settings: Settings,
+    capture: Option<Capture<RealHost, MemorySink>>,
+    seen: Vec<(Half, Owner)>,
+}
+
+/// Keeps everything.
+#[derive(Default)]
+pub struct MemorySink {
+    batches: Vec<HalfBatch>,
+    last: Option<u64>,
+}
+
+impl BatchSink for MemorySink {
+    fn append(&mut self, batch: &HalfBatch, ring_position: u64) -> std::io::Result<()> {
+        self.batches.push(batch.clone());
+        self.last = Some(ring_position);
+        Ok(())
+    }
+
+    fn last_ring_position(&self) -> Option<u64> {
+        self.last
+    }
+}
+
+/// Identity of every test's agent.
+pub const IDENTITY: Identity = Identity { agent: AgentKey(1), boot: 2 };
+
+fn start<S: BatchSink>(cgroup: &Path, pins: &Path, settings: Settings, sink: S) -> Capture<RealHost, S> {
+    let plan = Plan {
+        cgroup: cgroup.into(),
+        pin_dir: pins.into(),
+        ring_bytes: settings.ring_bytes,
+        update_interval_ns: settings.update_interval_ns,
+        clock_offset_us: time::clock_offset_us(),
+        now_ns: time::utc_ns(),
+        monotonic_ns: time::monotonic_ns(),
+    };
+    let hooks = Hooks::attach(&plan).unwrap_or_else(|error| panic!("{error}"));
+    let clock = Clock::new(hooks.state.clock_offset_us);
+    let naming = Config::parse("name = 'a'\nfederator = 'f:1'\nidentity = '/i'\nworkload = 'tests'").unwrap();
+    let attribution = Attribution::new(RealHost::new(cgroup), naming);
+    Capture::new(hooks, Table::new(IDENTITY, 10_000), attribution, clock, sink, Arc::new(Counters::default()))
+}
+
+impl World {
+    fn new(cgroup: PathBuf, pins: PathBuf) -> Self {
+        Self { cgroup, pins, settings: Settings::default(), capture: None, seen: Vec::new() }
+    }
+
+    /// Attaches the hooks.
+    pub fn watch(&mut self) {
+        self.capture = Some(start(&self.cgroup, &self.pins, self.settings, MemorySink::default()));
+    }
+
+    /// The running capture.
+    pub fn capture(&mut self) -> &mut Capture<RealHost, MemorySink> {
+        self.capture.as_mut().expect("watch() first")
+    }
+
+    /// Reads the ring once and gives every row so far, one for each update.
+    pub fn rows(&mut self) -> Vec<(Half, Owner)> {
+        let capture = self.capture();
+        capture.poll(time::monotonic_ns());
+        capture.flush().unwrap();
+        let seen = capture
+            .sink()
+            .batches
+            .iter()
+            .flat_map(|batch| batch.halves.iter().map(|half| (*half, batch.owners[half.owner as usize].clone())))
+            .collect();
+        self.seen = seen;
+        self.seen.clone()
+    }
+
+    /// The newest row of each connection, in the order in which they were first seen.
+    pub fn halves(&mut self) -> Vec<(Half, Owner)> {
+        let mut newest: Vec<(Half, Owner)> = Vec::new();
+        for row in self.rows() {
+            match newest.iter_mut().find(|(half, _)| half.id == row.0.id) {
+                Some(known) => *known = row,
+                None => newest.push(row),
+            }
+        }
+        newest
+    }
+
+    /// Waits until the newest rows are as they must be.
+    pub fn wait(&mut self, what: &str, mut ready: impl FnMut(&[(Half, Owner)]) -> bool) -> Vec<(Half, Owner)> {
+        let deadline = Instant::now() + WAIT_LIMIT;
+        loop {
+            let halves = self.halves();
+            if ready(&halves) {
+                return halves;
+            }
+            assert!(Instant::now() < deadline, "waited in vain for {what}: {halves:#?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits for `count` connections that are all finished.
+    pub fn finished(&mut self, count: usize) -> Vec<(Half, Owner)> {
+        self.wait("finished halves", |halves| {
+            halves.len() >= count && halves.iter().all(|(half, _)| half.state.finished())
+        })
+    }
+
+    /// Starts a process that connects and is gone at once.
+    pub fn connecting_process(&self, address: SocketAddr) -> Child {
+        myself("connect").arg(address.to_string()).spawn().unwrap()
+    }
+
+    /// Starts an agent process that writes what it sees to a file.
+    pub fn agent_process(&self, file: &Path) -> Child {
+        let (cgroup, pins) = (self.cgroup.to_str().unwrap(), self.pins.to_str().unwrap());
+        myself("agent").args([cgroup, pins, file.to_str().unwrap()]).stdin(Stdio::null()).spawn().unwrap()
+    }
+}
+
+/// Runs `ip`.
+pub fn ip(arguments: &[&str]) {
+    let status = Command::new("ip").args(arguments).status().expect("iproute2 is installed");
+    assert!(status.success(), "ip {arguments:?}");
+}
+
+/// Sets a sysctl of this network namespace.
+pub fn sysctl(name: &str, value: &str) {
+    fs::write(Path::new("/proc/sys/net").join(name), value).unwrap();
+}
+
+/// Both ends of the connection that `local` is one end of: client first.
+pub fn pair(halves: &[(Half, Owner)], client: SocketAddr) -> ((Half, Owner), (Half, Owner)) {
+    let find = |matches: &dyn Fn(&Half) -> bool| {
+        let found: Vec<_> = halves.iter().filter(|(half, _)| matches(half)).collect();
+        assert_eq!(found.len(), 1, "exactly one half: {halves:#?}");
+        found[0].clone()
+    };
+    (find(&|half| half.local == client), find(&|half| half.remote == client))
+}
+
+/// A loopback address of a family.
+pub fn loopback(family: u8) -> IpAddr {
+    if family == 4 { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) }
+}
+
+/// A sink that is a file of lines `cookie state bytes_sent position`, flushed with each batch.
+pub struct FileSink {
+    path: PathBuf,
+    last: Option<u64>,
+}
+
+impl FileSink {
+    fn open(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let last = text.lines().last().and_then(|line| line.rsplit(' ').next()).and_then(|word| word.parse().ok());
+        Self { path: path.into(), last }
+    }
+}
+
+impl BatchSink for FileSink {
+    fn append(&mut self, batch: &HalfBatch, ring_position: u64) -> std::io::Result<()> {
+        let mut lines = String::new();
+        for half in &batch.halves {
+            lines += &format!("{} {:?} {} {ring_position}\n", half.cookie, half.state, half.bytes_sent);
+        }
+        // One write call: a kill leaves the whole of it or nothing (a file in memory, shorter than its limit on a write).
+        fs::OpenOptions::new().create(true).append(true).open(&self.path)?.write_all(lines.as_bytes())?;
+        self.last = Some(ring_position);
+        Ok(())
+    }
+
+    fn last_ring_position(&self) -> Option<u64> {
+        self.last
+    }
+}
+
+/// A counter of the capture's shared ones, read after publishing.
+pub fn counter(world: &mut World, read: impl Fn(&Counters) -> &std::sync::atomic::AtomicU64) -> u64 {
+    let capture = world.capture();
+    capture.publish();
+    read(capture.counters()).load(Ordering::Relaxed)
+}
