@@ -1,5 +1,20 @@
 //! The federator: takes halves from agents, stitches them, keeps them, and answers questions about them.
+//!
+//! Data flows one way: [`server`] (sessions) -> [`pipeline`] (three threads: [`journal`], [`core`], [`store`]) -> [`query`]. What decides
+//! anything is in [`core`], which is pure.
+//!
+//! Reading order: [`config`], [`run`], [`record`] (rows), [`journal`], [`core`], [`store`], [`pipeline`], [`agents`], [`server`],
+//! [`query`].
+
+pub mod config;
+pub mod run;
 pub mod record;
-pub mod core;
 pub mod journal;
+pub mod core;
 pub mod store;
+pub mod pipeline;
+pub mod agents;
+pub mod server;
+pub mod query;
+pub mod doctor;
+pub mod clock;

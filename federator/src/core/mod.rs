@@ -26,6 +26,7 @@ use weft_stitching::{self as stitching, Candidate, Output, Reason, Rule, Stitche
 use weft_wire::query::{Confidence, Unmatched};
 use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, Timestamp};
 
+pub use self::slots::view_of;
 use self::departed::Departed;
 use self::names::{Agents, Owners};
 use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
@@ -120,6 +121,7 @@ pub struct Core {
     /// Time that passed while the program was down.
     down_us: i64,
     position: u64,
+    flushed_position: u64,
     slots: Slots,
     owners: Owners,
     agents: Agents,
@@ -152,6 +154,7 @@ impl Core {
             now: i64::MIN,
             down_us: 0,
             position: loaded.position,
+            flushed_position: loaded.position,
             slots: Slots::new(config.seed),
             owners: Owners::default(),
             agents: Agents::default(),
@@ -280,6 +283,11 @@ impl Core {
     /// Rows that the next flush will write, about.
     pub fn unflushed(&self) -> usize {
         self.dirty.len() + self.overflow.len()
+    }
+
+    /// Whether the next flush has anything to write.
+    pub fn changed(&self) -> bool {
+        self.position != self.flushed_position || self.unflushed() > 0
     }
 
     /// Highest sequence number of each agent that was applied.
@@ -504,6 +512,7 @@ impl Core {
 
     /// Everything that changed since the last flush.
     pub fn flush(&mut self) -> Flush {
+        self.flushed_position = self.position;
         let mut rows = std::mem::take(&mut self.overflow);
         rows.reserve(self.dirty.len());
         for number in std::mem::take(&mut self.dirty) {

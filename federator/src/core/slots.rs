@@ -96,25 +96,15 @@ impl Slot {
 
     /// The half as the rules see it.
     pub fn view(&self) -> HalfView {
-        let half = &self.half;
+        let half = view_of(&self.half);
+        let shift = |at: i64| at.saturating_sub(self.skew_us);
         HalfView {
-            role: match half.role {
-                Role::Client => stitching::Role::Client,
-                Role::Server => stitching::Role::Server,
-            },
-            fingerprint: match half.fingerprint {
-                Fingerprint::Unknown => stitching::Fingerprint::Unknown,
-                Fingerprint::TcpIsn { client, server } => stitching::Fingerprint::TcpIsn { client, server },
-            },
             network: self.network,
             host: self.host,
-            local: half.local,
-            remote: half.remote,
-            opened_at: half.opened_at.0.saturating_sub(self.skew_us),
-            closed_at: half.closed_at.map(|at| at.0.saturating_sub(self.skew_us)),
-            seen_at: half.seen_at.0.saturating_sub(self.skew_us),
-            bytes_sent: half.bytes_sent,
-            bytes_received: half.bytes_received,
+            opened_at: shift(half.opened_at),
+            closed_at: half.closed_at.map(shift),
+            seen_at: shift(half.seen_at),
+            ..half
         }
     }
 
@@ -126,6 +116,29 @@ impl Slot {
     /// Whether it has its other end.
     pub fn matched(&self) -> bool {
         self.partner != NONE
+    }
+}
+
+/// A half as the rules see it, its times by its agent's clock and its addresses in no network.
+pub fn view_of(half: &Half) -> HalfView {
+    HalfView {
+        role: match half.role {
+            Role::Client => stitching::Role::Client,
+            Role::Server => stitching::Role::Server,
+        },
+        fingerprint: match half.fingerprint {
+            Fingerprint::Unknown => stitching::Fingerprint::Unknown,
+            Fingerprint::TcpIsn { client, server } => stitching::Fingerprint::TcpIsn { client, server },
+        },
+        network: 0,
+        host: 0,
+        local: half.local,
+        remote: half.remote,
+        opened_at: half.opened_at.0,
+        closed_at: half.closed_at.map(|at| at.0),
+        seen_at: half.seen_at.0,
+        bytes_sent: half.bytes_sent,
+        bytes_received: half.bytes_received,
     }
 }
 

@@ -11,6 +11,13 @@ pub enum EntryRef<'a> {
     Agent(AgentEntry<&'a [u8]>),
     /// Cards of a peer.
     Peer(PeerEntry<&'a [u8]>),
+    /// The program was started.
+    Start {
+        /// When.
+        arrived_at: Timestamp,
+        /// Microseconds since the last entry before.
+        down_us: i64,
+    },
 }
 
 /// An entry that was read.
@@ -22,6 +29,13 @@ pub enum Entry {
     Agent(AgentEntry<Vec<u8>>),
     /// Cards of a peer.
     Peer(PeerEntry<Vec<u8>>),
+    /// The program was started.
+    Start {
+        /// When.
+        arrived_at: Timestamp,
+        /// Microseconds since the last entry before.
+        down_us: i64,
+    },
 }
 
 /// A batch of halves.
@@ -62,6 +76,7 @@ pub struct PeerEntry<B> {
 const BATCH: u8 = 1;
 const AGENT: u8 = 2;
 const PEER: u8 = 3;
+const START: u8 = 4;
 
 impl EntryRef<'_> {
     /// Appends the entry's bytes.
@@ -85,6 +100,11 @@ impl EntryRef<'_> {
                 out.push(PEER);
                 out.extend_from_slice(&entry.arrived_at.0.to_le_bytes());
                 out.extend_from_slice(entry.message);
+            }
+            Self::Start { arrived_at, down_us } => {
+                out.push(START);
+                out.extend_from_slice(&arrived_at.0.to_le_bytes());
+                out.extend_from_slice(&down_us.to_le_bytes());
             }
         }
     }
@@ -110,6 +130,7 @@ impl Entry {
                 Self::Agent(AgentEntry { arrived_at, agent, info: rest.to_vec() })
             }
             PEER => Self::Peer(PeerEntry { arrived_at, message: rest.to_vec() }),
+            START => Self::Start { arrived_at, down_us: word()?.cast_signed() },
             _ => return None,
         })
     }

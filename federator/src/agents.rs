@@ -1,0 +1,197 @@
+//! What is known of each agent while the program runs: its sequence numbers, its session, its clock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use weft_transport::Session;
+use weft_wire::control::{AgentStatus, CloseCode};
+use weft_wire::query::AgentHealth;
+use weft_wire::{AgentInfo, AgentKey, Timestamp};
+
+/// Most agents known; others are refused with [`CloseCode::Limit`].
+pub const MAX_AGENTS: usize = 16_384;
+
+/// Part of a lower estimate of an agent's clock that is believed: 1/8, as of a round trip.
+const SKEW_SHIFT: u32 = 3;
+
+/// One agent.
+#[derive(Debug)]
+pub struct AgentState {
+    /// Its key.
+    pub key: AgentKey,
+    durable: watch::Sender<u64>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Highest sequence number given to the journal.
+    submitted: u64,
+    session: Option<Session>,
+    info: AgentInfo,
+    status: AgentStatus,
+    last_seen: Timestamp,
+    skew_us: Option<i64>,
+    lag_us: i64,
+    halves: u64,
+}
+
+impl AgentState {
+    fn new(key: AgentKey, durable: u64) -> Self {
+        let inner = Inner { submitted: durable, ..Inner::default() };
+        Self { key, durable: watch::Sender::new(durable), inner: Mutex::new(inner) }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows what is durable.
+    pub fn durable(&self) -> watch::Receiver<u64> {
+        self.durable.subscribe()
+    }
+
+    /// A session of this agent begins; an older one ends.
+    pub fn begin(&self, session: &Session, info: &AgentInfo) {
+        let older = {
+            let mut inner = self.inner();
+            inner.info = info.clone();
+            inner.session.replace(session.clone())
+        };
+        if let Some(older) = older {
+            older.close(CloseCode::Superseded, "a newer session of this agent took over");
+        }
+    }
+
+    /// Claims a sequence number for submission; `false` when it was submitted before.
+    pub fn claim(&self, seq: u64, halves: usize) -> bool {
+        let mut inner = self.inner();
+        if seq <= inner.submitted {
+            return false;
+        }
+        inner.submitted = seq;
+        inner.halves += halves as u64;
+        true
+    }
+
+    /// The batch is durable.
+    pub fn became_durable(&self, seq: u64, newest: Option<Timestamp>, now: Timestamp) {
+        if let Some(newest) = newest {
+            self.inner().lag_us = now.0.saturating_sub(newest.0);
+        }
+        self.durable.send_replace(seq);
+    }
+
+    /// Something came, with the agent's clock as it was when it was sent. Whatever delays it makes the agent's clock seem
+    /// late, never early: a higher estimate is better, a lower one may be drift.
+    pub fn heard(&self, agent_clock: Option<Timestamp>, now: Timestamp) -> i64 {
+        let mut inner = self.inner();
+        inner.last_seen = now;
+        if let Some(clock) = agent_clock {
+            let seen = clock.0.saturating_sub(now.0);
+            inner.skew_us = Some(match inner.skew_us {
+                Some(known) if seen < known => known + ((seen - known) >> SKEW_SHIFT),
+                _ => seen,
+            });
+        }
+        inner.skew_us.unwrap_or(0)
+    }
+
+    /// The agent's own counters.
+    pub fn reported(&self, status: AgentStatus) {
+        self.inner().status = status;
+    }
+
+    /// For `weft health`.
+    pub fn health(&self, now: Timestamp) -> AgentHealth {
+        let inner = self.inner();
+        let live = inner.session.as_ref().filter(|session| session.close_reason().is_none());
+        AgentHealth {
+            name: inner.info.name.clone(),
+            version: inner.info.version.clone(),
+            connected: live.is_some(),
+            last_seen: inner.last_seen,
+            lag_us: inner.lag_us,
+            clock_skew_us: inner.skew_us.unwrap_or(0),
+            certificate_days_left: inner.session.as_ref().map_or(0, |session| session.peer_days_left(now)),
+            halves: inner.halves,
+            open: inner.status.open,
+            spool_bytes: inner.status.spool_bytes,
+            kernel_dropped: inner.status.kernel_dropped,
+            table_dropped: inner.status.table_dropped,
+            spool_dropped: inner.status.spool_dropped,
+        }
+    }
+}
+
+/// All agents.
+#[derive(Debug, Default)]
+pub struct AgentStates {
+    by_key: Mutex<HashMap<AgentKey, Arc<AgentState>>>,
+}
+
+impl AgentStates {
+    /// Starts with what is durable.
+    pub fn new(sequences: &[(AgentKey, u64)]) -> Self {
+        let known = sequences.iter().map(|(key, seq)| (*key, Arc::new(AgentState::new(*key, *seq))));
+        Self { by_key: Mutex::new(known.collect()) }
+    }
+
+    /// The agent with this key; `None` when there are too many.
+    pub fn of(&self, key: AgentKey) -> Option<Arc<AgentState>> {
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        if !by_key.contains_key(&key) && by_key.len() >= MAX_AGENTS {
+            return None;
+        }
+        Some(by_key.entry(key).or_insert_with(|| Arc::new(AgentState::new(key, 0))).clone())
+    }
+
+    /// All that have connected since the start, by name.
+    pub fn health(&self, now: Timestamp) -> Vec<AgentHealth> {
+        let states: Vec<_> = {
+            let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+            by_key.values().cloned().collect()
+        };
+        let mut health: Vec<_> =
+            states.iter().map(|state| state.health(now)).filter(|agent| !agent.name.is_empty()).collect();
+        health.sort_by(|a, b| a.name.cmp(&b.name));
+        health
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_number_is_taken_once() {
+        let state = AgentState::new(AgentKey(1), 5);
+        assert!(!state.claim(5, 1));
+        assert!(state.claim(7, 1));
+        assert!(!state.claim(6, 1));
+        assert!(!state.claim(7, 1));
+        assert_eq!(*state.durable().borrow(), 5);
+        state.became_durable(7, Some(Timestamp(10)), Timestamp(40));
+        assert_eq!((*state.durable().borrow(), state.inner().lag_us), (7, 30));
+    }
+
+    #[test]
+    fn delays_hardly_move_the_clock_estimate() {
+        let state = AgentState::new(AgentKey(1), 0);
+        assert_eq!(state.heard(Some(Timestamp(1_000_500)), Timestamp(1_000_000)), 500);
+        assert_eq!(state.heard(Some(Timestamp(1_000_100)), Timestamp(1_000_000)), 450);
+        assert_eq!(state.heard(Some(Timestamp(1_000_600)), Timestamp(1_000_000)), 600);
+        assert_eq!(state.heard(None, Timestamp(9)), 600);
+    }
+
+    #[test]
+    fn there_is_a_limit() {
+        let states = AgentStates::default();
+        for key in 0..MAX_AGENTS as u64 {
+            assert!(states.of(AgentKey(key)).is_some());
+        }
+        assert!(states.of(AgentKey(u64::MAX)).is_none());
+        assert!(states.of(AgentKey(3)).is_some());
+    }
+}

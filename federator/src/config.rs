@@ -1,0 +1,230 @@
+//! The configuration file. `docs/federator.toml` is a sample with every setting and its meaning.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+
+/// Most peers.
+pub const MAX_PEERS: usize = 1024;
+
+/// A whole file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name; must be the certificate's.
+    pub name: String,
+    /// Region; must be the certificate's.
+    pub region: String,
+    /// Where agents, peers and operators connect (UDP).
+    pub listen: SocketAddr,
+    /// Folder with `ca.pem`, `cert.pem`, `key.pem`.
+    pub identity: PathBuf,
+    /// Folder of journal and store.
+    pub data_dir: PathBuf,
+    /// The other federators.
+    #[serde(default)]
+    pub mesh: Mesh,
+    /// Stitching.
+    #[serde(default)]
+    pub stitch: Stitch,
+    /// The journal.
+    #[serde(default)]
+    pub journal: Journal,
+    /// The store.
+    #[serde(default)]
+    pub store: Store,
+    /// Questions.
+    #[serde(default)]
+    pub query: Query,
+    /// Metrics; none are served without it.
+    pub metrics: Option<Metrics>,
+}
+
+/// The other federators.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mesh {
+    /// File with 32 bytes in hexadecimal, the same on all federators. Needed with peers.
+    pub key_file: Option<PathBuf>,
+    /// The others.
+    #[serde(rename = "peer")]
+    pub peers: Vec<Peer>,
+}
+
+/// Another federator.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// `host:port` or `address:port`.
+    pub address: String,
+}
+
+/// Stitching.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stitch {
+    /// How long a half waits for its other end at home before the mesh is asked.
+    pub hold_ms: u64,
+    /// How long a half waits altogether.
+    pub expiry_s: u64,
+    /// Most halves in memory.
+    pub max_open: usize,
+}
+
+/// The journal.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Journal {
+    /// Beyond it agents are told to wait.
+    pub max_bytes: u64,
+}
+
+/// The store.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// How often rows are written.
+    pub flush_interval_ms: u64,
+    /// How long connections are kept.
+    pub retention_days: u32,
+    /// DuckDB's threads.
+    pub threads: u32,
+    /// DuckDB's memory.
+    pub memory_limit: String,
+}
+
+/// Questions.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Query {
+    /// Questions answered at a time; more wait.
+    pub concurrent: usize,
+    /// Longest run of a user's SQL statement.
+    pub sql_timeout_s: u64,
+    /// Memory of a user's SQL statement.
+    pub sql_memory_limit: String,
+    /// Most connections that a user's SQL statement sees.
+    pub sql_max_connections: u32,
+    /// How long peers have to answer.
+    pub peer_timeout_s: u64,
+}
+
+/// Metrics.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    /// Where `/metrics` and `/healthz` are served (TCP, HTTP).
+    pub listen: SocketAddr,
+}
+
+impl Default for Stitch {
+    fn default() -> Self {
+        Self { hold_ms: 1500, expiry_s: 120, max_open: 4_000_000 }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self { max_bytes: 8 << 30 }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { flush_interval_ms: 500, retention_days: 30, threads: 1, memory_limit: "1GB".into() }
+    }
+}
+
+impl Default for Query {
+    fn default() -> Self {
+        Self {
+            concurrent: 4,
+            sql_timeout_s: 30,
+            sql_memory_limit: "512MB".into(),
+            sql_max_connections: 200_000,
+            peer_timeout_s: 10,
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// Reads and checks a text.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = toml::from_str(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(!self.name.is_empty(), "name is empty");
+        ensure!(self.mesh.peers.len() <= MAX_PEERS, "more than {MAX_PEERS} peers");
+        ensure!(
+            self.mesh.peers.is_empty() || self.mesh.key_file.is_some(),
+            "mesh.key_file is missing: it is needed with peers, the same on all federators"
+        );
+        for (index, peer) in self.mesh.peers.iter().enumerate() {
+            ensure!(peer.name != self.name, "mesh.peer {:?} has this federator's own name", peer.name);
+            let twice = self.mesh.peers[..index].iter().any(|other| other.name == peer.name);
+            ensure!(!twice, "mesh.peer {:?} is there twice", peer.name);
+        }
+        ensure!(self.stitch.expiry_s * 1000 > self.stitch.hold_ms, "stitch.expiry_s must be longer than stitch.hold_ms");
+        ensure!(self.stitch.max_open > 0, "stitch.max_open must not be 0");
+        ensure!(self.store.flush_interval_ms > 0, "store.flush_interval_ms must not be 0");
+        ensure!(self.query.concurrent > 0, "query.concurrent must not be 0");
+        Ok(())
+    }
+
+    /// The journal's folder.
+    pub fn journal_folder(&self) -> PathBuf {
+        self.data_dir.join("journal")
+    }
+
+    /// The store's file.
+    pub fn store_file(&self) -> PathBuf {
+        self.data_dir.join("store.duckdb")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_is_valid_and_complete() {
+        let text = include_str!("../../docs/federator.toml");
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.mesh.peers.len(), 2);
+        // What the sample shows as defaults are the defaults.
+        let defaults = Config::parse("name='a'\nregion='r'\nlisten='0.0.0.0:1'\nidentity='i'\ndata_dir='d'").unwrap();
+        assert_eq!(format!("{:?}", config.stitch), format!("{:?}", defaults.stitch));
+        assert_eq!(format!("{:?}", config.journal), format!("{:?}", defaults.journal));
+        assert_eq!(format!("{:?}", config.store), format!("{:?}", defaults.store));
+        assert_eq!(format!("{:?}", config.query), format!("{:?}", defaults.query));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let base = "name='a'\nregion='r'\nlisten='0.0.0.0:1'\nidentity='i'\ndata_dir='d'\n";
+        for (addition, word) in [
+            ("speed = 3", "speed"),
+            ("[[mesh.peer]]\nname='b'\nregion='r'\naddress='x:1'", "key_file"),
+            ("[mesh]\nkey_file='k'\n[[mesh.peer]]\nname='a'\nregion='r'\naddress='x:1'", "own name"),
+            ("[stitch]\nhold_ms = 200000", "expiry_s"),
+        ] {
+            let error = format!("{:#}", Config::parse(&format!("{base}{addition}")).unwrap_err());
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

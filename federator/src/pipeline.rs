@@ -1,0 +1,378 @@
+//! From a received batch to a stored row: three threads in a line, each with a bounded queue in front of it.
+//!
+//! - `journal` writes and syncs whatever waits, in groups, acknowledges, and hands the decoded entries on;
+//! - `core` applies them in the journal's order, and lets time pass;
+//! - `store` writes what changed.
+//!
+//! When one cannot follow, the queue before it fills up and the one before waits: down to the agents, by QUIC's flow control.
+//! When one fails, nothing goes on: [`Pipeline::failed`] says why, and the program ends. What was acknowledged is in the journal.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use weft_wire::{AgentInfo, AgentKey, HalfBatch, Timestamp, batch, codec, frame::Kind};
+
+use crate::agents::AgentState;
+use crate::clock;
+use crate::config::Config;
+use crate::core::{Core, CoreConfig, CoreCounters, Input};
+use crate::journal::{AgentEntry, BatchEntry, Entry, EntryRef, Journal};
+use crate::record::Flush;
+use crate::store::{Readers, Store, StoreOptions};
+
+/// Submissions that wait for the journal.
+pub const SUBMISSIONS: usize = 64;
+/// Entries that wait for the core.
+const ENTRIES: usize = 64;
+/// Bytes that one sync of the journal covers at most.
+const GROUP_BYTES: usize = 16 << 20;
+/// Longest pause between two looks at the clock.
+const TICK: Duration = Duration::from_millis(10);
+/// Rows beyond which a flush does not wait for its time.
+const FLUSH_ROWS: usize = 500_000;
+/// How often old connections are deleted.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// What goes into the pipeline.
+pub enum Submission {
+    /// A valid batch of an agent.
+    Batch {
+        /// When it arrived.
+        at: Timestamp,
+        /// Whose it is; told when it is durable.
+        agent: Arc<AgentState>,
+        /// Its sequence number.
+        seq: u64,
+        /// The agent's clock ahead of ours.
+        skew_us: i64,
+        /// Payload of the frame; the batch begins at [`SEQ_BYTES`].
+        payload: Vec<u8>,
+        /// The same, decoded.
+        batch: HalfBatch,
+    },
+    /// An agent said who it is.
+    Agent {
+        /// When.
+        at: Timestamp,
+        /// Its key.
+        key: AgentKey,
+        /// What it said.
+        info: AgentInfo,
+    },
+    /// Answered when everything submitted before is in the store.
+    Barrier(oneshot::Sender<()>),
+}
+
+/// Sequence number before the batch in a frame's payload.
+pub const SEQ_BYTES: usize = 8;
+
+enum ToCore {
+    Entry { position: u64, at: Timestamp, input: Input },
+    Barrier(oneshot::Sender<()>),
+}
+
+struct ToStore {
+    flush: Option<Flush>,
+    done: Vec<oneshot::Sender<()>>,
+}
+
+/// What others may know of the pipeline's state.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of the journal.
+    pub journal_bytes: AtomicU64,
+    /// Position that the store covers.
+    pub stored_position: AtomicU64,
+    /// Halves in memory.
+    pub in_memory: AtomicU64,
+    /// Halves that wait for a partner.
+    pub waiting: AtomicU64,
+    /// Rows written since the start.
+    pub rows_written: AtomicU64,
+    /// Time that writing them took.
+    pub store_us: AtomicU64,
+    /// Syncs of the journal.
+    pub syncs: AtomicU64,
+    /// Totals of the core.
+    pub core: Mutex<CoreCounters>,
+}
+
+/// A running pipeline.
+pub struct Pipeline {
+    /// Into it. The pipeline drains and ends when all clones are dropped.
+    pub submissions: mpsc::Sender<Submission>,
+    /// Its state.
+    pub progress: Arc<Progress>,
+    /// For readers of the store.
+    pub readers: Readers,
+    /// Durable sequence numbers at the start.
+    pub sequences: Vec<(AgentKey, u64)>,
+    threads: Vec<JoinHandle<()>>,
+    failures: mpsc::Receiver<anyhow::Error>,
+}
+
+impl Pipeline {
+    /// Opens store and journal, replays, and starts the threads.
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&config.data_dir)?;
+        let store = Store::open(&StoreOptions {
+            path: config.store_file(),
+            threads: config.store.threads,
+            memory_limit: config.store.memory_limit.clone(),
+        })?;
+        let readers = store.readers()?;
+        let loaded = store.load()?;
+        let from = loaded.position;
+        let live = loaded.live.len();
+        let mut core = Core::new(core_config(config), loaded);
+        let mut last = None;
+        let (mut journal, recovery) = Journal::open(&config.journal_folder(), from, |position, entry| {
+            let (at, input) = replayed(entry);
+            last = Some(at);
+            if let Some(input) = input {
+                core.apply(position, at, input);
+            }
+        })?;
+        let now = clock::now();
+        let down_us = last.map_or(0, |last: Timestamp| now.0.saturating_sub(last.0)).max(0);
+        let position = journal.append(EntryRef::Start { arrived_at: now, down_us })?;
+        journal.commit()?;
+        core.apply(position, now, Input::Start { down_us });
+        tracing::info!(
+            live,
+            entries = recovery.entries,
+            torn_bytes = recovery.torn_bytes,
+            down_ms = down_us / 1000,
+            "state restored"
+        );
+        if recovery.missing_bytes > 0 {
+            tracing::error!(bytes = recovery.missing_bytes, "journal segments are missing: what they held is lost");
+        }
+        let sequences = core.sequences().iter().map(|(key, seq)| (*key, *seq)).collect();
+        Ok(Self::spawn(config, journal, core, store, readers, sequences)?)
+    }
+
+    fn spawn(
+        config: &Config,
+        journal: Journal,
+        core: Core,
+        store: Store,
+        readers: Readers,
+        sequences: Vec<(AgentKey, u64)>,
+    ) -> std::io::Result<Self> {
+        let progress = Arc::new(Progress::default());
+        progress.journal_bytes.store(journal.bytes(), Relaxed);
+        let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
+        let (to_core, entries) = sync_channel(ENTRIES);
+        let (to_store, flushes) = sync_channel(1);
+        let (failed, failures) = mpsc::channel(4);
+        let interval = Duration::from_millis(config.store.flush_interval_ms);
+        let retention_us = i64::from(config.store.retention_days) * 86_400_000_000;
+        let mut threads = Vec::new();
+        let mut thread = |name: &str, work: Box<dyn FnOnce() -> anyhow::Result<()> + Send>| {
+            let failed = failed.clone();
+            let run = move || {
+                if let Err(error) = work() {
+                    // Fails only when the program is ending already.
+                    let _ = failed.blocking_send(error);
+                }
+            };
+            threads.push(std::thread::Builder::new().name(format!("weft-{name}")).spawn(run)?);
+            std::io::Result::Ok(())
+        };
+        let shared = progress.clone();
+        thread("journal", Box::new(move || run_journal(journal, submitted, &to_core, &shared)))?;
+        let shared = progress.clone();
+        thread("core", Box::new(move || run_core(core, &entries, &to_store, interval, &shared)))?;
+        let shared = progress.clone();
+        thread("store", Box::new(move || run_store(store, &flushes, retention_us, &shared)))?;
+        Ok(Self { submissions, progress, readers, sequences, threads, failures })
+    }
+
+    /// Waits for the first failure.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match self.failures.recv().await {
+            Some(error) => error,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Writes everything that was submitted, and ends. All other clones of `submissions` must be gone.
+    pub fn drain(self) {
+        drop(self.submissions);
+        for thread in self.threads {
+            // A panic has been printed by then.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn core_config(config: &Config) -> CoreConfig {
+    CoreConfig {
+        name: config.name.clone(),
+        hold_us: i64::try_from(config.stitch.hold_ms * 1000).unwrap_or(i64::MAX),
+        expiry_us: i64::try_from(config.stitch.expiry_s * 1_000_000).unwrap_or(i64::MAX),
+        max_open: config.stitch.max_open,
+        seed: random_seed(),
+    }
+}
+
+/// Not the same in two runs; no result depends on it.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// An entry of the journal as the core takes it. What was written was valid.
+fn replayed(entry: Entry) -> (Timestamp, Option<Input>) {
+    match entry {
+        Entry::Start { arrived_at, down_us } => (arrived_at, Some(Input::Start { down_us })),
+        Entry::Agent(AgentEntry { arrived_at, agent, info }) => {
+            let info = codec::from_bytes(Kind::AgentHello, &info).ok();
+            (arrived_at, info.map(|info| Input::Agent { key: agent, info }))
+        }
+        Entry::Batch(BatchEntry { arrived_at, agent, seq, skew_us, batch: bytes }) => {
+            let batch = batch::decode(&bytes, agent).ok();
+            (arrived_at, batch.map(|batch| Input::Batch { agent, seq, skew_us, batch }))
+        }
+        Entry::Peer(entry) => (entry.arrived_at, None),
+    }
+}
+
+fn run_journal(
+    mut journal: Journal,
+    mut submitted: mpsc::Receiver<Submission>,
+    to_core: &SyncSender<ToCore>,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let mut durable = Vec::new();
+    let mut onward = Vec::new();
+    while let Some(first) = submitted.blocking_recv() {
+        let mut next = Some(first);
+        while let Some(submission) = next {
+            write_entry(&mut journal, submission, &mut durable, &mut onward)?;
+            let room = journal.pending_bytes() < GROUP_BYTES && onward.len() < SUBMISSIONS;
+            next = if room { submitted.try_recv().ok() } else { None };
+        }
+        if journal.pending_bytes() > 0 {
+            journal.commit()?;
+            progress.syncs.fetch_add(1, Relaxed);
+        }
+        let now = clock::now();
+        for (agent, seq, newest) in durable.drain(..) {
+            let agent: Arc<AgentState> = agent;
+            agent.became_durable(seq, newest, now);
+        }
+        for message in onward.drain(..) {
+            if to_core.send(message).is_err() {
+                anyhow::bail!("the core has ended");
+            }
+        }
+        journal.release(progress.stored_position.load(Relaxed))?;
+        progress.journal_bytes.store(journal.bytes(), Relaxed);
+    }
+    Ok(())
+}
+
+type Durable = (Arc<AgentState>, u64, Option<Timestamp>);
+
+fn write_entry(
+    journal: &mut Journal,
+    submission: Submission,
+    durable: &mut Vec<Durable>,
+    onward: &mut Vec<ToCore>,
+) -> anyhow::Result<()> {
+    match submission {
+        Submission::Batch { at, agent, seq, skew_us, payload, batch } => {
+            let bytes = payload.get(SEQ_BYTES..).unwrap_or_default();
+            let key = agent.key;
+            let entry = BatchEntry { arrived_at: at, agent: key, seq, skew_us, batch: bytes };
+            let position = journal.append(EntryRef::Batch(entry))?;
+            let newest = batch.halves.iter().map(|half| half.seen_at.0.saturating_sub(skew_us)).max();
+            durable.push((agent, seq, newest.map(Timestamp)));
+            onward.push(ToCore::Entry { position, at, input: Input::Batch { agent: key, seq, skew_us, batch } });
+        }
+        Submission::Agent { at, key, info } => {
+            let bytes = codec::to_bytes(Kind::AgentHello, &info)?;
+            let entry = AgentEntry { arrived_at: at, agent: key, info: bytes.as_slice() };
+            let position = journal.append(EntryRef::Agent(entry))?;
+            onward.push(ToCore::Entry { position, at, input: Input::Agent { key, info } });
+        }
+        Submission::Barrier(done) => onward.push(ToCore::Barrier(done)),
+    }
+    Ok(())
+}
+
+fn run_core(
+    mut core: Core,
+    entries: &Receiver<ToCore>,
+    to_store: &SyncSender<ToStore>,
+    interval: Duration,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let mut flushed = Instant::now();
+    let mut done = Vec::new();
+    loop {
+        let received = entries.recv_timeout(TICK);
+        let ended = matches!(received, Err(RecvTimeoutError::Disconnected));
+        match received {
+            Ok(ToCore::Entry { position, at, input }) => core.apply(position, at, input),
+            Ok(ToCore::Barrier(waiting)) => done.push(waiting),
+            Err(_) => core.advance(clock::now()),
+        }
+        if ended || !done.is_empty() || flushed.elapsed() >= interval || core.unflushed() >= FLUSH_ROWS {
+            core.advance(clock::now());
+            flushed = Instant::now();
+            report(&core, progress);
+            let changed = core.changed();
+            if changed || !done.is_empty() {
+                let flush = changed.then(|| core.flush());
+                if to_store.send(ToStore { flush, done: std::mem::take(&mut done) }).is_err() {
+                    anyhow::bail!("the store has ended");
+                }
+            }
+        }
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+fn report(core: &Core, progress: &Progress) {
+    progress.in_memory.store(core.in_memory() as u64, Relaxed);
+    progress.waiting.store(core.waiting() as u64, Relaxed);
+    if let Ok(mut counters) = progress.core.lock() {
+        *counters = core.counters();
+    }
+}
+
+fn run_store(
+    mut store: Store,
+    flushes: &Receiver<ToStore>,
+    retention_us: i64,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let mut retained: Option<Instant> = None;
+    while let Ok(ToStore { flush, done }) = flushes.recv() {
+        if let Some(flush) = flush {
+            let began = Instant::now();
+            store.flush(&flush)?;
+            progress.store_us.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
+            progress.rows_written.fetch_add(flush.rows.len() as u64, Relaxed);
+            progress.stored_position.store(flush.position, Relaxed);
+        }
+        for waiting in done {
+            // Nobody waits any more: the question was given up.
+            let _ = waiting.send(());
+        }
+        if retained.is_none_or(|at| at.elapsed() >= RETENTION_INTERVAL) {
+            retained = Some(Instant::now());
+            store.retain(Timestamp(clock::now().0.saturating_sub(retention_us)))?;
+        }
+    }
+    Ok(())
+}

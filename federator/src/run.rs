@@ -1,0 +1,119 @@
+//! The running program.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tokio::sync::Semaphore;
+use weft_transport::{Identity, Listener, PeerRole};
+use weft_wire::control::CloseCode;
+
+use crate::agents::AgentStates;
+use crate::config::Config;
+use crate::pipeline::Pipeline;
+use crate::query::Queries;
+use crate::server::{Server, ServerCounters};
+
+/// Longest wait for sessions to end when the program is told to.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A federator that takes sessions.
+pub struct Federator {
+    pipeline: Pipeline,
+    listener: Arc<Listener>,
+    server: Arc<Server>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+/// Loads the identity, and holds it against the configuration.
+pub fn identity(config: &Config) -> anyhow::Result<Identity> {
+    let identity = Identity::load(&config.identity)?;
+    let id = identity.id();
+    ensure!(id.role() == PeerRole::Federator, "the certificate is for {id}, which is no federator");
+    ensure!(id.name() == config.name, "the certificate is for {:?}, the configuration says {:?}", id.name(), config.name);
+    ensure!(
+        id.region() == config.region,
+        "the certificate is for region {:?}, the configuration says {:?}",
+        id.region(),
+        config.region
+    );
+    Ok(identity)
+}
+
+impl Federator {
+    /// Restores the state and begins to take sessions.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let identity = identity(&config)?;
+        let starting = config.clone();
+        let pipeline = tokio::task::spawn_blocking(move || Pipeline::start(&starting)).await??;
+        let listener = Arc::new(Listener::bind(config.listen, &identity).context("cannot listen")?);
+        let queries = Arc::new(Queries {
+            name: config.name.clone(),
+            readers: pipeline.readers.clone(),
+            submissions: pipeline.submissions.clone(),
+            room: Semaphore::new(config.query.concurrent),
+        });
+        let server = Arc::new(Server {
+            name: config.name.clone(),
+            agents: Arc::new(AgentStates::new(&pipeline.sequences)),
+            submissions: pipeline.submissions.clone(),
+            progress: pipeline.progress.clone(),
+            journal_max_bytes: config.journal.max_bytes,
+            queries,
+            counters: ServerCounters::default(),
+        });
+        let accepting = tokio::spawn(server.clone().run(listener.clone()));
+        tracing::info!(name = config.name, address = %listener.local_addr()?, "listening");
+        Ok(Self { pipeline, listener, server, accepting })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> anyhow::Result<std::net::SocketAddr> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// Totals of the sessions.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Waits for a failure that ends the program.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        self.pipeline.failed().await
+    }
+
+    /// Ends: no more sessions, everything acknowledged into the store.
+    pub async fn drain(self) {
+        self.listener.close(CloseCode::Draining, "shutting down").await;
+        self.accepting.abort();
+        let _ = self.accepting.await;
+        // Sessions hold the server, and with it the way into the pipeline, until they have noticed.
+        let ended = async {
+            while Arc::strong_count(&self.server) > 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let all = tokio::time::timeout(DRAIN, ended).await.is_ok();
+        drop(self.server);
+        if all {
+            let _ = tokio::task::spawn_blocking(move || self.pipeline.drain()).await;
+        } else {
+            tracing::warn!("sessions did not end in time; the journal has what the store has not");
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut federator = Federator::start(config).await?;
+    tokio::select! {
+        error = federator.failed() => return Err(error),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("draining");
+    federator.drain().await;
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! Sessions: who may do what.
+//!
+//! Agents open one stream with their hello; operators and federators open a stream for each question, federators also one
+//! for what they say to each other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use weft_transport::{FrameReceiver, FrameSender, Listener, PeerRole, Session, TransportError};
+use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION};
+use weft_wire::frame::{Frame, Kind};
+use weft_wire::query::Request;
+use weft_wire::{batch, codec};
+
+use crate::agents::{AgentState, AgentStates};
+use crate::clock;
+use crate::pipeline::{Progress, SEQ_BYTES, Submission};
+use crate::query::Queries;
+
+/// A peer that says nothing at first is turned away.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that does not read is given up.
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(20);
+/// Streams of one session worked on at a time; more wait.
+const STREAMS: usize = 16;
+
+/// What a session needs.
+pub struct Server {
+    /// This federator's name.
+    pub name: String,
+    /// Agents.
+    pub agents: Arc<AgentStates>,
+    /// Into the pipeline.
+    pub submissions: mpsc::Sender<Submission>,
+    /// The pipeline's state.
+    pub progress: Arc<Progress>,
+    /// Beyond it agents are refused.
+    pub journal_max_bytes: u64,
+    /// Answers.
+    pub queries: Arc<Queries>,
+    /// Totals.
+    pub counters: ServerCounters,
+}
+
+/// Totals since the start.
+#[derive(Debug, Default)]
+pub struct ServerCounters {
+    /// Batches taken.
+    pub batches: AtomicU64,
+    /// Bytes of them.
+    pub batch_bytes: AtomicU64,
+    /// Halves in them.
+    pub halves: AtomicU64,
+    /// Batches that had been taken before.
+    pub repeated_batches: AtomicU64,
+    /// Sessions refused because the journal is full.
+    pub journal_full: AtomicU64,
+    /// Sessions refused because there are too many agents.
+    pub agents_full: AtomicU64,
+}
+
+impl Server {
+    /// Accepts sessions until the listener is closed.
+    pub async fn run(self: Arc<Self>, listener: Arc<Listener>) {
+        while let Some(session) = listener.accept().await {
+            let server = self.clone();
+            tokio::spawn(async move {
+                let peer = session.peer().to_string();
+                match server.serve(session).await {
+                    Ok(()) | Err(TransportError::StreamEnded) => tracing::debug!(peer, "session ended"),
+                    Err(error) => tracing::info!(peer, %error, "session ended"),
+                }
+            });
+        }
+    }
+
+    async fn serve(self: Arc<Self>, session: Session) -> Result<(), TransportError> {
+        match session.peer().role() {
+            PeerRole::Agent => self.serve_agent(session).await,
+            PeerRole::Operator | PeerRole::Federator => self.serve_streams(session).await,
+        }
+    }
+
+    async fn serve_agent(&self, session: Session) -> Result<(), TransportError> {
+        let accepted = tokio::time::timeout(HELLO_TIMEOUT, session.accept_bi()).await;
+        let Ok(streams) = accepted else {
+            return Err(session.misbehaved(CloseCode::Unexpected, "no hello"));
+        };
+        let (mut sender, mut receiver) = streams?;
+        let hello: AgentHello = receiver.expect(HELLO_TIMEOUT).await?;
+        session.require_name(&hello.agent.name)?;
+        let Some(agent) = self.agents.of(session.peer_key()) else {
+            self.counters.agents_full.fetch_add(1, Relaxed);
+            return Err(session.misbehaved(CloseCode::Limit, "too many agents"));
+        };
+        self.check_journal(&session)?;
+        let now = clock::now();
+        agent.heard(Some(hello.now), now);
+        agent.begin(&session, &hello.agent);
+        self.submit(&session, Submission::Agent { at: now, key: agent.key, info: hello.agent }).await?;
+        let mut durable = agent.durable();
+        let welcome = AgentWelcome {
+            version: PROTOCOL_VERSION,
+            federator: self.name.clone(),
+            durable_seq: *durable.borrow_and_update(),
+            now: clock::now(),
+        };
+        sender.send(&welcome, SEND_TIMEOUT).await?;
+        let acknowledge = async {
+            while durable.changed().await.is_ok() {
+                let seq = *durable.borrow_and_update();
+                sender.send(&Ack { seq }, SEND_TIMEOUT).await?;
+            }
+            Ok(())
+        };
+        tokio::select! {
+            ended = acknowledge => ended,
+            ended = self.receive(&session, &agent, &mut receiver) => ended,
+        }
+    }
+
+    async fn receive(
+        &self,
+        session: &Session,
+        agent: &Arc<AgentState>,
+        receiver: &mut FrameReceiver,
+    ) -> Result<(), TransportError> {
+        while let Some(frame) = receiver.recv().await? {
+            match frame.kind {
+                Kind::HalfBatch => self.take_batch(session, agent, frame).await?,
+                Kind::AgentStatus => {
+                    let status: AgentStatus = session.decode(&frame)?;
+                    agent.heard(Some(status.now), clock::now());
+                    agent.reported(status);
+                }
+                other => return Err(session.misbehaved(CloseCode::Unexpected, format!("{other:?} of an agent"))),
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_batch(
+        &self,
+        session: &Session,
+        agent: &Arc<AgentState>,
+        frame: Frame,
+    ) -> Result<(), TransportError> {
+        let (seq, bytes) = codec::split_batch(&frame).map_err(|error| session.undecodable(&error))?;
+        let decoded = batch::decode(bytes, agent.key);
+        let batch = decoded.map_err(|error| session.misbehaved(error.close_code(), error.to_string()))?;
+        self.check_journal(session)?;
+        // Room first, then the claim: a number is only claimed for what is really submitted.
+        let Ok(room) = self.submissions.reserve().await else {
+            return Err(draining(session));
+        };
+        let at = clock::now();
+        let skew_us = agent.heard(None, at);
+        if !agent.claim(seq, batch.halves.len()) {
+            self.counters.repeated_batches.fetch_add(1, Relaxed);
+            return Ok(());
+        }
+        self.counters.batches.fetch_add(1, Relaxed);
+        self.counters.batch_bytes.fetch_add((frame.payload.len() - SEQ_BYTES) as u64, Relaxed);
+        self.counters.halves.fetch_add(batch.halves.len() as u64, Relaxed);
+        room.send(Submission::Batch { at, agent: agent.clone(), seq, skew_us, payload: frame.payload, batch });
+        Ok(())
+    }
+
+    fn check_journal(&self, session: &Session) -> Result<(), TransportError> {
+        if self.progress.journal_bytes.load(Relaxed) < self.journal_max_bytes {
+            return Ok(());
+        }
+        self.counters.journal_full.fetch_add(1, Relaxed);
+        Err(session.misbehaved(CloseCode::Internal, "the journal is full: try again later"))
+    }
+
+    async fn submit(&self, session: &Session, submission: Submission) -> Result<(), TransportError> {
+        self.submissions.send(submission).await.map_err(|_| draining(session))
+    }
+
+    async fn serve_streams(self: Arc<Self>, session: Session) -> Result<(), TransportError> {
+        let room = Arc::new(Semaphore::new(STREAMS));
+        loop {
+            let (sender, receiver) = session.accept_bi().await?;
+            let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
+            let server = self.clone();
+            tokio::spawn(async move {
+                let peer = receiver.session().peer().to_string();
+                if let Err(error) = server.serve_stream(sender, receiver).await {
+                    tracing::info!(peer, %error, "stream ended");
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    async fn serve_stream(&self, sender: FrameSender, mut receiver: FrameReceiver) -> Result<(), TransportError> {
+        let session = receiver.session().clone();
+        let Some(first) = receiver.recv_within(HELLO_TIMEOUT).await? else { return Ok(()) };
+        match first.kind {
+            Kind::Request => {
+                let request: Request = session.decode(&first)?;
+                self.queries.answer(sender, request).await
+            }
+            other => Err(session.misbehaved(CloseCode::Unexpected, format!("{other:?} opens no conversation"))),
+        }
+    }
+}
+
+fn draining(session: &Session) -> TransportError {
+    session.misbehaved(CloseCode::Draining, "shutting down")
+}
