@@ -1,0 +1,316 @@
+//! What can be typed. The one definition behind parsing, help, man pages and completions; it gives no meaning.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Who is really talking to whom, through every NAT in between.
+///
+/// Asks any federator; it answers for the whole mesh. The answer goes to stdout, everything else to stderr.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weft",
+    version,
+    disable_help_subcommand = true,
+    propagate_version = false,
+    max_term_width = 100,
+    subcommand_help_heading = "Verbs",
+    after_help = "Topics: weft help exit-codes | environment | formats | filter | health | errors | schemas | man",
+    after_long_help = "Examples:\n  weft connections --from web --since 15m\n  weft report hairpins --since 24h --top 10\n  \
+                       weft connections --where 'server.port = 5432 and path.class = cross-cloud' --json\n  weft explain \
+                       7f3a9c\n\nTopics: weft help exit-codes | environment | formats | filter | health | errors | schemas | man"
+)]
+pub struct Args {
+    /// Options of every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// The verb.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Common options")]
+pub struct Global {
+    /// Federator to ask [env: WEFT_FEDERATOR]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub federator: Option<String>,
+    /// Directory with ca.pem, cert.pem and key.pem of an operator [env: WEFT_IDENTITY]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub identity: Option<PathBuf>,
+    /// How the answer is written
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// The same as --format json
+    #[arg(long, global = true, conflicts_with = "format")]
+    pub json: bool,
+    /// When to use colour
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t, hide_default_value = true)]
+    pub color: When,
+    /// No summaries and hints on stderr; errors and gaps in the answer stay
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Exit with 3 when the answer rests on less than this part (weft help formats)
+    #[arg(long, global = true, value_name = "PERCENT")]
+    pub min_complete: Option<f64>,
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns; fits a terminal, whole in a pipe
+    Table,
+    /// One object: schema, window, completeness, rows
+    Json,
+    /// One object a line: the rows alone
+    Ndjson,
+    /// Comma-separated, one header line
+    Csv,
+    /// A Markdown table
+    Md,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// On a terminal, unless NO_COLOR or TERM=dumb
+    #[default]
+    Auto,
+    /// Also in pipes
+    Always,
+    /// Not at all
+    Never,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// List connections, newest first
+    Connections(Connections),
+    /// Say in words how a connection was seen, matched and classified
+    Explain(Explain),
+    /// Add up what flows between workloads
+    Report(Report),
+    /// Query with read-only SQL
+    Sql(Sql),
+    /// Check federators and agents; exits like a Nagios plugin
+    Health(Health),
+    /// List federators; exits with 1 when one has a problem
+    Federators(Federators),
+    /// Make certificates
+    #[command(subcommand)]
+    Pki(Pki),
+    /// Print a completion script for a shell
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Explain a verb, a topic or an error code
+    Help {
+        /// A verb, exit-codes, environment, formats, filter, health, errors, E-…, schemas [NAME], man [DIR]
+        #[arg(value_name = "TOPIC", num_args = 0..=2)]
+        topic: Vec<String>,
+    },
+}
+
+/// `weft connections`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Connections {
+    /// When.
+    #[command(flatten)]
+    pub window: Window,
+    /// Between whom.
+    #[command(flatten)]
+    pub ends: Ends,
+    /// At most so many rows
+    #[arg(long, visible_alias = "top", value_name = "N", default_value_t = 50)]
+    pub limit: u32,
+    /// Whom to ask, and how often.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+/// `weft explain`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Explain {
+    /// Id of a connection, or how it begins (4 digits or more)
+    #[arg(value_name = "ID")]
+    pub id: String,
+}
+
+/// `weft report`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Report {
+    /// Which report
+    #[arg(value_enum, value_name = "REPORT")]
+    pub which: Which,
+    /// When.
+    #[command(flatten)]
+    pub window: Window,
+    /// Between whom.
+    #[command(flatten)]
+    pub ends: Ends,
+    /// At most so many rows
+    #[arg(long, visible_alias = "limit", value_name = "N", default_value_t = 20)]
+    pub top: u32,
+    /// What is largest first
+    #[arg(long, value_enum, value_name = "ORDER", default_value_t)]
+    pub by: By,
+    /// Whom to ask, and how often.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+/// The reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    /// Ends in different Kubernetes clusters
+    CrossCluster,
+    /// Ends in different clouds
+    CrossCloud,
+    /// Ends in different regions
+    CrossRegion,
+    /// Ends in different namespaces
+    CrossNamespace,
+    /// One end has no agent of ours
+    NorthSouth,
+    /// Both ends near each other, the path not
+    Hairpins,
+    /// Who depends on whom
+    Dependencies,
+}
+
+/// Order of a report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    /// Payload both ways
+    #[default]
+    Bytes,
+    /// Number of connections
+    Connections,
+}
+
+/// `weft sql`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Sql {
+    /// One SELECT; - reads it from stdin
+    #[arg(value_name = "SELECT")]
+    pub statement: String,
+    /// When.
+    #[command(flatten)]
+    pub window: Window,
+    /// At most so many rows
+    #[arg(long, visible_alias = "top", value_name = "N", default_value_t = 1000)]
+    pub limit: u32,
+    /// Whom to ask, and how often.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+/// `weft health`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Health {
+    /// Whom to ask, and how often.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+/// `weft federators`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Federators {
+    /// Whom to ask, and how often.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+/// When.
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Time")]
+pub struct Window {
+    /// Active since: 1h (the default), 15m, 7d ago, or a time
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Opened before
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Active at that moment
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["since", "until"])]
+    pub at: Option<String>,
+}
+
+/// Between whom.
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Scope (weft help filter)")]
+pub struct Ends {
+    /// The client's end: a workload, agent, address, network, process:NAME, cloud:aws, …
+    #[arg(long, value_name = "TERM")]
+    pub from: Option<String>,
+    /// The server's end
+    #[arg(long, value_name = "TERM")]
+    pub to: Option<String>,
+    /// An expression over both ends: server.port = 5432 and not client.namespace ~ "kube-*"
+    #[arg(long = "where", value_name = "EXPR")]
+    pub expression: Option<String>,
+}
+
+/// Whom to ask, and how often.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct Asking {
+    /// Only what the asked federator has itself, not the mesh
+    #[arg(long)]
+    pub local: bool,
+    /// Ask again every 5s, or so often; redraws on a terminal, appends a JSON line in a pipe
+    #[arg(long, value_name = "EVERY", num_args = 0..=1, require_equals = true, default_missing_value = "5s")]
+    pub watch: Option<String>,
+}
+
+/// `weft pki`
+#[derive(Clone, Debug, Subcommand)]
+pub enum Pki {
+    /// Make a certificate authority: ca.pem and ca-key.pem
+    Init {
+        /// Directory to make it in
+        #[arg(long, value_name = "DIR", default_value = "weft-ca")]
+        dir: PathBuf,
+        /// Trust domain, as in spiffe://DOMAIN/…
+        #[arg(long, value_name = "DOMAIN")]
+        domain: String,
+        /// Days of validity
+        #[arg(long, value_name = "DAYS", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36500))]
+        days: u32,
+    },
+    /// Issue a certificate: ca.pem, cert.pem and key.pem; the key is never printed
+    Issue {
+        /// Directory of the certificate authority
+        #[arg(long, value_name = "DIR", default_value = "weft-ca")]
+        ca: PathBuf,
+        /// Directory to write to
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// What its holder may do
+        #[arg(long, value_enum, value_name = "ROLE")]
+        role: Role,
+        /// Region
+        #[arg(long, value_name = "REGION")]
+        region: String,
+        /// Name, unique in region and role
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        /// Days of validity
+        #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=36500))]
+        days: u32,
+    },
+}
+
+/// What a certificate's holder may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Report its own host's connections
+    Agent,
+    /// Take agents, stitch, answer
+    Federator,
+    /// Ask
+    Operator,
+}

@@ -1,0 +1,135 @@
+//! The command line: asks a federator, presents the answer.
+//!
+//! What was typed ([`args`]) becomes a plan ([`plan`]) without side effects; the plan is carried out against a
+//! [`world::World`], which is QUIC in [`live`] and a script in tests; an answer becomes a [`view::View`], which
+//! [`output`] writes in the format asked for. stdout carries the answer, stderr everything else.
+//!
+//! What must stay absent: no view knows a format, no format knows a view, only [`live`] knows the network and the clock.
+//!
+//! Reading order: `args`, `plan`, `world`, `answer`, the views (`connections`, `explain`, `report`, `sql`, `health`),
+//! `output`, `table`, `figures`, `failure`, `help`, `pki`, `live`.
+
+pub mod args;
+pub mod plan;
+pub mod when;
+pub mod world;
+pub mod answer;
+pub mod view;
+pub mod connections;
+pub mod explain;
+pub mod report;
+pub mod sql;
+pub mod health;
+pub mod output;
+pub mod table;
+pub mod figures;
+pub mod failure;
+pub mod help;
+pub mod pki;
+pub mod live;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Write;
+
+use clap::Parser;
+
+use crate::answer::Answer;
+use crate::args::Args;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::plan::{Ask, Plan};
+use crate::world::{Pause, World};
+
+/// Exit code: interrupted by Ctrl-C (128 + SIGINT).
+pub const EXIT_INTERRUPTED: u8 = 130;
+/// Exit code: answered, but less complete than demanded.
+pub const EXIT_INCOMPLETE: u8 = 3;
+/// Exit code: usage or failure.
+pub const EXIT_ERROR: u8 = 2;
+/// Exit code: something was found wrong.
+pub const EXIT_FINDING: u8 = 1;
+
+/// What the process finds around it, read once.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// stdout is a terminal.
+    pub stdout_is_terminal: bool,
+    /// stderr is a terminal.
+    pub stderr_is_terminal: bool,
+    /// The terminal's columns.
+    pub width: Option<usize>,
+    /// Environment variables.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Surroundings {
+    /// An environment variable that is set and not empty.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.environment.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+}
+
+/// Runs one command line and gives its exit code.
+pub fn run(
+    typed: Vec<OsString>,
+    surroundings: &Surroundings,
+    world: &mut dyn World,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    let args = match Args::try_parse_from(typed) {
+        Ok(args) => args,
+        Err(error) => return failure::usage(&error, surroundings, out, err),
+    };
+    let output = Output::new(&args.global, surroundings, out, err);
+    carry_out(&args, surroundings, world, output)
+}
+
+fn carry_out(args: &Args, surroundings: &Surroundings, world: &mut dyn World, mut output: Output<'_>) -> u8 {
+    let done = plan::plan(args, surroundings).and_then(|plan| match plan {
+        Plan::Print(text) => output.text(&text).map(|()| 0),
+        Plan::Pki(work) => pki::carry_out(&work, world.now(), &mut output),
+        Plan::Ask(ask) => ask_and_show(&ask, world, &mut output),
+    });
+    match done {
+        Ok(code) => code,
+        Err(Failure::ReaderLeft) => 0,
+        Err(failure) => {
+            output.failure(&failure);
+            failure.exit_code()
+        }
+    }
+}
+
+fn ask_and_show(ask: &Ask, world: &mut dyn World, output: &mut Output<'_>) -> Result<u8, Failure> {
+    let Some(interval) = ask.watch else {
+        return once(ask, world, output);
+    };
+    output.begin_watch();
+    loop {
+        let code = once(ask, world, output)?;
+        if code == EXIT_INTERRUPTED || world.pause(interval) == Pause::Interrupted {
+            return Ok(EXIT_INTERRUPTED);
+        }
+    }
+}
+
+fn once(ask: &Ask, world: &mut dyn World, output: &mut Output<'_>) -> Result<u8, Failure> {
+    let now = world.now();
+    let window = ask.window.at(now)?;
+    let received = world.ask(&ask.target, &ask.request(&window), output.progress_style())?;
+    let interrupted = received.interrupted;
+    let answer = Answer::collect(received, window, now)?;
+    let view = view::of(ask, &answer)?;
+    output.show(&view, &answer)?;
+    Ok(if interrupted {
+        EXIT_INTERRUPTED
+    } else if view.exit != 0 {
+        view.exit
+    } else if ask.min_complete.is_some_and(|least| answer.percent_complete() < least) {
+        EXIT_INCOMPLETE
+    } else {
+        0
+    })
+}

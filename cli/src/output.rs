@@ -1,0 +1,329 @@
+//! Views to bytes: formats, streams, colour.
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use serde::Serialize;
+use serde_json::Value;
+use weft_wire::Timestamp;
+use weft_wire::query::{HalfCounts, Reach};
+
+use crate::Surroundings;
+use crate::answer::Answer;
+use crate::args::{Format, Global, When};
+use crate::failure::Failure;
+use crate::figures::{count, percent, plain};
+use crate::view::{View, json};
+use crate::world::Progress;
+
+/// stdout and stderr, and how to write to them.
+pub struct Output<'a> {
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+    format: Format,
+    style: Style,
+    watching: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Style {
+    colour_out: bool,
+    colour_err: bool,
+    /// Of the terminal on stdout; `None` where stdout is something else.
+    width: Option<usize>,
+    quiet: bool,
+    progress: bool,
+}
+
+/// Width where a terminal does not say how wide it is.
+const DEFAULT_WIDTH: usize = 100;
+
+#[derive(Serialize)]
+struct Window {
+    since: Option<Timestamp>,
+    until: Timestamp,
+}
+
+#[derive(Serialize)]
+struct Completeness<'a> {
+    percent: f64,
+    federators: &'a [Reach],
+    halves: &'a HalfCounts,
+}
+
+/// Whether the environment lets us use colour where there is a terminal (no-color.org, bixense.com/clicolors).
+pub(crate) fn colour_wanted(surroundings: &Surroundings) -> bool {
+    surroundings.variable("NO_COLOR").is_none() && surroundings.variable("TERM") != Some("dumb")
+}
+
+impl<'a> Output<'a> {
+    /// Decides once how everything is written.
+    pub fn new(global: &Global, surroundings: &Surroundings, out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
+        let format = if global.json { Format::Json } else { global.format.unwrap_or(Format::Table) };
+        let forced = surroundings.variable("CLICOLOR_FORCE").is_some_and(|v| v != "0") && surroundings.variable("NO_COLOR").is_none();
+        let colour = |terminal: bool| match global.color {
+            When::Always => true,
+            When::Never => false,
+            When::Auto => forced || (terminal && colour_wanted(surroundings)),
+        };
+        let style = Style {
+            colour_out: format == Format::Table && colour(surroundings.stdout_is_terminal),
+            colour_err: colour(surroundings.stderr_is_terminal),
+            width: surroundings.stdout_is_terminal.then(|| surroundings.width.unwrap_or(DEFAULT_WIDTH)),
+            quiet: global.quiet,
+            progress: surroundings.stderr_is_terminal && !global.quiet,
+        };
+        Self { out, err, format, style, watching: false }
+    }
+
+    /// How progress may be shown.
+    pub fn progress_style(&self) -> Progress {
+        if self.style.progress && !self.watching { Progress::Shown } else { Progress::Silent }
+    }
+
+    /// From now on every answer replaces the one before (terminal) or is one line of JSON (pipe).
+    pub fn begin_watch(&mut self) {
+        self.watching = true;
+    }
+
+    /// A text as it is.
+    pub fn text(&mut self, text: &str) -> Result<(), Failure> {
+        self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(|e| Failure::output(&e))
+    }
+
+    /// A remark on stderr, unless quiet.
+    pub fn remark(&mut self, text: &str) {
+        if !self.style.quiet {
+            self.to_stderr(text);
+        }
+    }
+
+    /// A failure on stderr.
+    pub fn failure(&mut self, failure: &Failure) {
+        // What is known so far comes first.
+        let _ = self.out.flush();
+        if let Failure::Told(told) = failure {
+            let lines = told.lines(self.style.colour_err);
+            let _ = self.err.write_all(lines.as_bytes());
+        }
+    }
+
+    /// An answer: the rows to stdout, what it rests on to stderr.
+    pub fn show(&mut self, view: &View, answer: &Answer) -> Result<(), Failure> {
+        let text = self.render(view, answer)?;
+        if self.watching && self.style.width.is_some() && self.format == Format::Table {
+            self.text("\x1b[H\x1b[2J\x1b[3J")?;
+        }
+        self.text(&text)?;
+        if self.format == Format::Table || self.format == Format::Md {
+            let summary = Some(&view.summary).filter(|s| !s.is_empty() && !self.watching);
+            if let Some(summary) = summary {
+                self.remark(summary);
+            }
+        }
+        self.completeness(answer);
+        if !self.watching {
+            for hint in &view.hints {
+                self.remark(&format!("hint: {}", plain(hint)));
+            }
+        }
+        Ok(())
+    }
+
+    fn render(&self, view: &View, answer: &Answer) -> Result<String, Failure> {
+        let in_pipe = self.watching && self.style.width.is_none();
+        match self.format {
+            Format::Json | Format::Table if in_pipe => envelope(view, answer, ""),
+            Format::Table => Ok(self.words(view)),
+            Format::Json => envelope(view, answer, "\n"),
+            Format::Ndjson => Ok(view.rows.iter().map(|row| format!("{row}\n")).collect()),
+            Format::Csv => csv(view),
+            Format::Md => Ok(markdown(view)),
+        }
+    }
+
+    fn words(&self, view: &View) -> String {
+        let mut text = String::new();
+        let mut push = |line: &str| {
+            text.push_str(line);
+            text.push('\n');
+        };
+        for line in &view.text.head {
+            push(&self.coloured(&plain(line)));
+        }
+        if !view.text.table.columns.is_empty() {
+            let lines = view.text.table.lines(self.style.width);
+            for (index, line) in lines.iter().enumerate() {
+                match index {
+                    0 if self.style.colour_out => push(&format!("\x1b[1m{line}\x1b[0m")),
+                    0 => push(line),
+                    _ => push(&self.coloured(line)),
+                }
+            }
+        }
+        for line in &view.text.tail {
+            push(&self.coloured(&plain(line)));
+        }
+        text
+    }
+
+    /// The words that say how things stand, in the colour that says it again.
+    fn coloured(&self, line: &str) -> String {
+        if !self.style.colour_out {
+            return line.to_owned();
+        }
+        let mut text = String::new();
+        for piece in line.split_inclusive(' ') {
+            let word = piece.trim_end();
+            let colour = match word.trim_end_matches(':') {
+                "ok" | "exact" | "agrees" => "32",
+                "warn" | "low" | "medium" | "hairpin" => "33",
+                "FAIL" | "DIFFERS" => "31",
+                _ => "",
+            };
+            // Writing to a String cannot fail.
+            let _ = match colour {
+                "" => write!(text, "{piece}"),
+                colour => write!(text, "\x1b[{colour}m{word}\x1b[0m{}", &piece[word.len()..]),
+            };
+        }
+        text
+    }
+
+    /// What the answer rests on. Gaps are said even when quiet.
+    fn completeness(&mut self, answer: &Answer) {
+        let Some(completeness) = &answer.completeness else {
+            self.to_stderr("interrupted: this is what was known by then");
+            return;
+        };
+        for reach in completeness.federators.iter().filter(|f| !f.reached) {
+            let why = reach.error.as_deref().unwrap_or("no reason known");
+            let name = plain(&reach.federator);
+            self.to_stderr(&format!("incomplete: federator {name} was not reached: {}", plain(why)));
+        }
+        if !self.watching {
+            self.remark(&completeness_line(answer, &completeness.federators, &completeness.halves));
+        }
+    }
+
+    fn to_stderr(&mut self, line: &str) {
+        // There is nowhere else to say that stderr is closed.
+        let _ = writeln!(self.err, "{line}");
+    }
+}
+
+fn completeness_line(answer: &Answer, federators: &[Reach], halves: &HalfCounts) -> String {
+    let reached = federators.iter().filter(|f| f.reached).count();
+    let mut line = format!("complete {}: {reached} of {} federators", percent(answer.percent_complete()), federators.len());
+    let _ = write!(line, "; halves: {} matched", count(halves.matched));
+    for (reason, number) in halves.unmatched.iter().filter(|(_, number)| **number > 0) {
+        let _ = write!(line, ", {} {}", count(*number), reason.as_str());
+    }
+    let _ = write!(line, ", {} dropped", count(halves.dropped));
+    line
+}
+
+/// The envelope, a row a line; `between` is what stands between the rows.
+fn envelope(view: &View, answer: &Answer, between: &str) -> Result<String, Failure> {
+    let window = Window { since: answer.window.since, until: answer.window.until.unwrap_or(answer.asked_at) };
+    let completeness = answer.completeness.as_ref().map(|c| Completeness {
+        percent: answer.percent_complete(),
+        federators: &c.federators,
+        halves: &c.halves,
+    });
+    let mut text = format!(
+        "{{\"schema\":{},\"window\":{},\"completeness\":{},\"truncated\":{}",
+        json(&view.schema)?,
+        json(&window)?,
+        json(&completeness)?,
+        answer.truncated
+    );
+    for (name, value) in &view.more {
+        let _ = write!(text, ",\"{name}\":{value}");
+    }
+    let rows = view.rows.join(&format!(",{between}"));
+    let _ = writeln!(text, ",\"rows\":[{between}{rows}{}]}}", if view.rows.is_empty() { "" } else { between });
+    Ok(text)
+}
+
+fn csv(view: &View) -> Result<String, Failure> {
+    let mut text = view.paths.iter().map(|path| csv_cell(path)).collect::<Vec<_>>().join(",");
+    text.push('\n');
+    for row in &view.rows {
+        let row: Value = serde_json::from_str(row).map_err(|e| Failure::protocol(e.to_string()))?;
+        let flat = |path: &String| row.get(path.as_str()).or_else(|| row.pointer(&format!("/{}", path.replace('.', "/"))));
+        let cells: Vec<String> = view.paths.iter().map(|path| csv_value(flat(path))).collect();
+        text.push_str(&cells.join(","));
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn csv_value(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => csv_cell(text),
+        Some(Value::Array(items)) => {
+            let items: Vec<String> = items.iter().map(|i| i.as_str().map_or_else(|| i.to_string(), str::to_owned)).collect();
+            csv_cell(&items.join(" "))
+        }
+        Some(figure @ (Value::Number(_) | Value::Bool(_))) => figure.to_string(),
+        Some(object) => csv_cell(&object.to_string()),
+    }
+}
+
+/// A cell by RFC 4180. A text that a spreadsheet would take for a formula gets a `'` before it: names of processes
+/// and workloads are chosen by others.
+fn csv_cell(text: &str) -> String {
+    let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    let quoted = formula || text.contains(['"', ',', '\n', '\r']);
+    match (quoted, formula) {
+        (false, _) => text.to_owned(),
+        (true, false) => format!("\"{}\"", text.replace('"', "\"\"")),
+        (true, true) => format!("\"'{}\"", text.replace('"', "\"\"")),
+    }
+}
+
+fn markdown(view: &View) -> String {
+    let mut lines = Vec::new();
+    if !view.text.head.is_empty() {
+        lines.push("```text".to_owned());
+        lines.extend(view.text.head.iter().map(|line| plain(line)));
+        lines.push("```".to_owned());
+    }
+    if !view.text.table.columns.is_empty() {
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
+        lines.extend(view.text.table.markdown());
+    }
+    if !view.text.tail.is_empty() {
+        lines.push(String::new());
+        lines.push("```text".to_owned());
+        lines.extend(view.text.tail.iter().map(|line| plain(line)));
+        lines.push("```".to_owned());
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spreadsheet_runs_nothing_of_ours() {
+        for (text, cell) in [
+            ("plain", "plain"),
+            ("a,b", "\"a,b\""),
+            ("say \"x\"", "\"say \"\"x\"\"\""),
+            ("=HYPERLINK(\"x\")", "\"'=HYPERLINK(\"\"x\"\")\""),
+            ("+1", "\"'+1\""),
+            ("-1", "\"'-1\""),
+            ("@sum", "\"'@sum\""),
+            ("10.0.0.1:80", "10.0.0.1:80"),
+        ] {
+            assert_eq!(csv_cell(text), cell);
+        }
+        assert_eq!(csv_value(Some(&Value::from(-5))), "-5");
+    }
+}

@@ -1,0 +1,75 @@
+//! An answer as something that can be shown in every format.
+
+use serde::Serialize;
+
+use crate::answer::{Answer, Rows};
+use crate::failure::Failure;
+use crate::plan::{Ask, What};
+use crate::table::Table;
+use crate::{connections, explain, health, report, sql};
+
+/// What is shown.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// Schema of the JSON, `weft.report.hairpins/1`.
+    pub schema: String,
+    /// Rows, each a JSON object on one line.
+    pub rows: Vec<String>,
+    /// More fields of the JSON envelope: name and JSON.
+    pub more: Vec<(&'static str, String)>,
+    /// Columns of CSV, paths into a row: `client.site.cloud`.
+    pub paths: Vec<String>,
+    /// The answer for people.
+    pub text: Text,
+    /// What it adds up to, for stderr.
+    pub summary: String,
+    /// What could be done next, for stderr.
+    pub hints: Vec<String>,
+    /// Exit code.
+    pub exit: u8,
+}
+
+/// The answer for people.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Text {
+    /// Lines before the table.
+    pub head: Vec<String>,
+    /// The table; without columns there is none.
+    pub table: Table,
+    /// Lines after the table.
+    pub tail: Vec<String>,
+}
+
+/// The view of an answer to a question.
+pub fn of(ask: &Ask, answer: &Answer) -> Result<View, Failure> {
+    match (&ask.what, &answer.rows) {
+        (What::Connections { limit, .. }, Rows::Connections(rows)) => connections::view(rows, answer, *limit),
+        (What::Connections { limit, .. }, Rows::None) => connections::view(&[], answer, *limit),
+        (What::Explain { id_prefix }, Rows::Connections(rows)) => explain::view(rows, id_prefix, answer),
+        (What::Explain { id_prefix }, Rows::None) => explain::view(&[], id_prefix, answer),
+        (What::Report { which, by, .. }, Rows::Report(rows)) => report::view(*which, *by, rows, answer),
+        (What::Report { which, by, .. }, Rows::None) => report::view(*which, *by, &[], answer),
+        (What::Sql { .. }, Rows::Sql { columns, rows }) => sql::view(columns, rows, answer),
+        (What::Sql { .. }, Rows::None) => sql::view(&[], &[], answer),
+        (What::Health, Rows::Health(rows)) => health::view(rows, answer.asked_at),
+        (What::Health, Rows::None) => health::view(&[], answer.asked_at),
+        (What::Federators, Rows::Health(rows)) => health::federators(rows, answer.asked_at),
+        (What::Federators, Rows::None) => health::federators(&[], answer.asked_at),
+        _ => Err(Failure::protocol("it answers another question")),
+    }
+}
+
+/// A value as JSON on one line.
+pub fn json<T: Serialize>(value: &T) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| Failure::protocol(format!("it has no JSON form: {error}")))
+}
+
+/// Values as JSON, a line each.
+pub fn json_rows<T: Serialize>(values: &[T]) -> Result<Vec<String>, Failure> {
+    values.iter().map(json).collect()
+}
+
+/// Paths as CSV columns.
+pub fn paths(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}

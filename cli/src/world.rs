@@ -1,0 +1,55 @@
+//! Everything a command needs from outside: a clock, a federator, patience.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use weft_wire::Timestamp;
+use weft_wire::query::{Request, Response};
+
+use crate::failure::Failure;
+
+/// Whom to ask, as whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `host:port`.
+    pub federator: String,
+    /// Directory of the own certificate.
+    pub identity: PathBuf,
+}
+
+/// What came in answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Received {
+    /// In order. Ends with [`Response::End`] or [`Response::Error`] unless it was interrupted.
+    pub responses: Vec<Response>,
+    /// Ctrl-C cut it short.
+    pub interrupted: bool,
+}
+
+/// How a pause ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// Time passed.
+    Elapsed,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// Whether to show that something is happening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Say nothing.
+    Silent,
+    /// A line on stderr once it takes long, gone when it is done.
+    Shown,
+}
+
+/// The world outside.
+pub trait World {
+    /// The time.
+    fn now(&self) -> Timestamp;
+    /// Asks and waits for the whole answer, or Ctrl-C.
+    fn ask(&mut self, target: &Target, request: &Request, progress: Progress) -> Result<Received, Failure>;
+    /// Waits, or until Ctrl-C.
+    fn pause(&mut self, duration: Duration) -> Pause;
+}
