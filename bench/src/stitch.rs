@@ -2,7 +2,8 @@
 //!
 //! A steady state at N open halves: first N clients' halves that nothing answers yet, then for each new client's half
 //! the server's half of the oldest open one (in shuffled order within a window). Every half is one random access to a
-//! table that is far larger than any cache. Time in the stitcher runs as if halves came at the rate of the goal.
+//! table that is far larger than any cache. Time in the stitcher runs so that each half waits 1.6 s for its partner: at
+//! 16 million open that is the rate of the goal.
 //! Measured after the timers of matched halves have begun to run out, so that their cost is in the figure.
 
 mod peer;
@@ -32,12 +33,14 @@ const GOAL_BYTES: f64 = 48.0;
 const BATCH: usize = 4096;
 /// Servers' halves come in the order of the clients' but for a shuffle within so many.
 const SHUFFLE: usize = 1 << 16;
-/// Halves in a microsecond of the stitcher's time.
-const HALVES_PER_US: usize = 20;
-/// At 16 million open and that rate a half waits 1.6 s: within this, so none is offered elsewhere.
+/// How long a half waits for its partner in the stitcher's time.
+const WAIT_US: usize = 1_600_000;
+/// Longer than that, so none is offered elsewhere.
 const HOLD_US: i64 = 2_000_000;
 /// How often the driver lets the stitcher's timers run.
 const ADVANCE_US: i64 = 10_000;
+/// Small tables turn over often enough to time it.
+const MEASURED_AT_LEAST: usize = 1 << 24;
 /// Runs of the whole; the fastest counts, the others had company.
 const RUNS: usize = 3;
 
@@ -100,6 +103,7 @@ struct Steady {
 /// The driver: batches in, decisions out, time now and then.
 struct Driver {
     stitcher: Stitcher,
+    open: usize,
     halves: usize,
     advanced_at: i64,
     busy: Duration,
@@ -108,7 +112,8 @@ struct Driver {
 
 impl Driver {
     fn give(&mut self, batch: &[Candidate]) {
-        let now = (self.halves / HALVES_PER_US) as i64;
+        // In the wait of one half, all that are open get their partner, and as many come.
+        let now = (self.halves * WAIT_US / (2 * self.open)) as i64;
         let start = Instant::now();
         self.stitcher.insert(now, batch);
         if now >= self.advanced_at + ADVANCE_US {
@@ -136,6 +141,7 @@ fn steady(open: usize) -> Result<Steady> {
     let stitcher = Stitcher::new(config);
     let mut driver = Driver {
         stitcher,
+        open,
         halves: 0,
         advanced_at: 0,
         busy: Duration::ZERO,
@@ -149,8 +155,8 @@ fn steady(open: usize) -> Result<Steady> {
     }
     let fill_rate = open as f64 / driver.busy.as_secs_f64();
     // Two holds of the stitcher's time, so that timers of matched halves run out throughout what is measured.
-    let warm = HOLD_US as usize * 2 * HALVES_PER_US / 2;
-    let measured = (open * 2).max(warm);
+    let warm = 2 * open * (2 * HOLD_US as usize) / WAIT_US;
+    let measured = (2 * open).max(MEASURED_AT_LEAST);
     let mut pairs = turnover(open, &mut driver, 0, warm / 2);
     driver.busy = Duration::ZERO;
     pairs = turnover(open, &mut driver, pairs, measured / 2);
@@ -158,7 +164,7 @@ fn steady(open: usize) -> Result<Steady> {
     let counters = driver.stitcher.counters();
     ensure!(
         driver.stitched == pairs as u64,
-        "{} of {pairs} pairs were made",
+        "{} of {pairs} pairs were made: {counters:?}",
         driver.stitched
     );
     ensure!(
