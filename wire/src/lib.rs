@@ -16,5 +16,6 @@ pub mod filter;
 pub mod batch;
 pub mod frame;
 pub mod codec;
+pub mod testing;
 
 pub use model::*;

@@ -1,0 +1,266 @@
+//! Rows to bytes.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+
+use zstd::stream::raw::{Encoder, InBuffer, Operation, OutBuffer};
+
+use super::bits::{SLACK_BYTES, write_varint, zigzag};
+use super::columns::Kind;
+use super::ints::{self, Layout, Written};
+use super::{BATCH_VERSION, BatchError, MAX_PLAIN_BYTES, check};
+use crate::codec;
+use crate::frame::Kind as FrameKind;
+use crate::model::{Fingerprint, Half, Owner, Role};
+
+/// Compression level: higher ones gain nothing on what is already cut into classes.
+const LEVEL: i32 = 1;
+/// From so many rows on every column has a compression block, and so a code table, of its own.
+const BLOCK_PER_COLUMN_ROWS: usize = 256;
+
+pub(super) fn encode(boot: u64, owners: &[Owner], halves: &[Half]) -> Result<Vec<u8>, BatchError> {
+    let dictionaries = Dictionaries::of(owners, halves)?;
+    let columns: Vec<Written> = number_columns(halves)
+        .iter()
+        .map(|column| ints::write(column))
+        .collect();
+
+    let mut plain = vec![dictionaries.bytes()?];
+    columns
+        .iter()
+        .for_each(|column| ints::write_layout(&mut plain[0], column));
+    plain.push(dictionaries.flow.iter().map(|flow| *flow as u8).collect());
+    if dictionaries.flows.len() > 256 {
+        plain.push(
+            dictionaries
+                .flow
+                .iter()
+                .map(|flow| (flow >> 8) as u8)
+                .collect(),
+        );
+    }
+    plain.extend(columns.chunks(2).filter_map(class_bytes));
+    let plain_bytes = plain.iter().map(Vec::len).sum();
+    check("bytes of dictionaries", plain_bytes, MAX_PLAIN_BYTES)?;
+    let compressed = compress(&plain, halves.len())
+        .map_err(|_| BatchError::Malformed("the compressor failed"))?;
+
+    let mut out = vec![BATCH_VERSION];
+    write_varint(&mut out, halves.len() as u64);
+    write_varint(&mut out, plain_bytes as u64);
+    write_varint(&mut out, compressed.len() as u64);
+    out.extend_from_slice(&boot.to_le_bytes());
+    out.extend_from_slice(&compressed);
+    write_isns(&mut out, halves);
+    columns
+        .iter()
+        .for_each(|column| out.extend_from_slice(&column.bits));
+    out.extend_from_slice(&[0; SLACK_BYTES]);
+    Ok(out)
+}
+
+/// The columns of integers, in the order of the format; neighbours share class bytes.
+fn number_columns(halves: &[Half]) -> [Vec<u64>; 11] {
+    let column = |value: &dyn Fn(&Half) -> u64| halves.iter().map(value).collect::<Vec<u64>>();
+    let since = |half: &Half, earlier: i64| zigzag(half.seen_at.0.wrapping_sub(earlier));
+    let mut previous = 0;
+    let seen = halves
+        .iter()
+        .map(|half| since(half, std::mem::replace(&mut previous, half.seen_at.0)))
+        .collect();
+    [
+        seen,
+        column(&|half| half.cookie),
+        column(&|half| since(half, half.opened_at.0)),
+        column(&|half| u64::from(half.rtt_us)),
+        column(&|half| half.bytes_sent),
+        column(&|half| half.bytes_received),
+        column(&|half| half.packets_sent),
+        column(&|half| half.packets_received),
+        column(&|half| half.closed_at.map_or(0, |closed| since(half, closed.0))),
+        column(&|half| u64::from(half.retransmits)),
+        column(&|half| u64::from(ports(half).0)),
+    ]
+}
+
+/// The client's and the server's port.
+fn ports(half: &Half) -> (u16, u16) {
+    match half.role {
+        Role::Client => (half.local.port(), half.remote.port()),
+        Role::Server => (half.remote.port(), half.local.port()),
+    }
+}
+
+/// The class bytes of two columns (or one), if any of them has classes.
+fn class_bytes(pair: &[Written]) -> Option<Vec<u8>> {
+    let classes = |column: Option<&Written>| match column {
+        Some(Written {
+            layout: Layout::Classes(_),
+            classes,
+            ..
+        }) => Some(classes.clone()),
+        _ => None,
+    };
+    match (classes(pair.first()), classes(pair.get(1))) {
+        (None, None) => None,
+        (Some(low), None) => Some(low),
+        (None, Some(high)) => Some(high.iter().map(|class| class << 4).collect()),
+        (Some(low), Some(high)) => Some(
+            low.iter()
+                .zip(high)
+                .map(|(low, high)| low | high << 4)
+                .collect(),
+        ),
+    }
+}
+
+fn write_isns(out: &mut Vec<u8>, halves: &[Half]) {
+    let isns = |half: &Half| match half.fingerprint {
+        Fingerprint::TcpIsn { client, server } => Some((client, server)),
+        Fingerprint::Unknown => None,
+    };
+    halves
+        .iter()
+        .filter_map(isns)
+        .for_each(|(client, _)| out.extend_from_slice(&client.to_le_bytes()));
+    halves
+        .iter()
+        .filter_map(isns)
+        .for_each(|(_, server)| out.extend_from_slice(&server.to_le_bytes()));
+}
+
+/// What identifies a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct FlowKey {
+    kind: Kind,
+    owner: u16,
+    local: u16,
+    remote: u16,
+    server_port: u16,
+}
+
+struct Dictionaries<'a> {
+    owners: Vec<&'a Owner>,
+    /// IPv4 first.
+    addresses: Vec<IpAddr>,
+    flows: Vec<FlowKey>,
+    /// Row: index into `flows`.
+    flow: Vec<u16>,
+}
+
+impl<'a> Dictionaries<'a> {
+    fn of(owners: &'a [Owner], halves: &[Half]) -> Result<Self, BatchError> {
+        let mut used: Vec<u32> = halves.iter().map(|half| half.owner).collect();
+        used.sort_unstable();
+        used.dedup();
+        let lookup = |owner: &u32| {
+            owners.get(*owner as usize).ok_or(BatchError::Malformed(
+                "an owner that is not in the dictionary",
+            ))
+        };
+        let owners = used.iter().map(lookup).collect::<Result<Vec<_>, _>>()?;
+        let mut addresses: Vec<IpAddr> = halves
+            .iter()
+            .flat_map(|half| [half.local.ip(), half.remote.ip()])
+            .collect();
+        // The order of the type: IPv4 before IPv6.
+        addresses.sort_unstable();
+        addresses.dedup();
+        // Fit: there are at most twice as many as rows, and they were all just put in.
+        let address = |ip: IpAddr| addresses.partition_point(|found| *found < ip) as u16;
+        let key = |half: &Half| FlowKey {
+            kind: Kind::of(half),
+            owner: used.partition_point(|found| *found < half.owner) as u16,
+            local: address(half.local.ip()),
+            remote: address(half.remote.ip()),
+            server_port: ports(half).1,
+        };
+        let keys: Vec<FlowKey> = halves.iter().map(key).collect();
+        let (flows, flow) = by_frequency(&keys);
+        Ok(Self {
+            owners,
+            addresses,
+            flows,
+            flow,
+        })
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, BatchError> {
+        let mut out = codec::to_bytes(FrameKind::HalfBatch, &self.owners)
+            .map_err(|_| BatchError::Malformed("owners that cannot be encoded"))?;
+        let mut bytes = Vec::with_capacity(out.len() + 64);
+        write_varint(&mut bytes, out.len() as u64);
+        bytes.append(&mut out);
+        let v4 = self.addresses.partition_point(IpAddr::is_ipv4);
+        write_varint(&mut bytes, v4 as u64);
+        write_varint(&mut bytes, (self.addresses.len() - v4) as u64);
+        for address in &self.addresses {
+            match address {
+                IpAddr::V4(v4) => bytes.extend_from_slice(&v4.octets()),
+                IpAddr::V6(v6) => bytes.extend_from_slice(&v6.octets()),
+            }
+        }
+        write_varint(&mut bytes, self.flows.len() as u64);
+        bytes.extend(self.flows.iter().map(|flow| flow.kind.0));
+        for field in [
+            |flow: &FlowKey| flow.owner,
+            |flow: &FlowKey| flow.local,
+            |flow: &FlowKey| flow.remote,
+            |flow: &FlowKey| flow.server_port,
+        ] {
+            bytes.extend(self.flows.iter().map(|flow| field(flow) as u8));
+            bytes.extend(self.flows.iter().map(|flow| (field(flow) >> 8) as u8));
+        }
+        Ok(bytes)
+    }
+}
+
+/// Distinct keys, the most frequent first, and the index of each row's.
+fn by_frequency(keys: &[FlowKey]) -> (Vec<FlowKey>, Vec<u16>) {
+    let mut seen: HashMap<FlowKey, usize> = HashMap::new();
+    let (mut flows, mut counts) = (Vec::new(), Vec::new());
+    let mut first = Vec::with_capacity(keys.len());
+    for key in keys {
+        let index = *seen.entry(*key).or_insert_with(|| {
+            flows.push(*key);
+            counts.push(0u32);
+            flows.len() - 1
+        });
+        counts[index] += 1;
+        first.push(index);
+    }
+    let mut order: Vec<usize> = (0..flows.len()).collect();
+    order.sort_by_key(|index| u32::MAX - counts[*index]);
+    let mut rank = vec![0u16; flows.len()];
+    order
+        .iter()
+        .enumerate()
+        .for_each(|(place, index)| rank[*index] = place as u16);
+    (
+        order.iter().map(|index| flows[*index]).collect(),
+        first.iter().map(|index| rank[*index]).collect(),
+    )
+}
+
+/// One zstd frame without checksum or size; a block for each part when there are many rows.
+fn compress(parts: &[Vec<u8>], rows: usize) -> io::Result<Vec<u8>> {
+    let mut encoder = Encoder::new(LEVEL)?;
+    let plain: usize = parts.iter().map(Vec::len).sum();
+    // What does not compress grows by a few bytes for each block.
+    let mut buffer = vec![0; plain + plain / 128 + 64 * (parts.len() + 2)];
+    let mut out = OutBuffer::around(buffer.as_mut_slice());
+    for part in parts {
+        let mut input = InBuffer::around(part);
+        while input.pos() < part.len() {
+            encoder.run(&mut input, &mut out)?;
+        }
+        if rows >= BLOCK_PER_COLUMN_ROWS {
+            while encoder.flush(&mut out)? > 0 {}
+        }
+    }
+    while encoder.finish(&mut out, true)? > 0 {}
+    let written = out.pos();
+    buffer.truncate(written);
+    Ok(buffer)
+}
