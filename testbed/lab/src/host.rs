@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -45,7 +46,13 @@ struct Inner {
     netns: String,
     cgroup: PathBuf,
     dir: PathBuf,
+    next_port: AtomicU16,
 }
+
+/// Local ports that the kernel chooses from. It wanders through them in strides, so a wide range keeps tuples distinct.
+pub(crate) const KERNEL_PORTS: &str = "10000 57999";
+/// First local port of [`Host::take_ports`].
+const FIRST_PORT: u16 = 58_000;
 
 /// A process that the lab started; killed when this is dropped.
 pub struct Process {
@@ -61,6 +68,7 @@ impl Host {
             netns,
             cgroup,
             dir,
+            next_port: AtomicU16::new(FIRST_PORT),
         }))
     }
 
@@ -82,6 +90,15 @@ impl Host {
     /// A directory for its files; removed with the lab.
     pub fn dir(&self) -> &Path {
         &self.0.dir
+    }
+
+    /// Local ports that nobody has taken yet on this host, for connections that must not share a tuple with an earlier one.
+    pub fn take_ports(&self, count: u16) -> Result<u16> {
+        let taken = self
+            .0
+            .next_port
+            .fetch_update(Relaxed, Relaxed, |first| first.checked_add(count));
+        taken.map_err(|_| LabError::Truth(format!("{self:?} has no unused local ports left")))
     }
 
     /// A command that will run in this host's network and cgroup, in a process group of its own so that a

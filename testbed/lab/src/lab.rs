@@ -16,7 +16,7 @@ use signal_hook::iterator::Signals;
 
 use crate::command;
 use crate::error::{During, LabError, Result};
-use crate::host::{Host, tail};
+use crate::host::{Host, KERNEL_PORTS, tail};
 
 /// First part of every lab's name.
 const PREFIX: &str = "wl-";
@@ -107,8 +107,7 @@ impl Lab {
         command::run("ip", ["netns", "add", &netns])?;
         let host = Host::new(name, netns, cgroup, dir);
         command::run("ip", ["-n", host.netns(), "link", "set", "lo", "up"])?;
-        // Each host is the client of thousands of connections: a wide range keeps tuples distinct.
-        host.sysctl("net.ipv4.ip_local_port_range", "10000 65000")?;
+        host.sysctl("net.ipv4.ip_local_port_range", KERNEL_PORTS)?;
         self.hosts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

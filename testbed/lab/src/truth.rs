@@ -38,7 +38,7 @@ pub struct End {
 }
 
 /// Collects what curl reported on each flow, and in the end the whole truth.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Ledger {
     fetched: Vec<(usize, Fetched)>,
     redis: BTreeSet<(usize, u16)>,

@@ -76,15 +76,15 @@ pub struct Fetched {
 #[derive(Clone, Copy, Debug)]
 pub enum Fetch {
     /// This many connections, each for one small file; `Connection: close`.
-    Small(u32),
+    Small(u16),
     /// One connection with this many requests for small files.
-    KeptAlive(u32),
+    KeptAlive(u16),
     /// This many connections for a large file, several at a time.
-    Large(u32),
+    Large(u16),
     /// This many connections that send a large file.
-    Upload(u32),
+    Upload(u16),
     /// One connection for a large file, at a rate that makes it last for about this many seconds.
-    Slow(u32),
+    Slow(u16),
     /// As [`Fetch::Small`], each from the next local port, so that other hosts can use the very same ports.
     FromPorts {
         /// The first port.
@@ -92,6 +92,15 @@ pub enum Fetch {
         /// How many.
         count: u16,
     },
+}
+
+/// Which local ports curl uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// What the kernel chooses. It comes back to a port after some hundred connections.
+    Kernel,
+    /// Every connection of the host another, so that long runs have no two connections with the same addresses.
+    Distinct,
 }
 
 /// The line that curl writes for a transfer.
@@ -288,8 +297,8 @@ impl Server {
 }
 
 /// Runs one curl on a flow to its end; gives its connections.
-pub fn fetch(flow: &Flow, what: Fetch) -> Result<Vec<Fetched>> {
-    let config = curl_config(flow, what)?;
+pub fn fetch(flow: &Flow, what: Fetch, ports: Ports) -> Result<Vec<Fetched>> {
+    let config = curl_config(flow, what, ports)?;
     let mut args = vec![
         "-q",
         "--silent",
@@ -307,26 +316,43 @@ pub fn fetch(flow: &Flow, what: Fetch) -> Result<Vec<Fetched>> {
 }
 
 /// The configuration for curl: one section a transfer, as some options hold for one only.
-fn curl_config(flow: &Flow, what: Fetch) -> Result<String> {
-    let base = format!("http://{}", flow.target);
-    let one = |path: &str, options: &str| {
-        format!(
-            "url = \"{base}/{path}\"\noutput = \"null\"\nwrite-out = \"{REPORT}\"\nmax-time = 300\n{options}"
-        )
+fn curl_config(flow: &Flow, what: Fetch, ports: Ports) -> Result<String> {
+    let transfers = match what {
+        Fetch::Small(n) | Fetch::KeptAlive(n) | Fetch::Large(n) | Fetch::Upload(n) => n,
+        Fetch::FromPorts { count, .. } => count,
+        Fetch::Slow(_) => 1,
     };
-    let close = "header = \"Connection: close\"\n";
-    let section = |number: u32| match what {
-        Fetch::Small(_) => Ok(one("small", close)),
-        Fetch::KeptAlive(_) => Ok(one("small", "")),
-        Fetch::Large(_) => Ok(one("large", close)),
-        Fetch::Slow(seconds) => {
-            let rate = LARGE_BYTES as u64 / u64::from(seconds.max(1));
-            Ok(one("large", &format!("{close}limit-rate = {rate}\n")))
+    let kept = matches!(what, Fetch::KeptAlive(_));
+    let first = match (what, ports) {
+        (Fetch::FromPorts { first, .. }, _) => Some(first),
+        (_, Ports::Kernel) => None,
+        (_, Ports::Distinct) => Some(flow.client.take_ports(if kept { 1 } else { transfers })?),
+    };
+    let mut sections = Vec::new();
+    for number in 0..transfers {
+        let mut section = transfer(flow, what, number)?;
+        if let Some(first) = first {
+            section += &format!(
+                "local-port = {}\n",
+                if kept { first } else { first + number }
+            );
         }
-        Fetch::FromPorts { first, .. } => Ok(one(
-            "small",
-            &format!("{close}local-port = {}\n", u32::from(first) + number),
-        )),
+        sections.push(section);
+    }
+    Ok(sections.join("next\n"))
+}
+
+/// One transfer of a curl.
+fn transfer(flow: &Flow, what: Fetch, number: u16) -> Result<String> {
+    let close = "header = \"Connection: close\"\n";
+    let (path, options) = match what {
+        Fetch::Small(_) | Fetch::FromPorts { .. } => ("small".into(), close.into()),
+        Fetch::KeptAlive(_) => ("small".into(), String::new()),
+        Fetch::Large(_) => ("large".into(), close.into()),
+        Fetch::Slow(seconds) => {
+            let rate = LARGE_BYTES / usize::from(seconds.max(1));
+            ("large".into(), format!("{close}limit-rate = {rate}\n"))
+        }
         Fetch::Upload(_) => {
             // A file of the flow's own: other curls of this host may be reading theirs.
             let file = flow
@@ -339,21 +365,13 @@ fn curl_config(flow: &Flow, what: Fetch) -> Result<String> {
                 "{close}header = \"Expect:\"\nupload-file = \"{}\"\n",
                 file.display()
             );
-            Ok(one(
-                &format!("upload/{}-{number}", flow.client.name()),
-                &options,
-            ))
+            (format!("upload/{}-{number}", flow.client.name()), options)
         }
     };
-    let count = match what {
-        Fetch::Small(n) | Fetch::KeptAlive(n) | Fetch::Large(n) | Fetch::Upload(n) => n,
-        Fetch::FromPorts { count, .. } => u32::from(count),
-        Fetch::Slow(_) => 1,
-    };
-    Ok((0..count)
-        .map(section)
-        .collect::<Result<Vec<_>>>()?
-        .join("next\n"))
+    let url = format!("http://{}/{path}", flow.target);
+    Ok(format!(
+        "url = \"{url}\"\noutput = \"null\"\nwrite-out = \"{REPORT}\"\nmax-time = 300\n{options}"
+    ))
 }
 
 /// Adds curl's transfers up by connection.

@@ -51,7 +51,7 @@ fn add_up(score: &Score) {
 }
 
 /// `small` short connections, and some of every other kind.
-fn mixed(small: u32) -> Vec<Fetch> {
+fn mixed(small: u16) -> Vec<Fetch> {
     vec![
         Fetch::Small(small),
         Fetch::KeptAlive(20),
@@ -106,7 +106,7 @@ fn relay() {
 #[test]
 fn overlap() {
     let jobs = |number| {
-        let first = if number < 2 { 20_000 } else { 40_000 };
+        let first = if number < 2 { 58_000 } else { 62_000 };
         [vec![Fetch::FromPorts { first, count: 150 }], mixed(20)].concat()
     };
     stitched(topology::overlap, jobs, &[]);
