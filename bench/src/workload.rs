@@ -1,4 +1,4 @@
-//! Made-up halves with the spread of real ones: what cannot be compressed (sequence numbers, ports, times) is random,
+//! Made-up connections with both their ends, for the federator; with the spread of real ones: what cannot be compressed (sequence numbers, ports, times) is random,
 //! what repeats (addresses, owners) repeats as often as on a busy node.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -44,15 +44,6 @@ impl Workload {
             }
         }
         halves.map(batch)
-    }
-
-    /// A batch as a node has it that calls and is called.
-    pub fn mixed_batch(&mut self, rows: usize) -> HalfBatch {
-        let halves = (0..rows).map(|_| {
-            let [client, server] = self.connection();
-            if self.below(2) == 0 { client } else { server }
-        });
-        batch(halves.collect())
     }
 
     /// A finished connection through NAT on both sides, as its two ends saw it.

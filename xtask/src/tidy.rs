@@ -18,14 +18,14 @@ const ADVISORIES_LIMIT_S: u64 = 60;
 /// Every check, whatever the others said.
 pub fn tidy(layout: &Layout, summary: &mut Summary) {
     summary.check("tidy: rustfmt", || {
-        run(layout.cargo().args(["fmt", "--all", "--", "--check"]))
+        run(layout.cargo().args(["fmt", "--all", "--", "--check", "-l"]))
     });
     summary.check("tidy: text rules", || text::check(&layout.root));
     summary.check("tidy: dependency graph", || graph::check(layout));
     summary.check("tidy: clippy", || {
         let mut cargo = layout.cargo();
         run(cargo
-            .args(["clippy", "--quiet", "--all-targets"])
+            .args(["clippy", "--quiet", "--keep-going", "--all-targets"])
             .args(WORKSPACE)
             .args(["--", "-D", "warnings"]))
     });
@@ -33,7 +33,7 @@ pub fn tidy(layout: &Layout, summary: &mut Summary) {
         let mut cargo = layout.cargo();
         run(cargo
             .env("RUSTDOCFLAGS", "-D warnings")
-            .args(["doc", "--quiet", "--no-deps"])
+            .args(["doc", "--quiet", "--keep-going", "--no-deps"])
             .args(WORKSPACE))
     });
 }
