@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::judge::{Fit, Rule, fit};
-use crate::table::{Entry, Slot, State, Table};
+use crate::table::{Entry, Slot, State, Table, Walk};
 use crate::timers::{Timer, Timers};
 use crate::view::{HalfView, Halves, Role};
 
@@ -172,8 +172,8 @@ pub struct Counters {
 /// **Ambiguity.** Two halves of one role with one fingerprint, known at the same time, make every half with that
 /// fingerprint ambiguous for as long as any of them is known: also those that come later. The order of arrival does
 /// not matter: where the pair was made before the third half came, the pair is [`Output::Contested`], and the third
-/// ambiguous. Pairs are remembered for that until the `expiry` of the half that came first, as long as there is room (about
-/// an eighth of the table, and all that open halves leave empty up to three quarters of it;
+/// ambiguous. Pairs are remembered for that until the `expiry` of the half that came first, as long as there is room (for
+/// a seventh of `max_open`, and for as many more as fewer halves wait than may;
 /// [`Counters::not_remembered`]). The first of two halves whose partner never comes is not wronged: both are
 /// ambiguous, not stitched. Guaranteed is therefore: a pair stands only if no third half with the same fingerprint came
 /// within `expiry`, or `not_remembered` counted.
@@ -204,8 +204,10 @@ struct Index {
 
 /// Halves worked on together, so that their memory accesses overlap.
 const BLOCK: usize = 32;
-/// Slots for every hundred halves that may wait: at two thirds full, one bucket in eight overflows.
-const SLOTS_PERCENT: usize = 150;
+/// Slots for every hundred halves that may wait. At 55 to 64 % full, a search looks at 1.4 buckets.
+const SLOTS_PERCENT: usize = 180;
+/// Pairs are remembered, and hints taken, while less than this part of the slots is in use.
+const REMEMBER_PERCENT: usize = 64;
 /// The index by tuple has room for one in this many of the halves that may wait.
 const TUPLE_SHARE: usize = 4;
 const MAX_OPEN: usize = 1 << 30;
@@ -213,7 +215,7 @@ const MAX_OPEN: usize = 1 << 30;
 impl Index {
     fn new(max_open: usize, seed: u32) -> Self {
         let table = Table::new(max_open.max(64) * SLOTS_PERCENT / 100, seed);
-        let remember_up_to = table.slots() / 4 * 3;
+        let remember_up_to = table.slots() / 100 * REMEMBER_PERCENT;
         Self {
             table,
             hold: Timers::default(),
@@ -277,16 +279,15 @@ impl Stitcher {
     pub fn insert(&mut self, now: i64, halves: &[Candidate]) {
         self.now = self.now.max(now);
         for block in halves.chunks(BLOCK) {
-            self.isn
-                .table
-                .touch(block.iter().filter_map(|half| match half.key {
-                    Key::Isn { client, .. } => Some(client),
-                    Key::Tuple(_) => None,
-                }));
-            for half in block {
-                self.counters.inserted += 1;
+            let mut keys = [0; BLOCK];
+            for (key, half) in keys.iter_mut().zip(block) {
+                *key = words(half.key).0;
+            }
+            let walks = self.isn.table.touch(&keys);
+            self.counters.inserted += block.len() as u64;
+            for (half, walk) in block.iter().zip(walks) {
                 match half.key {
-                    Key::Isn { client, server } => self.insert_isn(half, client, server),
+                    Key::Isn { client, server } => self.insert_isn(half, walk, client, server),
                     Key::Tuple(key) => self.insert_tuple(half, key),
                 }
             }
@@ -342,7 +343,7 @@ impl Stitcher {
             &mut due,
             |s| &mut s.tuple.hold,
             |s| &s.tuple.table,
-            |s, t| s.tuple_held(t, halves),
+            |s, slot, e| s.tuple_held(slot, e, halves),
         );
         self.run(
             hold,
@@ -350,7 +351,7 @@ impl Stitcher {
             &mut due,
             |s| &mut s.isn.hold,
             |s| &s.isn.table,
-            |s, t| s.isn_held(t, halves),
+            |s, slot, e| s.isn_held(slot, e, halves),
         );
         self.run(
             expiry,
@@ -358,7 +359,7 @@ impl Stitcher {
             &mut due,
             |s| &mut s.isn.expiry,
             |s| &s.isn.table,
-            |s, t| s.isn_expired(t, halves),
+            |s, slot, e| s.isn_expired(slot, e, halves),
         );
         self.run(
             expiry,
@@ -366,7 +367,7 @@ impl Stitcher {
             &mut due,
             |s| &mut s.tuple.expiry,
             |s| &s.tuple.table,
-            |s, t| s.tuple_expired(t, halves),
+            |s, slot, e| s.tuple_expired(slot, e, halves),
         );
     }
 
@@ -415,7 +416,7 @@ impl Stitcher {
         }
     }
 
-    fn insert_isn(&mut self, half: &Candidate, client: u32, server: u32) {
+    fn insert_isn(&mut self, half: &Candidate, walk: Walk, client: u32, server: u32) {
         let new = Entry {
             a: client,
             b: server,
@@ -423,7 +424,7 @@ impl Stitcher {
             role: half.role,
             state: State::Held,
         };
-        let found = self.isn.table.find_key(client, server);
+        let found = self.isn.table.find_key_from(walk, client, server);
         if let Some(slot) = found.hit {
             let pair = self
                 .isn
@@ -504,7 +505,7 @@ impl Stitcher {
         due: &mut [Timer; BLOCK],
         queue: impl Fn(&mut Self) -> &mut Timers,
         table: impl Fn(&Self) -> &Table,
-        work: impl Fn(&mut Self, Timer),
+        work: impl Fn(&mut Self, Slot, Entry),
     ) {
         loop {
             let early = queue(self).oldest().is_some_and(|oldest| oldest > until);
@@ -513,18 +514,18 @@ impl Stitcher {
                 return;
             }
             self.counters.timers_early += if early { n as u64 } else { 0 };
-            table(self).touch(due[..n].iter().map(|timer| timer.0));
-            for timer in &due[..n] {
-                work(self, *timer);
+            let walks = table(self).touch(&due.map(|timer| timer.0));
+            for (timer, walk) in due[..n].iter().zip(walks) {
+                if let Some((slot, entry)) = table(self).find_from(walk, timer.0, timer.1) {
+                    work(self, slot, entry);
+                }
             }
         }
     }
 
     /// The hold of a half with ISNs is over.
-    fn isn_held(&mut self, (a, handle): Timer, halves: &impl Halves) {
-        let Some((slot, entry)) = self.isn.table.find(a, handle) else {
-            return;
-        };
+    fn isn_held(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) {
+        let Entry { a, handle, .. } = entry;
         self.isn.expiry.push(self.now_of_insertion(), (a, handle));
         if entry.state != State::Held {
             return;
@@ -559,10 +560,8 @@ impl Stitcher {
     }
 
     /// The hold of a half without ISNs is over.
-    fn tuple_held(&mut self, (a, handle): Timer, halves: &impl Halves) {
-        let Some((slot, entry)) = self.tuple.table.find(a, handle) else {
-            return;
-        };
+    fn tuple_held(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) {
+        let Entry { a, handle, .. } = entry;
         self.tuple.expiry.push(self.now_of_insertion(), (a, handle));
         if entry.state != State::Held {
             return;
@@ -581,10 +580,8 @@ impl Stitcher {
         self.now.saturating_sub(self.config.hold_us)
     }
 
-    fn isn_expired(&mut self, (a, handle): Timer, halves: &impl Halves) {
-        let Some((slot, entry)) = self.isn.table.find(a, handle) else {
-            return;
-        };
+    fn isn_expired(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) {
+        let Entry { a, handle, .. } = entry;
         if entry.state.waits() && self.try_client_isn(entry, halves) {
             return;
         }
@@ -603,10 +600,8 @@ impl Stitcher {
         }
     }
 
-    fn tuple_expired(&mut self, (a, handle): Timer, halves: &impl Halves) {
-        let Some((slot, entry)) = self.tuple.table.find(a, handle) else {
-            return;
-        };
+    fn tuple_expired(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) {
+        let Entry { a, handle, .. } = entry;
         let view = halves.view(Handle(handle));
         let hint =
             view.is_some_and(|view| matches!(view.candidate(Handle(handle)).key, Key::Isn { .. }));

@@ -1,13 +1,14 @@
 //! The table of halves: open addressing by the routing word, one cache line per bucket, fixed capacity.
 //!
 //! A bucket is 16 words: five routing words, five second words, five handles, and one word with a role and a state for
-//! each of the five and a count of the entries that wanted to live here but had to move on. That count (the idea of
+//! each of the five and counts of the entries that wanted to live here but had to move on, each by a step of its own
+//! (steps of one would pile full buckets up into long runs). That count (the idea of
 //! F14's overflow counts) ends a search at the first bucket that nothing passed by, without tombstones, so a
 //! table that lives for months does not slow down.
 //!
 //! Memory is asked for zeroed and in one piece; the operating system lends a page when it is first written.
 
-use crate::view::Role;
+use crate::view::{Role, mix64};
 
 /// Entries per bucket.
 const LANES: usize = 5;
@@ -17,9 +18,11 @@ const META: usize = 15;
 /// Buckets that one routing word may spread over. Halves that share a client ISN live side by side, so this also limits
 /// what a peer that sends one ISN over and over can cost everyone else.
 const MAX_PROBE: u32 = 32;
-const PASSED_SHIFT: u32 = 24;
+/// Classes of entries, by their hash, whose passing by is counted apart: a search goes on only for its own class.
+const CLASSES: u32 = 3;
+const PASSED_SHIFT: u32 = 20;
 /// A count that has reached this stays: it is no longer known how many there are.
-const PASSED_MAX: u32 = 0xff;
+const PASSED_MAX: u32 = 15;
 
 /// What an entry is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +95,31 @@ pub(crate) struct Found {
     free: Option<(Slot, u32)>,
     /// Buckets searched.
     searched: u32,
+    /// From home.
+    walk: Walk,
+}
+
+/// The buckets in which an entry may live, in order.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Walk {
+    index: u32,
+    step: u32,
+    /// Where the count of the class is in a bucket's last word.
+    shift: u32,
+}
+
+impl Walk {
+    /// Entries of this class that passed the bucket by.
+    fn passed(&self, meta: u32) -> u32 {
+        meta >> self.shift & PASSED_MAX
+    }
+
+    fn step(&mut self, buckets: u32) {
+        self.index += self.step;
+        if self.index >= buckets {
+            self.index -= buckets;
+        }
+    }
 }
 
 pub(crate) struct Table {
@@ -142,59 +170,81 @@ impl Table {
     }
 
     /// Loads the buckets of many keys at once, so that the memory works on all of them at the same time instead of one
-    /// after the other; what follows finds them in the cache.
-    pub(crate) fn touch(&self, keys: impl Iterator<Item = u32>) {
+    /// after the other; what follows finds them in the cache. Returns where each key's search begins. The three
+    /// passes are apart so that nothing but loads is in the second, and the processor gets far ahead in it.
+    pub(crate) fn touch<const N: usize>(&self, keys: &[u32; N]) -> [Walk; N] {
         let buckets = self.lines();
-        let sum = keys.fold(0u32, |sum, a| {
-            sum.wrapping_add(buckets[self.home(a) as usize][META])
+        let meta = |walk: &Walk| buckets[walk.index as usize][META];
+        let walks = keys.map(|a| self.walk(a));
+        std::hint::black_box(
+            walks
+                .iter()
+                .fold(0, |sum: u32, walk| sum.wrapping_add(meta(walk))),
+        );
+        let beyond = walks.iter().fold(0, |sum: u32, walk| {
+            // Without a branch: home again where nothing passed by.
+            let mut next = *walk;
+            next.step(self.buckets);
+            let index = if walk.passed(meta(walk)) == 0 {
+                walk.index
+            } else {
+                next.index
+            };
+            sum.wrapping_add(meta(&Walk { index, ..next }))
         });
-        std::hint::black_box(sum);
+        std::hint::black_box(beyond);
+        walks
     }
 
     /// Looks for the whole key, and for room on the way.
     pub(crate) fn find_key(&self, a: u32, b: u32) -> Found {
+        self.find_key_from(self.walk(a), a, b)
+    }
+
+    /// As [`find_key`](Self::find_key), for a key whose beginning is known from [`touch`](Self::touch).
+    pub(crate) fn find_key_from(&self, walk: Walk, a: u32, b: u32) -> Found {
         let mut found = Found {
             hit: None,
             several: false,
             free: None,
             searched: 0,
+            walk,
         };
-        let mut index = self.home(a);
+        let mut walk = walk;
         loop {
-            let bucket = self.line(index);
-            let meta = bucket[META];
-            for lane in 0..LANES as u32 {
-                let bits = lane_bits(meta, lane);
-                if bits == 0 {
-                    if found.free.is_none() {
-                        found.free = Some((
-                            Slot {
-                                bucket: index,
-                                lane,
-                            },
-                            found.searched,
-                        ));
-                    }
-                } else if bucket[lane as usize] == a && bucket[LANES + lane as usize] == b {
-                    found.several |= found.hit.is_some();
-                    found.hit = found.hit.or(Some(Slot {
-                        bucket: index,
+            let bucket = self.line(walk.index);
+            let used = used_lanes(bucket[META]);
+            let hits = used & equal_lanes(bucket, a, LANES, b);
+            if hits != 0 {
+                found.several |= found.hit.is_some() || hits & (hits - 1) != 0;
+                found.hit = found.hit.or(Some(Slot {
+                    bucket: walk.index,
+                    lane: hits.trailing_zeros() / 4,
+                }));
+            }
+            if found.free.is_none() && used != ALL_LANES {
+                let lane = (!used & ALL_LANES).trailing_zeros() / 4;
+                found.free = Some((
+                    Slot {
+                        bucket: walk.index,
                         lane,
-                    }));
-                }
+                    },
+                    found.searched,
+                ));
             }
             found.searched += 1;
-            if passed(meta) == 0 || found.searched >= MAX_PROBE.min(self.buckets) {
+            if walk.passed(bucket[META]) == 0 || found.searched >= MAX_PROBE.min(self.buckets) {
                 return found;
             }
-            index = self.next(index);
+            walk.step(self.buckets);
         }
     }
 
     /// Calls `each` for every entry with this routing word.
     pub(crate) fn with_routing(&self, a: u32, mut each: impl FnMut(Slot, Entry)) {
-        let mut index = self.home(a);
+        let mut walk = self.walk(a);
         for _ in 0..MAX_PROBE.min(self.buckets) {
+            let index = walk.index;
             let bucket = self.line(index);
             for lane in 0..LANES as u32 {
                 if bucket[lane as usize] == a
@@ -209,22 +259,36 @@ impl Table {
                     );
                 }
             }
-            if passed(bucket[META]) == 0 {
+            if walk.passed(bucket[META]) == 0 {
                 return;
             }
-            index = self.next(index);
+            walk.step(self.buckets);
         }
     }
 
     /// The entry of one half.
     pub(crate) fn find(&self, a: u32, handle: u32) -> Option<(Slot, Entry)> {
-        let mut found = None;
-        self.with_routing(a, |slot, entry| {
-            if entry.handle == handle {
-                found = Some((slot, entry));
+        self.find_from(self.walk(a), a, handle)
+    }
+
+    /// As [`find`](Self::find), for a key whose beginning is known from [`touch`](Self::touch).
+    pub(crate) fn find_from(&self, mut walk: Walk, a: u32, handle: u32) -> Option<(Slot, Entry)> {
+        for _ in 0..MAX_PROBE.min(self.buckets) {
+            let bucket = self.line(walk.index);
+            let hits = used_lanes(bucket[META]) & equal_lanes(bucket, a, 2 * LANES, handle);
+            if hits != 0 {
+                let slot = Slot {
+                    bucket: walk.index,
+                    lane: hits.trailing_zeros() / 4,
+                };
+                return unpack(bucket, slot.lane).map(|entry| (slot, entry));
             }
-        });
-        found
+            if walk.passed(bucket[META]) == 0 {
+                return None;
+            }
+            walk.step(self.buckets);
+        }
+        None
     }
 
     pub(crate) fn entry(&self, slot: Slot) -> Option<Entry> {
@@ -235,11 +299,11 @@ impl Table {
     pub(crate) fn place(&mut self, entry: Entry, found: &Found) -> bool {
         let Some((slot, distance)) = found
             .free
-            .or_else(|| self.room_beyond(entry.a, found.searched))
+            .or_else(|| self.room_beyond(found.walk, found.searched))
         else {
             return false;
         };
-        self.count_passed(entry.a, distance, true);
+        self.count_passed(found.walk, distance, true);
         let bucket = self.line_mut(slot.bucket);
         let lane = slot.lane as usize;
         bucket[lane] = entry.a;
@@ -251,21 +315,16 @@ impl Table {
         true
     }
 
-    fn room_beyond(&self, a: u32, searched: u32) -> Option<(Slot, u32)> {
+    fn room_beyond(&self, mut walk: Walk, searched: u32) -> Option<(Slot, u32)> {
         let limit = MAX_PROBE.min(self.buckets);
-        let mut index = (0..searched).fold(self.home(a), |index, _| self.next(index));
+        (0..searched).for_each(|_| walk.step(self.buckets));
         for distance in searched..limit {
-            let meta = self.line(index)[META];
+            let meta = self.line(walk.index)[META];
             if let Some(lane) = (0..LANES as u32).find(|lane| lane_bits(meta, *lane) == 0) {
-                return Some((
-                    Slot {
-                        bucket: index,
-                        lane,
-                    },
-                    distance,
-                ));
+                let bucket = walk.index;
+                return Some((Slot { bucket, lane }, distance));
             }
-            index = self.next(index);
+            walk.step(self.buckets);
         }
         None
     }
@@ -289,41 +348,41 @@ impl Table {
             return;
         };
         set_lane(self.line_mut(slot.bucket), slot.lane, 0);
-        let home = self.home(entry.a);
-        let distance = if slot.bucket >= home {
-            slot.bucket - home
-        } else {
-            slot.bucket + self.buckets - home
-        };
-        self.count_passed(entry.a, distance, false);
+        let mut walk = self.walk(entry.a);
+        let mut distance = 0;
+        while walk.index != slot.bucket && distance < MAX_PROBE {
+            walk.step(self.buckets);
+            distance += 1;
+        }
+        self.count_passed(self.walk(entry.a), distance, false);
         self.occupied -= 1;
         self.remembered -= usize::from(entry.state.remembered());
     }
 
     /// Corrects the counts of the buckets between home and the one an entry lives in.
-    fn count_passed(&mut self, a: u32, distance: u32, one_more: bool) {
-        let mut index = self.home(a);
+    fn count_passed(&mut self, mut walk: Walk, distance: u32, one_more: bool) {
         for _ in 0..distance {
-            let meta = &mut self.line_mut(index)[META];
-            match passed(*meta) {
+            let meta = &mut self.line_mut(walk.index)[META];
+            match walk.passed(*meta) {
                 PASSED_MAX => {}
                 0 if !one_more => {}
-                _ if one_more => *meta += 1 << PASSED_SHIFT,
-                _ => *meta -= 1 << PASSED_SHIFT,
+                _ if one_more => *meta += 1 << walk.shift,
+                _ => *meta -= 1 << walk.shift,
             }
-            index = self.next(index);
+            walk.step(self.buckets);
         }
     }
 
-    fn home(&self, a: u32) -> u32 {
-        ((u64::from(mix32(a ^ self.seed)) * u64::from(self.buckets)) >> 32) as u32
-    }
-
-    fn next(&self, index: u32) -> u32 {
-        if index + 1 == self.buckets {
-            0
-        } else {
-            index + 1
+    fn walk(&self, a: u32) -> Walk {
+        let hash = mix64(u64::from(a) ^ u64::from(self.seed) << 32);
+        let scale = |word: u64, range: u32| ((word * u64::from(range)) >> 32) as u32;
+        // Steps are so short that none of a walk's buckets comes twice.
+        let step = 1 + scale(hash & 0xffff_ffff, self.buckets / MAX_PROBE);
+        let shift = PASSED_SHIFT + 4 * ((hash & 0xffff) as u32 % CLASSES);
+        Walk {
+            index: scale(hash >> 32, self.buckets),
+            step,
+            shift,
         }
     }
 
@@ -340,8 +399,20 @@ impl Table {
     }
 }
 
-fn passed(meta: u32) -> u32 {
-    meta >> PASSED_SHIFT
+/// One bit for each lane, where its role and state are.
+const ALL_LANES: u32 = 0x1_1111;
+
+/// Lanes with an entry.
+fn used_lanes(meta: u32) -> u32 {
+    (meta | meta >> 1 | meta >> 2) & ALL_LANES
+}
+
+/// Lanes with this routing word and, at an offset, that word.
+fn equal_lanes(bucket: &[u32; WORDS], a: u32, offset: usize, word: u32) -> u32 {
+    (0..LANES).fold(0, |lanes, lane| {
+        let equal = (bucket[lane] == a) & (bucket[offset + lane] == word);
+        lanes | u32::from(equal) << (4 * lane)
+    })
 }
 
 fn lane_bits(meta: u32, lane: u32) -> u32 {
@@ -370,13 +441,6 @@ fn unpack(bucket: &[u32; WORDS], lane: u32) -> Option<Entry> {
         b: bucket[LANES + lane],
         handle: bucket[2 * LANES + lane],
     })
-}
-
-/// The finaliser of MurmurHash3 (Appleby): a bijection of 32 bits.
-fn mix32(mut x: u32) -> u32 {
-    x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
-    x = (x ^ (x >> 13)).wrapping_mul(0xc2b2_ae35);
-    x ^ (x >> 16)
 }
 
 #[cfg(test)]
@@ -418,6 +482,25 @@ mod tests {
         table.clear(slot);
         assert!(place(&mut table, entry(7, 9999, 9999)));
         assert_eq!(table.occupied(), room);
+    }
+
+    #[test]
+    fn walks_stay_short_in_a_full_table_that_lives_long() {
+        let mut table = Table::new(100_000, 1);
+        let full = table.slots() / 100 * 64;
+        let key = |i: u64| ((mix64(i) >> 32) as u32, mix64(i) as u32);
+        for i in 0..10 * full as u64 {
+            let (a, b) = key(i);
+            assert!(place(&mut table, entry(a, b, i as u32)));
+            if let Some(old) = i.checked_sub(full as u64) {
+                let (slot, _) = table.find(key(old).0, old as u32).unwrap();
+                table.clear(slot);
+            }
+        }
+        let searched: u64 = (0..10_000)
+            .map(|i| u64::from(table.find_key(key(i).0, 0).searched))
+            .sum();
+        assert!(searched < 15_000, "{searched} buckets in 10,000 searches");
     }
 
     proptest! {
@@ -463,7 +546,9 @@ mod tests {
                 let (slot, _) = table.find(gone.a, gone.handle).unwrap();
                 table.clear(slot);
             }
-            prop_assert!(table.lines()[..table.buckets as usize].iter().all(|bucket| bucket[META] == 0));
+            let counts = || table.lines().iter().flat_map(|bucket| [20, 24, 28].map(|shift| bucket[META] >> shift & 15));
+            prop_assert!(counts().all(|count| count == 0 || count == PASSED_MAX));
+            prop_assert!(table.lines().iter().all(|bucket| bucket[META] & 0xf_ffff == 0));
         }
     }
 }
