@@ -8,7 +8,7 @@
 //!
 //! Memory is asked for zeroed and in one piece; the operating system lends a page when it is first written.
 
-use crate::view::{Role, mix64};
+use crate::view::Role;
 
 /// Entries per bucket.
 const LANES: usize = 5;
@@ -172,6 +172,7 @@ impl Table {
     /// Loads the buckets of many keys at once, so that the memory works on all of them at the same time instead of one
     /// after the other; what follows finds them in the cache. Returns where each key's search begins. The three
     /// passes are apart so that nothing but loads is in the second, and the processor gets far ahead in it.
+    #[inline]
     pub(crate) fn touch<const N: usize>(&self, keys: &[u32; N]) -> [Walk; N] {
         let buckets = self.lines();
         let meta = |walk: &Walk| buckets[walk.index as usize][META];
@@ -202,6 +203,7 @@ impl Table {
     }
 
     /// As [`find_key`](Self::find_key), for a key whose beginning is known from [`touch`](Self::touch).
+    #[inline]
     pub(crate) fn find_key_from(&self, walk: Walk, a: u32, b: u32) -> Found {
         let mut found = Found {
             hit: None,
@@ -272,6 +274,7 @@ impl Table {
     }
 
     /// As [`find`](Self::find), for a key whose beginning is known from [`touch`](Self::touch).
+    #[inline]
     pub(crate) fn find_from(&self, mut walk: Walk, a: u32, handle: u32) -> Option<(Slot, Entry)> {
         for _ in 0..MAX_PROBE.min(self.buckets) {
             let bucket = self.line(walk.index);
@@ -291,11 +294,13 @@ impl Table {
         None
     }
 
+    #[inline]
     pub(crate) fn entry(&self, slot: Slot) -> Option<Entry> {
         unpack(self.line(slot.bucket), slot.lane)
     }
 
     /// Stores an entry where a search for its key found room, or beyond. `false`: no room within reach.
+    #[inline]
     pub(crate) fn place(&mut self, entry: Entry, found: &Found) -> bool {
         let Some((slot, distance)) = found
             .free
@@ -329,6 +334,7 @@ impl Table {
         None
     }
 
+    #[inline]
     pub(crate) fn set_state(&mut self, slot: Slot, state: State) {
         let Some(entry) = self.entry(slot) else {
             return;
@@ -373,8 +379,9 @@ impl Table {
         }
     }
 
+    #[inline]
     fn walk(&self, a: u32) -> Walk {
-        let hash = mix64(u64::from(a) ^ u64::from(self.seed) << 32);
+        let hash = mix(a ^ self.seed);
         let scale = |word: u64, range: u32| ((word * u64::from(range)) >> 32) as u32;
         // Steps are so short that none of a walk's buckets comes twice.
         let step = 1 + scale(hash & 0xffff_ffff, self.buckets / MAX_PROBE);
@@ -386,17 +393,27 @@ impl Table {
         }
     }
 
+    #[inline]
     fn lines(&self) -> &[[u32; WORDS]] {
         self.words[self.offset..].as_chunks().0
     }
 
+    #[inline]
     fn line(&self, index: u32) -> &[u32; WORDS] {
         &self.lines()[index as usize]
     }
 
+    #[inline]
     fn line_mut(&mut self, index: u32) -> &mut [u32; WORDS] {
         &mut self.words[self.offset..].as_chunks_mut().0[index as usize]
     }
+}
+
+/// A hash of which both halves are used: two multiplications by odd constants (those of SplitMix64).
+#[inline]
+fn mix(a: u32) -> u64 {
+    let x = (u64::from(a) + 1).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (x ^ x >> 32).wrapping_mul(0x94d0_49bb_1331_11eb)
 }
 
 /// One bit for each lane, where its role and state are.
@@ -446,6 +463,7 @@ fn unpack(bucket: &[u32; WORDS], lane: u32) -> Option<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::mix64;
     use proptest::prelude::*;
 
     fn entry(a: u32, b: u32, handle: u32) -> Entry {
