@@ -1,11 +1,14 @@
 //! A stand-in for the federator: acknowledges what the agent sends, and counts the connections in it.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
+use tokio::task::LocalSet;
 use weft_transport::{Identity, Listener, Session};
 use weft_wire::batch;
 use weft_wire::codec;
@@ -23,17 +26,23 @@ pub fn sink(listen: SocketAddr, identity: &Path, count: &Path) -> Result<()> {
         let identity = Identity::load(identity).context("the federator's identity")?;
         let listener = Listener::bind(listen, &identity)?;
         println!("ready");
-        let mut seen = HashSet::new();
-        while let Some(session) = listener.accept().await {
-            // An agent that is killed ends its session without a word.
-            let _ = serve(&session, &mut seen, count).await;
-        }
+        let seen = Rc::new(RefCell::new(HashSet::new()));
+        let count: Rc<Path> = count.into();
+        let sessions = LocalSet::new();
+        let accept = async {
+            // An agent that is killed ends its session without a word: the next one must not wait for that.
+            while let Some(session) = listener.accept().await {
+                tokio::task::spawn_local(serve(session, seen.clone(), count.clone()));
+            }
+        };
+        sessions.run_until(accept).await;
         Ok(())
     })
 }
 
-async fn serve(session: &Session, seen: &mut HashSet<u64>, count: &Path) -> Result<()> {
-    let (mut sender, mut receiver) = uplink::greet(session).await?;
+/// One agent's session, to its end.
+async fn serve(session: Session, seen: Rc<RefCell<HashSet<u64>>>, count: Rc<Path>) -> Result<()> {
+    let (mut sender, mut receiver) = uplink::greet(&session).await?;
     while let Some(frame) = receiver.recv().await? {
         if frame.kind != Kind::HalfBatch {
             continue;
@@ -41,8 +50,12 @@ async fn serve(session: &Session, seen: &mut HashSet<u64>, count: &Path) -> Resu
         let (seq, bytes) = codec::split_batch(&frame)?;
         let decoded = batch::decode(bytes, session.peer_key())?;
         // A row for the opening and one for the close count once.
-        seen.extend(decoded.halves.iter().map(|half| half.id.0));
-        fs::write(count, seen.len().to_string()).context("cannot write the count")?;
+        let total = {
+            let mut seen = seen.borrow_mut();
+            seen.extend(decoded.halves.iter().map(|half| half.id.0));
+            seen.len()
+        };
+        fs::write(&count, total.to_string()).context("cannot write the count")?;
         sender.send(&Ack { seq }, PATIENCE).await?;
     }
     Ok(())

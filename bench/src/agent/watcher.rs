@@ -17,6 +17,8 @@ const SINK: &str = "127.0.0.1:7443";
 const COLLECTOR: &str = "127.0.0.1:9995";
 /// Longest wait for a program to come up or to finish.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The part of the connections that the agent may miss.
+const MISSED_AT_MOST: f64 = 0.001;
 /// Between two looks.
 const GLANCE: Duration = Duration::from_millis(50);
 
@@ -159,16 +161,23 @@ impl Watcher for RunningAgent<'_> {
 }
 
 impl RunningAgent<'_> {
-    /// Stops it, takes its hooks out of the kernel, and says how many halves arrived.
-    pub fn finish(mut self, expected: u64) -> Result<u64> {
+    /// Stops it, takes its hooks out of the kernel, and checks that it saw what it was there to see.
+    pub fn finish(mut self, expected: u64) -> Result<()> {
         let reported = self.agent.reported().saturating_sub(self.reported_before);
         // A few may still be of the time before.
         ensure!(
             reported <= expected + 1000,
             "the agent reported {reported} halves for {expected} connections"
         );
+        let last_words = self.agent.last_words();
         self.stop()?;
-        Ok(reported)
+        // What it may miss before its figures mean nothing.
+        let missed = 1.0 - reported as f64 / expected as f64;
+        ensure!(
+            missed <= MISSED_AT_MOST,
+            "the agent reported {reported} of {expected} connections, so its cost is not that of the work: {last_words}"
+        );
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<()> {
