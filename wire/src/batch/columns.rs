@@ -108,9 +108,9 @@ pub struct Columns {
     pub flows: Vec<Flow>,
     /// Row: index into [`Columns::flows`].
     pub flow: Vec<u16>,
-    /// Row: initial sequence number of the client; 0 where the flow has none.
+    /// Row: initial sequence number of the client; means nothing where the flow has none.
     pub client_isn: Vec<u32>,
-    /// Row: initial sequence number of the server; 0 where the flow has none.
+    /// Row: initial sequence number of the server; means nothing where the flow has none.
     pub server_isn: Vec<u32>,
     /// Row: the client's port: the local one of a client's half, the remote one of a server's.
     pub client_port: Vec<u16>,

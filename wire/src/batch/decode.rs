@@ -6,14 +6,14 @@ use zstd::bulk::Decompressor;
 
 use super::bits::{Cursor, SLACK_BYTES, unzigzag};
 use super::columns::{Columns, Flow, Kind};
-use super::ints::{self, Layout, Nibble};
+use super::ints::Reader;
 use super::{BATCH_VERSION, BatchError, MAX_ADDRESSES, MAX_PLAIN_BYTES, MAX_ROWS};
 use crate::codec;
 use crate::frame::Kind as FrameKind;
 use crate::model::Owner;
 
-/// Number columns of the format.
-const COLUMNS: usize = 11;
+/// Pairs of number columns of the format.
+const PAIRS: usize = 6;
 
 /// Decodes batches one after another, and keeps its memory in between: at most [`MAX_PLAIN_BYTES`] and about 150 bytes
 /// for each of [`MAX_ROWS`] rows.
@@ -21,7 +21,7 @@ const COLUMNS: usize = 11;
 pub struct BatchDecoder {
     decompressor: Option<Decompressor<'static>>,
     plain: Vec<u8>,
-    numbers: [Vec<u64>; COLUMNS],
+    numbers: [[Vec<u64>; 2]; PAIRS],
     columns: Columns,
 }
 
@@ -106,17 +106,23 @@ impl BatchDecoder {
         let mut cursor = Cursor(plain);
         self.columns.boot = outline.boot;
         self.read_dictionaries(&mut cursor, outline.rows)?;
-        let mut layouts = Vec::with_capacity(COLUMNS);
-        for _ in 0..COLUMNS {
-            layouts.push(ints::read_layout(&mut cursor)?);
+        let mut pairs = Vec::with_capacity(PAIRS);
+        for _ in 0..PAIRS {
+            pairs.push(Reader::parse(&mut cursor)?);
         }
-        self.read_flows(&mut cursor, outline.rows)?;
-        let rest = self.read_isns(outline.rest)?;
-        self.read_numbers(&mut cursor, &layouts, outline.rows, rest)?;
+        let bits = pairs
+            .iter()
+            .try_fold(SLACK_BYTES, |sum, pair| sum.checked_add(pair.bytes));
+        let isns = bits
+            .and_then(|bits| outline.rest.len().checked_sub(bits))
+            .ok_or(BatchError::Truncated)?;
+        let (isns, bits) = outline.rest.split_at(isns);
+        self.read_numbers(&mut cursor, &pairs, outline.rows, bits)?;
         if !cursor.0.is_empty() {
             return Err(BatchError::Malformed("bytes after its class columns"));
         }
-        self.finish()
+        self.finish()?;
+        self.read_isns(isns)
     }
 
     fn read_dictionaries(
@@ -176,38 +182,24 @@ impl BatchDecoder {
         Ok(())
     }
 
-    fn read_flows(&mut self, cursor: &mut Cursor<'_>, rows: usize) -> Result<(), BatchError> {
-        let low = cursor.take(rows)?;
-        let flow = &mut self.columns.flow;
-        flow.clear();
-        if self.columns.flows.len() > 256 {
-            let high = cursor.take(rows)?;
-            flow.extend(
-                low.iter()
-                    .zip(high)
-                    .map(|(low, high)| u16::from_le_bytes([*low, *high])),
-            );
-        } else {
-            flow.extend(low.iter().map(|low| u16::from(*low)));
-        }
-        match flow.iter().max() {
-            Some(max) if usize::from(*max) >= self.columns.flows.len() => Err(
-                BatchError::Malformed("a flow that is not in the dictionary"),
-            ),
-            _ => Ok(()),
-        }
-    }
-
-    /// Reads the initial sequence numbers and gives what follows them.
-    fn read_isns<'a>(&mut self, rest: &'a [u8]) -> Result<&'a [u8], BatchError> {
+    /// Reads the initial sequence numbers, once it is known which rows have them.
+    fn read_isns(&mut self, section: &[u8]) -> Result<(), BatchError> {
         let columns = &mut self.columns;
-        let mut cursor = Cursor(rest);
-        let everywhere = columns.flows.iter().all(|flow| flow.fingerprinted);
-        let has: &dyn Fn(u16) -> bool = &|flow| columns.flows[usize::from(flow)].fingerprinted;
+        let mut cursor = Cursor(section);
+        let everywhere = match cursor.byte()? {
+            0 => false,
+            1 => true,
+            _ => {
+                return Err(BatchError::Malformed(
+                    "an unknown layout of its sequence numbers",
+                ));
+            }
+        };
+        let has = |flow: &u16| columns.flows[usize::from(*flow)].fingerprinted;
         let known = if everywhere {
             columns.flow.len()
         } else {
-            columns.flow.iter().filter(|flow| has(**flow)).count()
+            columns.flow.iter().filter(|flow| has(flow)).count()
         };
         for isns in [&mut columns.client_isn, &mut columns.server_isn] {
             let mut values = cursor
@@ -221,7 +213,7 @@ impl BatchDecoder {
                 isns.extend(values);
             } else {
                 isns.extend(columns.flow.iter().map(|flow| {
-                    if has(*flow) {
+                    if has(flow) {
                         values.next().unwrap_or(0)
                     } else {
                         0
@@ -229,37 +221,30 @@ impl BatchDecoder {
                 }));
             }
         }
-        Ok(cursor.0)
+        if cursor.0.is_empty() {
+            Ok(())
+        } else {
+            Err(BatchError::Malformed("the lengths of its columns"))
+        }
     }
 
     fn read_numbers(
         &mut self,
         cursor: &mut Cursor<'_>,
-        layouts: &[(Layout, usize)],
+        pairs: &[Reader],
         rows: usize,
         mut bits: &[u8],
     ) -> Result<(), BatchError> {
-        let sections = layouts
-            .iter()
-            .try_fold(SLACK_BYTES, |sum, (_, bytes)| sum.checked_add(*bytes));
-        if sections != Some(bits.len()) {
-            return Err(BatchError::Malformed("the lengths of its columns"));
-        }
-        for (pair, outs) in layouts.chunks(2).zip(self.numbers.chunks_mut(2)) {
-            let classed = pair
-                .iter()
-                .any(|(layout, _)| matches!(layout, Layout::Classes(_)));
-            let classes = if classed { cursor.take(rows)? } else { &[] };
-            for (((layout, bytes), out), nibble) in
-                pair.iter().zip(outs).zip([Nibble::Low, Nibble::High])
-            {
-                out.resize(rows, 0);
-                let used = ints::read(layout, classes, nibble, bits, out);
-                if used.div_ceil(8) != *bytes {
-                    return Err(BatchError::Malformed("the length of a column"));
-                }
-                bits = &bits[*bytes..];
-            }
+        for (pair, [first, second]) in pairs.iter().zip(&mut self.numbers) {
+            let class_bytes = if pair.has_classes() {
+                cursor.take(rows)?
+            } else {
+                &[]
+            };
+            first.resize(rows, 0);
+            second.resize(rows, 0);
+            pair.read(class_bytes, bits, [first, second])?;
+            bits = &bits[pair.bytes..];
         }
         Ok(())
     }
@@ -267,17 +252,12 @@ impl BatchDecoder {
     /// Turns differences into times and narrows what is narrower.
     fn finish(&mut self) -> Result<(), BatchError> {
         let [
-            seen,
-            cookie,
-            life,
-            rtt,
-            sent,
-            received,
-            packets_sent,
-            packets_received,
-            closed,
-            retransmits,
-            port,
+            [seen, cookie],
+            [life, rtt],
+            [sent, received],
+            [packets_sent, packets_received],
+            [closed, retransmits],
+            [port, flow],
         ] = &mut self.numbers;
         let columns = &mut self.columns;
         narrow(rtt, &mut columns.rtt_us, u64::from(u32::MAX), |value| {
@@ -295,6 +275,15 @@ impl BatchDecoder {
             u64::from(u16::MAX),
             |value| value as u16,
         )?;
+        let flows = columns.flows.len() as u64;
+        if flow.iter().max().is_some_and(|max| *max >= flows) {
+            return Err(BatchError::Malformed(
+                "a flow that is not in the dictionary",
+            ));
+        }
+        narrow(flow, &mut columns.flow, u64::from(u16::MAX), |value| {
+            value as u16
+        })?;
         std::mem::swap(&mut columns.cookie, cookie);
         std::mem::swap(&mut columns.bytes_sent, sent);
         std::mem::swap(&mut columns.bytes_received, received);

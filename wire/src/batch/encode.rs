@@ -4,46 +4,40 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
-use zstd::stream::raw::{Encoder, InBuffer, Operation, OutBuffer};
+use zstd::stream::raw::{CParameter, Encoder, InBuffer, Operation, OutBuffer};
 
 use super::bits::{SLACK_BYTES, write_varint, zigzag};
 use super::columns::Kind;
-use super::ints::{self, Layout, Written};
+use super::ints::{self, Written};
 use super::{BATCH_VERSION, BatchError, MAX_PLAIN_BYTES, check};
 use crate::codec;
 use crate::frame::Kind as FrameKind;
 use crate::model::{Fingerprint, Half, Owner, Role};
 
-/// Compression level: higher ones gain nothing on what is already cut into classes.
-const LEVEL: i32 = 1;
-/// From so many rows on every column has a compression block, and so a code table, of its own.
-const BLOCK_PER_COLUMN_ROWS: usize = 256;
+/// Compression level of the dictionaries: text, most of it.
+const DICTIONARY_LEVEL: i32 = 3;
+/// From so many rows on every plane has a compression block of its own.
+const BLOCK_PER_PLANE_ROWS: usize = 1024;
+/// Sequence numbers are written for all rows when at most one of so many has none.
+const EVERYWHERE_ONE_IN: usize = 32;
 
 pub(super) fn encode(boot: u64, owners: &[Owner], halves: &[Half]) -> Result<Vec<u8>, BatchError> {
     let dictionaries = Dictionaries::of(owners, halves)?;
-    let columns: Vec<Written> = number_columns(halves)
+    let columns: Vec<Written> = number_columns(halves, &dictionaries.flow)
         .iter()
-        .map(|column| ints::write(column))
+        .map(|[a, b]| ints::write([a, b]))
         .collect();
-
-    let mut plain = vec![dictionaries.bytes()?];
+    let mut dictionary = dictionaries.bytes()?;
     columns
         .iter()
-        .for_each(|column| ints::write_layout(&mut plain[0], column));
-    plain.push(dictionaries.flow.iter().map(|flow| *flow as u8).collect());
-    if dictionaries.flows.len() > 256 {
-        plain.push(
-            dictionaries
-                .flow
-                .iter()
-                .map(|flow| (flow >> 8) as u8)
-                .collect(),
-        );
-    }
-    plain.extend(columns.chunks(2).filter_map(class_bytes));
-    let plain_bytes = plain.iter().map(Vec::len).sum();
+        .for_each(|pair| ints::write_layouts(&mut dictionary, pair));
+    let planes: Vec<Vec<u8>> = columns
+        .iter()
+        .filter_map(|pair| pair.class_bytes.clone())
+        .collect();
+    let plain_bytes = dictionary.len() + planes.iter().map(Vec::len).sum::<usize>();
     check("bytes of dictionaries", plain_bytes, MAX_PLAIN_BYTES)?;
-    let compressed = compress(&plain, halves.len())
+    let compressed = compress(&dictionary, &planes)
         .map_err(|_| BatchError::Malformed("the compressor failed"))?;
 
     let mut out = vec![BATCH_VERSION];
@@ -60,8 +54,8 @@ pub(super) fn encode(boot: u64, owners: &[Owner], halves: &[Half]) -> Result<Vec
     Ok(out)
 }
 
-/// The columns of integers, in the order of the format; neighbours share class bytes.
-fn number_columns(halves: &[Half]) -> [Vec<u64>; 11] {
+/// The columns of integers in the order of the format. Those that tend to be large together are paired.
+fn number_columns(halves: &[Half], flow: &[u16]) -> [[Vec<u64>; 2]; 6] {
     let column = |value: &dyn Fn(&Half) -> u64| halves.iter().map(value).collect::<Vec<u64>>();
     let since = |half: &Half, earlier: i64| zigzag(half.seen_at.0.wrapping_sub(earlier));
     let mut previous = 0;
@@ -70,17 +64,27 @@ fn number_columns(halves: &[Half]) -> [Vec<u64>; 11] {
         .map(|half| since(half, std::mem::replace(&mut previous, half.seen_at.0)))
         .collect();
     [
-        seen,
-        column(&|half| half.cookie),
-        column(&|half| since(half, half.opened_at.0)),
-        column(&|half| u64::from(half.rtt_us)),
-        column(&|half| half.bytes_sent),
-        column(&|half| half.bytes_received),
-        column(&|half| half.packets_sent),
-        column(&|half| half.packets_received),
-        column(&|half| half.closed_at.map_or(0, |closed| since(half, closed.0))),
-        column(&|half| u64::from(half.retransmits)),
-        column(&|half| u64::from(ports(half).0)),
+        [seen, column(&|half| half.cookie)],
+        [
+            column(&|half| since(half, half.opened_at.0)),
+            column(&|half| u64::from(half.rtt_us)),
+        ],
+        [
+            column(&|half| half.bytes_sent),
+            column(&|half| half.bytes_received),
+        ],
+        [
+            column(&|half| half.packets_sent),
+            column(&|half| half.packets_received),
+        ],
+        [
+            column(&|half| half.closed_at.map_or(0, |closed| since(half, closed.0))),
+            column(&|half| u64::from(half.retransmits)),
+        ],
+        [
+            column(&|half| u64::from(ports(half).0)),
+            flow.iter().map(|flow| u64::from(*flow)).collect(),
+        ],
     ]
 }
 
@@ -92,41 +96,28 @@ fn ports(half: &Half) -> (u16, u16) {
     }
 }
 
-/// The class bytes of two columns (or one), if any of them has classes.
-fn class_bytes(pair: &[Written]) -> Option<Vec<u8>> {
-    let classes = |column: Option<&Written>| match column {
-        Some(Written {
-            layout: Layout::Classes(_),
-            classes,
-            ..
-        }) => Some(classes.clone()),
-        _ => None,
-    };
-    match (classes(pair.first()), classes(pair.get(1))) {
-        (None, None) => None,
-        (Some(low), None) => Some(low),
-        (None, Some(high)) => Some(high.iter().map(|class| class << 4).collect()),
-        (Some(low), Some(high)) => Some(
-            low.iter()
-                .zip(high)
-                .map(|(low, high)| low | high << 4)
-                .collect(),
-        ),
-    }
-}
-
+/// Sequence numbers: for all rows (0 where unknown) when that is nearly as short, for its decoding is a copy; else
+/// only for those that have them.
 fn write_isns(out: &mut Vec<u8>, halves: &[Half]) {
     let isns = |half: &Half| match half.fingerprint {
         Fingerprint::TcpIsn { client, server } => Some((client, server)),
         Fingerprint::Unknown => None,
     };
-    halves
+    let known = halves.iter().filter_map(isns).count();
+    let everywhere = (halves.len() - known) * EVERYWHERE_ONE_IN <= halves.len();
+    out.push(u8::from(everywhere));
+    let written: Vec<(u32, u32)> = match everywhere {
+        true => halves
+            .iter()
+            .map(|half| isns(half).unwrap_or_default())
+            .collect(),
+        false => halves.iter().filter_map(isns).collect(),
+    };
+    written
         .iter()
-        .filter_map(isns)
         .for_each(|(client, _)| out.extend_from_slice(&client.to_le_bytes()));
-    halves
+    written
         .iter()
-        .filter_map(isns)
         .for_each(|(_, server)| out.extend_from_slice(&server.to_le_bytes()));
 }
 
@@ -243,10 +234,24 @@ fn by_frequency(keys: &[FlowKey]) -> (Vec<FlowKey>, Vec<u16>) {
     )
 }
 
-/// One zstd frame without checksum or size; a block for each part when there are many rows.
-fn compress(parts: &[Vec<u8>], rows: usize) -> io::Result<Vec<u8>> {
-    let mut encoder = Encoder::new(LEVEL)?;
-    let plain: usize = parts.iter().map(Vec::len).sum();
+/// Two zstd frames, without checksum or size. The second has the planes, a block each when they are long, so that each
+/// has a code table of its own; searching for repetitions in them is not worth the time that undoing it takes.
+fn compress(dictionary: &[u8], planes: &[Vec<u8>]) -> io::Result<Vec<u8>> {
+    let mut encoder = Encoder::new(DICTIONARY_LEVEL)?;
+    let mut compressed = run(&mut encoder, &[dictionary], false)?;
+    let mut encoder = Encoder::new(1)?;
+    encoder.set_parameter(CParameter::MinMatch(7))?;
+    encoder.set_parameter(CParameter::HashLog(6))?;
+    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+    let blocks = planes
+        .first()
+        .is_some_and(|plane| plane.len() >= BLOCK_PER_PLANE_ROWS);
+    compressed.append(&mut run(&mut encoder, &planes, blocks)?);
+    Ok(compressed)
+}
+
+fn run(encoder: &mut Encoder<'_>, parts: &[&[u8]], blocks: bool) -> io::Result<Vec<u8>> {
+    let plain: usize = parts.iter().map(|part| part.len()).sum();
     // What does not compress grows by a few bytes for each block.
     let mut buffer = vec![0; plain + plain / 128 + 64 * (parts.len() + 2)];
     let mut out = OutBuffer::around(buffer.as_mut_slice());
@@ -255,9 +260,7 @@ fn compress(parts: &[Vec<u8>], rows: usize) -> io::Result<Vec<u8>> {
         while input.pos() < part.len() {
             encoder.run(&mut input, &mut out)?;
         }
-        if rows >= BLOCK_PER_COLUMN_ROWS {
-            while encoder.flush(&mut out)? > 0 {}
-        }
+        while blocks && encoder.flush(&mut out)? > 0 {}
     }
     while encoder.finish(&mut out, true)? > 0 {}
     let written = out.pos();

@@ -32,33 +32,56 @@ const CONSTANT: u8 = 0;
 const PACKED: u8 = 1;
 const CLASSES: u8 = 2;
 
-/// A column as written: its layout, for [`Layout::Classes`] the class of each value, and the bits.
+/// Two columns as written: their layouts, the class bytes when any has classes, and the bits.
 pub(super) struct Written {
-    pub(super) layout: Layout,
-    pub(super) classes: Vec<u8>,
+    pub(super) layouts: [Layout; 2],
+    pub(super) class_bytes: Option<Vec<u8>>,
     pub(super) bits: Vec<u8>,
 }
 
-/// Chooses the smallest layout and writes the column.
-pub(super) fn write(values: &[u64]) -> Written {
-    let (layout, classes) = choose(values);
+/// Chooses the smallest layouts and writes two columns of the same length: their classes share a byte, the low four
+/// bits for the first, and their offsets follow one another in the bits.
+pub(super) fn write(columns: [&[u64]; 2]) -> Written {
+    let [(first, first_classes), (second, second_classes)] = columns.map(choose);
+    let class = |classes: &[u8], row: usize| classes.get(row).copied().unwrap_or(0);
+    let (first_table, second_table) = (first.table(), second.table());
+    let rows = columns[0].len();
     let mut bits = BitWriter::default();
-    match &layout {
-        Layout::Constant(_) => {}
-        Layout::Packed(class) => values
-            .iter()
-            .for_each(|value| bits.write(value - class.base, class.width)),
-        Layout::Classes(table) => {
-            for (value, class) in values.iter().zip(&classes) {
-                let class = table[usize::from(*class)];
-                bits.write(value - class.base, class.width);
-            }
+    for row in 0..rows {
+        for (column, table, classes) in [
+            (columns[0], &first_table, &first_classes),
+            (columns[1], &second_table, &second_classes),
+        ] {
+            let class = table[usize::from(class(classes, row))];
+            bits.write(column[row] - class.base, class.width);
         }
     }
+    let classed = first.has_classes() || second.has_classes();
+    let pair = |row| class(&first_classes, row) | class(&second_classes, row) << 4;
     Written {
-        layout,
-        classes,
+        class_bytes: classed.then(|| (0..rows).map(pair).collect()),
+        layouts: [first, second],
         bits: bits.finish(),
+    }
+}
+
+impl Layout {
+    pub(super) fn has_classes(&self) -> bool {
+        matches!(self, Self::Classes(_))
+    }
+
+    /// Every class byte finds a class: unused ones are as the constant 0.
+    fn table(&self) -> [Class; MAX_CLASSES] {
+        let mut table = [Class { base: 0, width: 0 }; MAX_CLASSES];
+        match self {
+            Self::Constant(base) => table[0].base = *base,
+            Self::Packed(class) => table[0] = *class,
+            Self::Classes(classes) => table
+                .iter_mut()
+                .zip(classes)
+                .for_each(|(slot, class)| *slot = *class),
+        }
+        table
     }
 }
 
@@ -241,33 +264,78 @@ fn clusters(values: &[u64]) -> Cut {
     Cut { table, classes }
 }
 
-/// Appends layout and length of the bits.
-pub(super) fn write_layout(out: &mut Vec<u8>, written: &Written) {
+/// Appends the layouts and the length of the bits.
+pub(super) fn write_layouts(out: &mut Vec<u8>, written: &Written) {
     let write_class = |out: &mut Vec<u8>, class: &Class| {
         write_varint(out, class.base);
         out.push(class.width as u8);
     };
-    match &written.layout {
-        Layout::Constant(value) => {
-            out.push(CONSTANT);
-            write_varint(out, *value);
-            return;
-        }
-        Layout::Packed(class) => {
-            out.push(PACKED);
-            write_class(out, class);
-        }
-        Layout::Classes(table) => {
-            out.push(CLASSES);
-            out.push(table.len() as u8);
-            table.iter().for_each(|class| write_class(out, class));
+    for layout in &written.layouts {
+        match layout {
+            Layout::Constant(value) => {
+                out.push(CONSTANT);
+                write_varint(out, *value);
+            }
+            Layout::Packed(class) => {
+                out.push(PACKED);
+                write_class(out, class);
+            }
+            Layout::Classes(table) => {
+                out.push(CLASSES);
+                out.push(table.len() as u8);
+                table.iter().for_each(|class| write_class(out, class));
+            }
         }
     }
     write_varint(out, written.bits.len() as u64);
 }
 
-/// Reads layout and length of the bits.
-pub(super) fn read_layout(cursor: &mut Cursor<'_>) -> Result<(Layout, usize), BatchError> {
+/// Two columns about to be read.
+pub(super) struct Reader {
+    layouts: [Layout; 2],
+    pub(super) bytes: usize,
+}
+
+impl Reader {
+    /// Reads the layouts and the length of the bits.
+    pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<Self, BatchError> {
+        let layouts = [read_layout(cursor)?, read_layout(cursor)?];
+        let bytes = usize::try_from(cursor.varint()?).map_err(|_| BatchError::Truncated)?;
+        Ok(Self { layouts, bytes })
+    }
+
+    /// Whether there are class bytes.
+    pub(super) fn has_classes(&self) -> bool {
+        self.layouts.iter().any(Layout::has_classes)
+    }
+
+    /// Reads as many values as the outputs have; `class_bytes` is empty when there are none. `bits` begins with the
+    /// section and goes on with what follows, up to the slack: what a value beyond the section would be is
+    /// unspecified, and the bits used then do not fit the length.
+    pub(super) fn read(
+        &self,
+        class_bytes: &[u8],
+        bits: &[u8],
+        out: [&mut [u64]; 2],
+    ) -> Result<(), BatchError> {
+        let [first, second] = [&self.layouts[0], &self.layouts[1]].map(Layout::table);
+        let widest = |table: &[Class]| table.iter().map(|class| class.width).max().unwrap_or(0);
+        let used = if widest(&first) + widest(&second) > LOAD_BITS {
+            read_wide([&first, &second], class_bytes, bits, out)
+        } else if self.has_classes() {
+            read_classes([&first, &second], class_bytes, bits, out)
+        } else {
+            read_packed([first[0], second[0]], bits, out)
+        };
+        if used.div_ceil(8) == self.bytes {
+            Ok(())
+        } else {
+            Err(BatchError::Malformed("the length of a column"))
+        }
+    }
+}
+
+fn read_layout(cursor: &mut Cursor<'_>) -> Result<Layout, BatchError> {
     let read_class = |cursor: &mut Cursor<'_>| {
         let class = Class {
             base: cursor.varint()?,
@@ -279,8 +347,8 @@ pub(super) fn read_layout(cursor: &mut Cursor<'_>) -> Result<(Layout, usize), Ba
             Ok(class)
         }
     };
-    let layout = match cursor.byte()? {
-        CONSTANT => return Ok((Layout::Constant(cursor.varint()?), 0)),
+    Ok(match cursor.byte()? {
+        CONSTANT => Layout::Constant(cursor.varint()?),
         PACKED => Layout::Packed(read_class(cursor)?),
         CLASSES => {
             let count = usize::from(cursor.byte()?);
@@ -292,102 +360,90 @@ pub(super) fn read_layout(cursor: &mut Cursor<'_>) -> Result<(Layout, usize), Ba
             )
         }
         _ => return Err(BatchError::Malformed("an unknown layout of a column")),
-    };
-    let bytes = usize::try_from(cursor.varint()?).map_err(|_| BatchError::Truncated)?;
-    Ok((layout, bytes))
+    })
 }
 
-/// Which half of the class bytes is a column's.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Nibble {
-    Low,
-    High,
+/// A table with what the loop needs of a class precomputed, in arrays: a class is a nibble, so no index is out of range.
+struct Unpack {
+    bases: [u64; MAX_CLASSES],
+    masks: [u64; MAX_CLASSES],
+    widths: [usize; MAX_CLASSES],
 }
 
-/// Reads a column of as many values as `out` has. `bits` begins with its section and goes on with what follows, up to
-/// the slack. Gives the bits used.
-pub(super) fn read(
-    layout: &Layout,
-    pairs: &[u8],
-    nibble: Nibble,
-    bits: &[u8],
-    out: &mut [u64],
-) -> usize {
-    match layout {
-        Layout::Constant(value) => {
-            out.fill(*value);
-            0
+impl Unpack {
+    fn new(table: &[Class; MAX_CLASSES]) -> Self {
+        Self {
+            bases: table.map(|class| class.base),
+            masks: table.map(|class| mask(class.width)),
+            widths: table.map(|class| class.width as usize),
         }
-        Layout::Packed(class) if class.width <= LOAD_BITS => read_packed(*class, bits, out),
-        Layout::Packed(class) => read_wide(&[*class], pairs, nibble, bits, out),
-        Layout::Classes(table) if table.iter().any(|class| class.width > LOAD_BITS) => {
-            read_wide(table, pairs, nibble, bits, out)
-        }
-        Layout::Classes(table) => match nibble {
-            Nibble::Low => read_classes::<0>(table, pairs, bits, out),
-            Nibble::High => read_classes::<4>(table, pairs, bits, out),
-        },
     }
 }
 
-fn read_packed(class: Class, bits: &[u8], out: &mut [u64]) -> usize {
-    let (mask, width) = (mask(class.width), class.width as usize);
+/// One load for both values of a row. The place of a row depends on the widths of those before it, but not on their
+/// values: the chain through the loop is an addition.
+fn read_classes(
+    tables: [&[Class; MAX_CLASSES]; 2],
+    class_bytes: &[u8],
+    bits: &[u8],
+    out: [&mut [u64]; 2],
+) -> usize {
+    let [first, second] = tables.map(Unpack::new);
+    let [first_out, second_out] = out;
     let mut at = 0;
-    for value in out {
-        *value = class
-            .base
-            .wrapping_add((load(bits, at >> 3) >> (at & 7)) & mask);
-        at += width;
+    for ((first_value, second_value), pair) in first_out.iter_mut().zip(second_out).zip(class_bytes)
+    {
+        let (low, high) = (usize::from(pair & 15), usize::from(pair >> 4));
+        let word = load(bits, at >> 3) >> (at & 7);
+        *first_value = (word & first.masks[low]).wrapping_add(first.bases[low]);
+        *second_value =
+            (word >> first.widths[low] & second.masks[high]).wrapping_add(second.bases[high]);
+        at += first.widths[low] + second.widths[high];
     }
     at
 }
 
-/// The place of a value depends on the widths before it, but not on the values: the chain through the loop is one
-/// addition.
-#[inline(always)]
-fn read_classes<const SHIFT: u32>(
-    table: &[Class],
-    pairs: &[u8],
-    bits: &[u8],
-    out: &mut [u64],
-) -> usize {
-    let (mut bases, mut masks, mut widths) = ([0; MAX_CLASSES], [0; MAX_CLASSES], [0; MAX_CLASSES]);
-    for (index, class) in table.iter().take(MAX_CLASSES).enumerate() {
-        (bases[index], masks[index], widths[index]) =
-            (class.base, mask(class.width), class.width as usize);
+fn read_packed([first, second]: [Class; 2], bits: &[u8], out: [&mut [u64]; 2]) -> usize {
+    let [first_out, second_out] = out;
+    if first.width + second.width == 0 {
+        first_out.fill(first.base);
+        second_out.fill(second.base);
+        return 0;
     }
+    let (first_mask, second_mask) = (mask(first.width), mask(second.width));
+    let step = (first.width + second.width) as usize;
     let mut at = 0;
-    for (value, pair) in out.iter_mut().zip(pairs) {
-        let class = usize::from((pair >> SHIFT) & 15);
-        *value = (load(bits, at >> 3) >> (at & 7) & masks[class]).wrapping_add(bases[class]);
-        at += widths[class];
+    for (first_value, second_value) in first_out.iter_mut().zip(second_out) {
+        let word = load(bits, at >> 3) >> (at & 7);
+        *first_value = (word & first_mask).wrapping_add(first.base);
+        *second_value = (word >> first.width & second_mask).wrapping_add(second.base);
+        at += step;
     }
     at
 }
 
 /// For fields that one load may not cover: extreme values only.
-fn read_wide(table: &[Class], pairs: &[u8], nibble: Nibble, bits: &[u8], out: &mut [u64]) -> usize {
+fn read_wide(
+    tables: [&[Class; MAX_CLASSES]; 2],
+    class_bytes: &[u8],
+    bits: &[u8],
+    out: [&mut [u64]; 2],
+) -> usize {
+    let field = |at: usize, width: u32| (load(bits, at >> 3) >> (at & 7)) & mask(width);
+    let [first_out, second_out] = out;
     let mut at = 0;
-    for (index, value) in out.iter_mut().enumerate() {
-        let pair = pairs.get(index).copied().unwrap_or(0);
-        let class = if table.len() == 1 {
-            0
-        } else {
-            usize::from(if nibble == Nibble::Low {
-                pair & 15
-            } else {
-                pair >> 4
-            })
-        };
-        let class = table
-            .get(class)
-            .copied()
-            .unwrap_or(Class { base: 0, width: 0 });
-        let field = |at: usize, width: u32| (load(bits, at >> 3) >> (at & 7)) & mask(width);
-        let low = class.width.min(32);
-        let offset = field(at, low) | field(at + 32, class.width - low) << 32;
-        *value = class.base.wrapping_add(offset);
-        at += class.width as usize;
+    for (row, (first, second)) in first_out.iter_mut().zip(second_out).enumerate() {
+        let pair = class_bytes.get(row).copied().unwrap_or(0);
+        let classes = [
+            tables[0][usize::from(pair & 15)],
+            tables[1][usize::from(pair >> 4)],
+        ];
+        for (value, class) in [first, second].into_iter().zip(classes) {
+            let low = class.width.min(32);
+            let offset = field(at, low) | field(at + 32, class.width - low) << 32;
+            *value = offset.wrapping_add(class.base);
+            at += class.width as usize;
+        }
     }
     at
 }
@@ -398,20 +454,30 @@ mod tests {
     use proptest::prelude::*;
 
     fn round_trip(values: &[u64]) -> Written {
-        let written = write(values);
-        let mut layout = Vec::new();
-        write_layout(&mut layout, &written);
-        let (read_back, bytes) = read_layout(&mut Cursor(&layout)).unwrap();
-        assert_eq!((&read_back, bytes), (&written.layout, written.bits.len()));
+        let reversed: Vec<u64> = values.iter().rev().copied().collect();
+        round_trip_of([&reversed, values]);
+        let zeros = vec![0; values.len()];
+        round_trip_of([&zeros, values]);
+        round_trip_of([values, &zeros])
+    }
+
+    fn round_trip_of(columns: [&[u64]; 2]) -> Written {
+        let written = write(columns);
+        let mut layouts = Vec::new();
+        write_layouts(&mut layouts, &written);
+        let reader = Reader::parse(&mut Cursor(&layouts)).unwrap();
+        assert_eq!(
+            (&reader.layouts, reader.bytes),
+            (&written.layouts, written.bits.len())
+        );
         let mut bits = written.bits.clone();
         bits.extend([0; 8]);
-        for (nibble, shift) in [(Nibble::Low, 0), (Nibble::High, 4)] {
-            let pairs: Vec<u8> = written.classes.iter().map(|class| class << shift).collect();
-            let mut out = vec![0; values.len()];
-            let used = read(&written.layout, &pairs, nibble, &bits, &mut out);
-            assert_eq!(out, values);
-            assert_eq!(used.div_ceil(8), written.bits.len());
-        }
+        let (mut first, mut second) = (vec![1; columns[0].len()], vec![1; columns[1].len()]);
+        let class_bytes = written.class_bytes.clone().unwrap_or_default();
+        reader
+            .read(&class_bytes, &bits, [&mut first, &mut second])
+            .unwrap();
+        assert_eq!([first.as_slice(), second.as_slice()], columns);
         written
     }
 
@@ -432,7 +498,7 @@ mod tests {
     fn values_in_few_ranges_cost_their_place_in_the_range() {
         let values: Vec<u64> = (0..4096).map(|i| (i % 4) * 1_000_000 + i / 4).collect();
         let written = round_trip(&values);
-        assert!(matches!(written.layout, Layout::Classes(_)));
+        assert!(written.layouts[0].has_classes());
         assert!(written.bits.len() <= 4096 * 10 / 8);
     }
 
