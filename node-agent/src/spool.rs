@@ -30,8 +30,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use weft_wire::HalfBatch;
 use weft_wire::batch::{self, BatchError, MAX_ROWS};
+use weft_wire::{Half, HalfBatch};
 
 use segment::{ENTRY_BYTES, EntryHeader, HEADER_BYTES, Header, Scan, Segment};
 
@@ -163,18 +163,24 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Appends a batch, in several entries when it has more than [`MAX_ROWS`] rows, and gives the last one's number. When
+    /// Appends a batch, in several entries when it is over a limit of the format, and gives the last one's number. When
     /// it returns, the rows survive the death of this process. An empty batch records the ring position alone.
+    ///
+    /// After an error some of the rows may have been written, but not the ring position: appended again, they are in
+    /// the spool twice, which the federator sees by their ids.
     pub fn append(&mut self, batch: &HalfBatch, ring_position: u64) -> Result<u64, SpoolError> {
-        let parts = batch.halves.len().div_ceil(MAX_ROWS).max(1);
-        for (index, rows) in batch.halves.chunks(MAX_ROWS).enumerate() {
-            let encoded = batch::encode_rows(batch.boot, &batch.owners, rows)?;
-            // Until the last part is written the ring has not been taken up to its new position.
-            let position = if index + 1 == parts { Some(ring_position) } else { self.ring_position };
-            self.append_entry(&encoded, rows.len() as u32, position)?;
+        let mut encoded = Vec::new();
+        for rows in batch.halves.chunks(MAX_ROWS) {
+            encode_parts(batch, rows, &mut encoded)?;
         }
         if batch.halves.is_empty() && Some(ring_position) != self.ring_position {
-            self.append_entry(&[], 0, Some(ring_position))?;
+            encoded.push((Vec::new(), 0));
+        }
+        for (index, (bytes, rows)) in encoded.iter().enumerate() {
+            // Until the last part is written the ring has not been taken up to its new position.
+            let last = index + 1 == encoded.len();
+            let position = if last { Some(ring_position) } else { self.ring_position };
+            self.append_entry(bytes, *rows, position)?;
         }
         Ok(self.next_seq - 1)
     }
@@ -356,6 +362,22 @@ impl Spool {
             _ => segment::rows_after(segment, self.acknowledged).unwrap_or(segment.rows),
         };
         self.segments.iter().take(count).map(rows).sum()
+    }
+}
+
+/// Encodes rows, in halves where their owners are too much text for one batch.
+fn encode_parts(batch: &HalfBatch, rows: &[Half], out: &mut Vec<(Vec<u8>, u32)>) -> Result<(), BatchError> {
+    match batch::encode_rows(batch.boot, &batch.owners, rows) {
+        Ok(bytes) => {
+            out.push((bytes, rows.len() as u32));
+            Ok(())
+        }
+        Err(BatchError::Limit { .. }) if rows.len() > 1 => {
+            let (first, second) = rows.split_at(rows.len() / 2);
+            encode_parts(batch, first, out)?;
+            encode_parts(batch, second, out)
+        }
+        Err(error) => Err(error),
     }
 }
 

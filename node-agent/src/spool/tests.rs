@@ -246,3 +246,16 @@ fn a_long_batch_becomes_several_entries_and_the_position_goes_with_the_last() {
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
     assert_eq!(open(&dir).last_ring_position(), None, "the ring is read again from the start");
 }
+
+#[test]
+fn owners_with_too_much_text_for_one_batch_are_spread() {
+    let dir = TempDir::new().unwrap();
+    let mut spool = open(&dir);
+    let mut long = batch(0, 3);
+    long.owners = (0..3).map(|_| Owner { cgroup: "x".repeat(2 << 20), ..Owner::default() }).collect();
+    long.halves.iter_mut().enumerate().for_each(|(index, half)| half.owner = index as u32);
+    spool.append(&long, 1).unwrap();
+    let entries = read_all(&mut spool);
+    assert!(entries.len() > 1);
+    assert_eq!(cookies(&entries), [0, 1, 2]);
+}
