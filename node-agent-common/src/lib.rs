@@ -39,6 +39,8 @@ pub mod role {
     pub const SERVER: u8 = 2;
     /// Both ends opened actively (RFC 9293, 3.5, figure 8); the initial sequence numbers decide.
     pub const SIMULTANEOUS: u8 = 3;
+    /// Both ends sent a SYN, but the other never had ours: for it this end is the server.
+    pub const CROSSED: u8 = 4;
 }
 
 /// Where a tracked socket is in its life: [`SocketState::phase`].

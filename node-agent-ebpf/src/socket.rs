@@ -18,6 +18,8 @@ use crate::{CURRENT_IN_SOCK_OPS, Skip, UPDATE_INTERVAL_NS, owner};
 const TCP: u32 = 6;
 /// `SOCK_STREAM`.
 const STREAM: u32 = 1;
+/// The SYN flag of a segment.
+const SYN: u32 = 0x02;
 /// `TCP_CLOSE` of the kernel's TCP states.
 const CLOSE: u32 = 7;
 
@@ -73,15 +75,18 @@ fn listening(ctx: &SockOpsContext) -> Result<(), Skip> {
     Ok(())
 }
 
-/// Established. `side` is what the kernel calls it: an end of a simultaneous open is told it was passive, and is
-/// recognised by having sent a SYN of its own.
+/// Established. `side` is what the kernel calls it: an end whose SYN met the other's is told it was passive, and is
+/// recognised by having sent a SYN of its own. If the other end met ours too, it answered with SYN and ACK; if it did
+/// not, it took our answer for that of a server, and sent an ACK. (Kernels before 6.10 complete both cases with an ACK.)
 #[inline(always)]
 fn established(ctx: &SockOpsContext, side: u8) -> Result<(), Skip> {
     let sk = record::socket(ctx)?;
     let state = storage(sk, true)?;
     let time = now();
     if side == role::SERVER && state.phase == phase::CONNECTING {
-        state.role = role::SIMULTANEOUS;
+        // SAFETY: the verifier checks every access to the context.
+        let met = unsafe { (*ctx.ops).skb_tcp_flags } & SYN != 0;
+        state.role = if met { role::SIMULTANEOUS } else { role::CROSSED };
     } else {
         state.role = side;
     }

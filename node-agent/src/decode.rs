@@ -114,7 +114,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
     let remote = socket(address(bytes, offset_of!(Record, remote)), field!(bytes, remote_port: u16));
     let role = match bytes[offset_of!(Record, role)] {
         role::CLIENT => Role::Client,
-        role::SERVER => Role::Server,
+        role::SERVER | role::CROSSED => Role::Server,
         role::SIMULTANEOUS => simultaneous((isn_local, local.port()), (isn_remote, remote.port())),
         other => return Err(DecodeError::Role(other)),
     };

@@ -1,21 +1,41 @@
 //! The cases.
 
-use std::io::{Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, connect, sendto, setsockopt, socket, sockopt,
+};
 use weft_wire::{Fingerprint, Half, HalfState, Owner, Role};
 
-use crate::world::{Case, World, loopback, pair};
+use crate::world::{Case, World, counter, ip, loopback, pair, sysctl};
 
 /// All of them.
 pub const ALL: &[Case] = &[
-    ("ipv4", |world| exchange(world, loopback(4).to_string().parse().unwrap(), loopback(4))),
-    ("ipv6", |world| exchange(world, loopback(6).to_string().parse().unwrap(), loopback(6))),
+    ("ipv4", |world| exchange(world, loopback(4), loopback(4))),
+    ("ipv6", |world| exchange(world, loopback(6), loopback(6))),
     ("v4_mapped_is_v4", |world| exchange(world, Ipv6Addr::UNSPECIFIED.into(), loopback(4))),
+    ("server_closes_first", server_closes_first),
+    ("half_closed_and_aborted", half_closed_and_aborted),
+    ("refused", refused),
+    ("timed_out", timed_out),
+    ("aborted", aborted),
+    ("connects_again_on_the_same_socket", connects_again),
+    ("fast_open", fast_open),
+    ("simultaneous_open", simultaneous_open),
+    ("process_gone", process_gone),
+    ("listener_of_another_process", listener_of_another_process),
+    ("full_ring_drops_and_counts", full_ring),
+    ("open_is_seen_and_updated", open_and_updated),
+    ("older_than_the_hooks", older_than_the_hooks),
+    ("killed_agent_loses_and_doubles_nothing", killed_agent),
 ];
 
 /// A connection that carries 5,000 bytes one way and 70,000 the other; the client closes first.
-fn exchange(world: &mut World, listen: std::net::IpAddr, call: std::net::IpAddr) {
+fn exchange(world: &mut World, listen: IpAddr, call: IpAddr) {
     world.watch();
     let listener = TcpListener::bind(SocketAddr::new(listen, 0)).unwrap();
     let server = SocketAddr::new(call, listener.local_addr().unwrap().port());
@@ -45,20 +65,441 @@ fn check_pair(client: &(Half, Owner), server: &(Half, Owner), from: SocketAddr, 
     assert_eq!((client.0.local, client.0.remote), (from, to));
     assert_eq!((server.0.local, server.0.remote), (to, from));
     assert_eq!((client.0.state, server.0.state), (HalfState::Closed, HalfState::Closed));
-    assert!(matches!(client.0.fingerprint, Fingerprint::TcpIsn { client, server } if client != server));
-    assert_eq!(client.0.fingerprint, server.0.fingerprint);
+    check_fingerprints(&client.0, &server.0);
     for (half, owner) in [client, server] {
+        check_owner(owner);
         let process = owner.process.clone().unwrap();
-        assert_eq!(process.pid, std::process::id());
-        assert_eq!(process.exe.as_deref(), std::env::current_exe().unwrap().to_str());
-        assert!(process.exe.unwrap().contains(&process.name));
-        assert_eq!((process.uid, process.user.as_deref()), (0, Some("root")));
         assert!(process.started_at <= half.opened_at && half.opened_at <= half.closed_at.unwrap());
-        assert!(owner.cgroup.starts_with("/weft-test-"), "{}", owner.cgroup);
-        assert_eq!(u64::from(owner.netns), std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/self/ns/net").unwrap()));
     }
+}
+
+fn check_fingerprints(client: &Half, server: &Half) {
+    assert!(matches!(client.fingerprint, Fingerprint::TcpIsn { client, server } if client != server));
+    assert_eq!(client.fingerprint, server.fingerprint);
+}
+
+/// This very process.
+fn check_owner(owner: &Owner) {
+    let process = owner.process.clone().unwrap();
+    assert_eq!(process.pid, std::process::id());
+    assert_eq!(process.exe.as_deref(), std::env::current_exe().unwrap().to_str());
+    assert!(process.exe.unwrap().contains(&process.name));
+    assert_eq!((process.uid, process.user.as_deref()), (0, Some("root")));
+    assert!(owner.cgroup.starts_with("/weft-test-"), "{}", owner.cgroup);
+    assert_eq!(u64::from(owner.netns), std::fs::metadata("/proc/self/ns/net").unwrap().ino());
+    assert_eq!(owner.workload, "tests");
 }
 
 fn check_bytes(half: &Half, sent: u64, received: u64) {
     assert_eq!((half.bytes_sent, half.bytes_received), (sent, received), "{half:?}");
+}
+
+fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((loopback(4), 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Whatever order the last packets come in, a FIN is no byte.
+fn server_closes_first(world: &mut World) {
+    world.watch();
+    let (listener, address) = listen();
+    const ROUNDS: usize = 200;
+    let serving = std::thread::spawn(move || {
+        for round in 0..ROUNDS {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(&vec![0; round]).unwrap();
+        }
+    });
+    for round in 0..ROUNDS {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let mut all = Vec::new();
+        assert_eq!(stream.read_to_end(&mut all).unwrap(), round);
+    }
+    serving.join().unwrap();
+    let halves = world.finished(2 * ROUNDS);
+    for role in [Role::Client, Role::Server] {
+        let mut bytes: Vec<(u64, u64)> = halves
+            .iter()
+            .filter(|(half, _)| half.role == role)
+            .map(|(half, _)| (half.bytes_sent, half.bytes_received))
+            .collect();
+        bytes.sort_unstable();
+        let expected = (0..ROUNDS as u64).map(|n| if role == Role::Server { (n, 0) } else { (0, n) });
+        assert_eq!(bytes, expected.collect::<Vec<_>>(), "{role:?}");
+    }
+}
+
+/// A half-closed connection goes on carrying bytes; one cut off by a reset counts what arrived.
+fn half_closed_and_aborted(world: &mut World) {
+    world.watch();
+    let (listener, address) = listen();
+    let mut client = TcpStream::connect(address).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    client.write_all(b"question").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut all = Vec::new();
+    server.read_to_end(&mut all).unwrap();
+    server.write_all(b"a").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    // The client goes before the server's FIN: one byte was received, and no FIN.
+    drop(client);
+    let half = |halves: &[(Half, Owner)], role| halves.iter().find(|(half, _)| half.role == role).unwrap().0;
+    let halves = world.wait("the client's end", |halves| {
+        halves.iter().any(|(half, _)| half.role == Role::Client && half.state == HalfState::Closed)
+    });
+    check_bytes(&half(&halves, Role::Client), 8, 1);
+    // A reset answers data for a socket that is gone.
+    let _ = server.write_all(b"more");
+    let halves = world.wait("the server's end", |halves| halves.iter().all(|(half, _)| half.state.finished()));
+    check_bytes(&half(&halves, Role::Server), 1, 8);
+}
+
+/// Nobody listens.
+fn refused(world: &mut World) {
+    world.watch();
+    let (listener, address) = listen();
+    drop(listener);
+    let error = TcpStream::connect(address).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    let halves = world.finished(1);
+    assert_eq!(halves.len(), 1);
+    let (half, owner) = &halves[0];
+    assert_eq!((half.state, half.role, half.remote), (HalfState::Refused, Role::Client, address));
+    assert_eq!((half.fingerprint, half.bytes_sent, half.bytes_received), (Fingerprint::Unknown, 0, 0));
+    check_owner(owner);
+}
+
+/// An address whose packets go nowhere.
+fn blackhole() -> SocketAddr {
+    ip(&["link", "add", "void", "type", "veth", "peer", "name", "deaf"]);
+    ip(&["link", "set", "deaf", "up"]);
+    ip(&["addr", "add", "198.51.100.1/24", "dev", "void"]);
+    ip(&["link", "set", "void", "up"]);
+    ip(&["neigh", "add", "198.51.100.9", "lladdr", "02:00:00:00:00:09", "dev", "void"]);
+    "198.51.100.9:9".parse().unwrap()
+}
+
+/// Nothing answers.
+fn timed_out(world: &mut World) {
+    world.watch();
+    let address = blackhole();
+    sysctl("ipv4/tcp_syn_retries", "1");
+    let error = TcpStream::connect(address).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    let halves = world.finished(1);
+    let half = halves[0].0;
+    assert_eq!((half.state, half.remote), (HalfState::TimedOut, address));
+    assert_eq!(half.fingerprint, Fingerprint::Unknown);
+    assert!(half.retransmits >= 1);
+}
+
+/// This end gives up first.
+fn aborted(world: &mut World) {
+    world.watch();
+    let address = blackhole();
+    let error = TcpStream::connect_timeout(&address, Duration::from_millis(50)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    let halves = world.finished(1);
+    assert_eq!((halves[0].0.state, halves[0].0.remote), (HalfState::Aborted, address));
+}
+
+/// One socket, two attempts: two halves.
+fn connects_again(world: &mut World) {
+    world.watch();
+    let (listener, address) = listen();
+    let nobody = SocketAddr::new(address.ip(), 1);
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    let to = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => SockaddrIn::from(v4),
+        SocketAddr::V6(_) => unreachable!(),
+    };
+    assert_eq!(connect(fd.as_raw_fd(), &to(nobody)), Err(nix::errno::Errno::ECONNREFUSED));
+    connect(fd.as_raw_fd(), &to(address)).unwrap();
+    drop(fd);
+    drop(listener.accept().unwrap());
+    let halves = world.finished(3);
+    let client: Vec<_> = halves.iter().filter(|(half, _)| half.role == Role::Client).map(|(half, _)| half).collect();
+    assert_eq!(client.len(), 2);
+    assert_ne!(client[0].id, client[1].id);
+    assert_eq!((client[0].state, client[0].remote), (HalfState::Refused, nobody));
+    assert_eq!((client[1].state, client[1].remote), (HalfState::Closed, address));
+}
+
+/// Data in the SYN moves every sequence number but the initial ones.
+fn fast_open(world: &mut World) {
+    world.watch();
+    // Client and server, and a cookie is not asked for.
+    sysctl("ipv4/tcp_fastopen", &(0x1 | 0x2 | 0x4 | 0x200 | 0x400_u32).to_string());
+    let (listener, address) = listen();
+    let SocketAddr::V4(to) = address else { unreachable!() };
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    let sent = sendto(fd.as_raw_fd(), &[7; 300], &SockaddrIn::from(to), MsgFlags::from_bits_retain(libc::MSG_FASTOPEN));
+    assert_eq!(sent, Ok(300));
+    let mut client = TcpStream::from(fd);
+    let (mut server, _) = listener.accept().unwrap();
+    let in_syn = std::fs::read_to_string("/proc/net/netstat").unwrap();
+    server.read_exact(&mut [0; 300]).unwrap();
+    server.write_all(&[8; 500]).unwrap();
+    client.read_exact(&mut [0; 500]).unwrap();
+    let from = client.local_addr().unwrap();
+    drop(client);
+    drop(server);
+    let halves = world.finished(2);
+    assert_eq!(netstat(&in_syn, "TCPFastOpenPassive"), 1, "the SYN carried the data");
+    let (at_client, at_server) = pair(&halves, from);
+    check_pair(&at_client, &at_server, from, address);
+    check_bytes(&at_client.0, 300, 500);
+    check_bytes(&at_server.0, 500, 300);
+}
+
+/// A counter of `/proc/net/netstat`.
+fn netstat(text: &str, name: &str) -> u64 {
+    let mut lines = text.lines();
+    while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
+        if let Some(at) = names.split(' ').position(|known| known == name) {
+            return values.split(' ').nth(at).unwrap().parse().unwrap();
+        }
+    }
+    panic!("no {name}");
+}
+
+/// Both ends send a SYN before either sees the other's: one must be the client, one the server.
+fn simultaneous_open(world: &mut World) {
+    world.watch();
+    let (left, right) = ("127.0.0.1:20001", "127.0.0.1:20002");
+    let mut attempts = 0;
+    let mut streams = loop {
+        attempts += 1;
+        assert!(attempts < 20_000, "no simultaneous open in so many attempts");
+        let barrier = std::sync::Arc::new(std::sync::Barrier::new(2));
+        let other = std::sync::Arc::clone(&barrier);
+        let thread = std::thread::spawn(move || dial(right, left, &other));
+        let (a, b) = (dial(left, right, &barrier), thread.join().unwrap());
+        world.rows();
+        if let (Some(a), Some(b)) = (a, b) {
+            break [a, b];
+        }
+    };
+    println!("{attempts} attempts");
+    for stream in &mut streams {
+        stream.write_all(b"hello").unwrap();
+    }
+    for stream in &mut streams {
+        stream.read_exact(&mut [0; 5]).unwrap();
+    }
+    drop(streams);
+    let halves = world.wait("both ends closed", |halves| {
+        halves.iter().filter(|(half, _)| half.state == HalfState::Closed).count() == 2
+    });
+    let closed: Vec<Half> =
+        halves.iter().map(|(half, _)| *half).filter(|half| half.state == HalfState::Closed).collect();
+    let end = |role| *closed.iter().find(|half| half.role == role).expect("one client, one server");
+    let (client, server) = (end(Role::Client), end(Role::Server));
+    check_fingerprints(&client, &server);
+    assert_eq!((client.local, client.remote), (server.remote, server.local));
+    assert!(matches!(client.fingerprint, Fingerprint::TcpIsn { client, server } if client < server));
+    for half in [client, server] {
+        check_bytes(&half, 5, 5);
+    }
+}
+
+/// Connects from a fixed port, both ends at once.
+fn dial(from: &str, to: &str, barrier: &std::sync::Barrier) -> Option<TcpStream> {
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
+    // Nothing lingers after a failed attempt.
+    setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+    let address = |text: &str| SockaddrIn::from(text.parse::<std::net::SocketAddrV4>().unwrap());
+    let bound = nix::sys::socket::bind(fd.as_raw_fd(), &address(from));
+    barrier.wait();
+    if bound.is_err() || connect(fd.as_raw_fd(), &address(to)).is_err() {
+        return None;
+    }
+    setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 }).unwrap();
+    Some(TcpStream::from(fd))
+}
+
+/// The process is gone before anyone looks: the kernel's name stands.
+fn process_gone(world: &mut World) {
+    world.watch();
+    let (listener, address) = listen();
+    let mut child = world.connecting_process(address);
+    let pid = child.id();
+    let (mut stream, from) = listener.accept().unwrap();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    drop(stream);
+    assert!(child.wait().unwrap().success());
+    let halves = world.finished(2);
+    let (client, server) = pair(&halves, from);
+    let process = client.1.process.clone().unwrap();
+    let name: String = server.1.process.clone().unwrap().name;
+    assert_eq!((process.pid, process.exe, process.started_at.0), (pid, None, 0));
+    assert_eq!((process.name, process.uid), (name, 0));
+    check_owner(&server.1);
+    check_bytes(&client.0, 3, 0);
+}
+
+/// Accepted here, listened to elsewhere: the connection is the listener's.
+fn listener_of_another_process(world: &mut World) {
+    world.watch();
+    let (mut child, address) = world.listening_process();
+    let stream = TcpStream::connect(address).unwrap();
+    let client = stream.local_addr().unwrap();
+    drop(stream);
+    let halves = world.finished(2);
+    let (at_client, at_server) = pair(&halves, client);
+    check_owner(&at_client.1);
+    let process = at_server.1.process.clone().unwrap();
+    assert_eq!(process.pid, child.id());
+    assert_eq!(process.exe.as_deref(), std::env::current_exe().unwrap().to_str());
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// What does not fit is dropped and counted, what fits is right.
+fn full_ring(world: &mut World) {
+    world.settings.ring_bytes = 4096;
+    world.watch();
+    let (listener, address) = listen();
+    const CONNECTIONS: u64 = 100;
+    for _ in 0..CONNECTIONS {
+        let stream = TcpStream::connect(address).unwrap();
+        drop(listener.accept().unwrap());
+        drop(stream);
+    }
+    let records = world.records_in_ring();
+    let halves = world.rows();
+    let dropped = counter(world, |counters| &counters.kernel_dropped);
+    assert!(!halves.is_empty() && dropped > 0);
+    assert_eq!(records + dropped, CONNECTIONS * 2 * World::RECORDS_PER_HALF, "every record is there or counted");
+    // Room again: nothing stays broken.
+    let stream = TcpStream::connect(address).unwrap();
+    let client = stream.local_addr().unwrap();
+    drop(listener.accept().unwrap());
+    drop(stream);
+    let halves = world.wait("the new pair", |halves| {
+        halves.iter().filter(|(half, _)| half.local == client || half.remote == client).count() == 2
+    });
+    assert!(halves.iter().any(|(half, _)| half.local == client));
+    assert_eq!(counter(world, |counters| &counters.kernel_dropped), dropped);
+}
+
+/// An open connection is seen while it is open, and its counters move.
+fn open_and_updated(world: &mut World) {
+    world.settings.update_interval_ns = 1_000_000;
+    world.watch();
+    let (listener, address) = listen();
+    let mut client = TcpStream::connect(address).unwrap();
+    let (mut server, from) = listener.accept().unwrap();
+    let halves = world.wait("both ends open", |halves| halves.len() == 2);
+    assert!(halves.iter().all(|(half, _)| half.state == HalfState::Open && half.closed_at.is_none()));
+    let opened = pair(&halves, from).0.0.opened_at;
+    let mut sent = 0;
+    world.wait("an update", |halves| {
+        std::thread::sleep(Duration::from_millis(2));
+        client.write_all(b"tick").unwrap();
+        server.read_exact(&mut [0; 4]).unwrap();
+        sent += 4;
+        pair(halves, from).0.0.bytes_sent > 100
+    });
+    drop(client);
+    drop(server);
+    let halves = world.finished(2);
+    let (client, server) = pair(&halves, from);
+    assert_eq!((client.0.bytes_sent, server.0.bytes_received), (sent, sent));
+    assert_eq!(client.0.opened_at, opened);
+}
+
+/// Connections and listeners that were there first.
+fn older_than_the_hooks(world: &mut World) {
+    let (listener, address) = listen();
+    let mut client = TcpStream::connect(address).unwrap();
+    let (mut server, from) = listener.accept().unwrap();
+    client.write_all(b"before").unwrap();
+    server.read_exact(&mut [0; 6]).unwrap();
+    world.watch();
+    world.snapshot();
+    let halves = world.wait("both ends", |halves| halves.len() == 2);
+    let (at_client, at_server) = pair(&halves, from);
+    assert_eq!((at_client.0.role, at_server.0.role), (Role::Client, Role::Server));
+    for (half, owner) in [&at_client, &at_server] {
+        assert_eq!((half.state, half.fingerprint), (HalfState::Open, Fingerprint::Unknown));
+        check_owner(owner);
+    }
+    check_bytes(&at_client.0, 6, 0);
+    check_bytes(&at_server.0, 0, 6);
+    // A listener older than the hooks: what it accepts now has fingerprint and owner.
+    let new = TcpStream::connect(address).unwrap();
+    let new_from = new.local_addr().unwrap();
+    drop(listener.accept().unwrap());
+    drop(new);
+    let halves = world.wait("the new pair", |halves| {
+        halves.iter().filter(|(half, _)| half.state == HalfState::Closed).count() == 2
+    });
+    let (new_client, new_server) = pair(&halves, new_from);
+    check_pair(&new_client, &new_server, new_from, address);
+    // The end of an old one is found out.
+    client.write_all(b"after").unwrap();
+    server.read_exact(&mut [0; 5]).unwrap();
+    world.sweep();
+    drop(client);
+    drop(server);
+    world.sweep();
+    let halves = world.halves();
+    assert_eq!(halves.len(), 4);
+    let (old_client, _) = pair(&halves, from);
+    assert_eq!((old_client.0.state, old_client.0.bytes_sent), (HalfState::Closed, 11));
+    assert_eq!(old_client.0.id, at_client.0.id);
+}
+
+/// kill -9 at any moment, again and again, under load.
+fn killed_agent(world: &mut World) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows");
+    let mut agent = world.agent_process(&file);
+    while !file.exists() && !world.pins.join(format!("v{}/link_ops", weft_agent_common::LAYOUT_VERSION)).exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let (listener, address) = listen();
+    const ROUNDS: usize = 8;
+    const EACH: usize = 150;
+    let mut ports = Vec::new();
+    for round in 0..ROUNDS {
+        for _ in 0..EACH {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(&vec![0; ports.len() % 50]).unwrap();
+            ports.push(stream.local_addr().unwrap().port());
+            let (mut server, _) = listener.accept().unwrap();
+            drop(stream);
+            server.read_to_end(&mut Vec::new()).unwrap();
+            if round % 2 == 1 && ports.len().is_multiple_of(31) {
+                agent.kill().unwrap();
+                agent.wait().unwrap();
+                agent = world.agent_process(&file);
+            }
+        }
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let rows = loop {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let closed: Vec<(u64, u64)> = text
+            .lines()
+            .filter(|line| line.contains(" Closed "))
+            .map(|line| {
+                let words: Vec<&str> = line.split(' ').collect();
+                (words[0].parse().unwrap(), words[2].parse().unwrap())
+            })
+            .collect();
+        if closed.len() >= 2 * ROUNDS * EACH || std::time::Instant::now() > deadline {
+            break closed;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let distinct: std::collections::BTreeSet<u64> = rows.iter().map(|(cookie, _)| *cookie).collect();
+    assert_eq!((rows.len(), distinct.len()), (2 * ROUNDS * EACH, 2 * ROUNDS * EACH), "each end once");
+    let sent: u64 = rows.iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(sent, (0..ROUNDS * EACH).map(|n| (n % 50) as u64).sum::<u64>());
 }

@@ -1,8 +1,8 @@
 //! A world of its own for each case, and how it is torn down.
 
 use std::fs;
-use std::io::Write;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use weft_agent::config::Config;
 use weft_agent::counters::Counters;
 use weft_agent::kernel::{Hooks, Plan, hooks};
 use weft_agent::sink::BatchSink;
+use weft_agent::snapshot::Snapshot;
 use weft_agent::table::{Identity, Table};
 use weft_agent::time;
 use weft_wire::{AgentKey, Half, HalfBatch, Owner};
@@ -131,6 +132,15 @@ pub fn connect_and_exit(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// A process that listens.
+pub fn listen() -> ExitCode {
+    let listener = TcpListener::bind((loopback(4), 0)).unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    loop {
+        drop(listener.accept());
+    }
+}
+
 /// An agent that only captures, into a file, until it is killed: `agent CGROUP PINS FILE`.
 pub fn agent(arguments: &[String]) -> ExitCode {
     let [cgroup, pins, file] = arguments else { return ExitCode::FAILURE };
@@ -165,7 +175,7 @@ pub struct World {
     /// How to attach; change it before [`World::watch`].
     pub settings: Settings,
     capture: Option<Capture<RealHost, MemorySink>>,
-    seen: Vec<(Half, Owner)>,
+    snapshot: Option<Snapshot>,
 }
 
 /// Keeps everything.
@@ -209,7 +219,7 @@ fn start<S: BatchSink>(cgroup: &Path, pins: &Path, settings: Settings, sink: S) 
 
 impl World {
     fn new(cgroup: PathBuf, pins: PathBuf) -> Self {
-        Self { cgroup, pins, settings: Settings::default(), capture: None, seen: Vec::new() }
+        Self { cgroup, pins, settings: Settings::default(), capture: None, snapshot: None }
     }
 
     /// Attaches the hooks.
@@ -227,14 +237,12 @@ impl World {
         let capture = self.capture();
         capture.poll(time::monotonic_ns());
         capture.flush().unwrap();
-        let seen = capture
+        capture
             .sink()
             .batches
             .iter()
             .flat_map(|batch| batch.halves.iter().map(|half| (*half, batch.owners[half.owner as usize].clone())))
-            .collect();
-        self.seen = seen;
-        self.seen.clone()
+            .collect()
     }
 
     /// The newest row of each connection, in the order in which they were first seen.
@@ -272,6 +280,41 @@ impl World {
     /// Starts a process that connects and is gone at once.
     pub fn connecting_process(&self, address: SocketAddr) -> Child {
         myself("connect").arg(address.to_string()).spawn().unwrap()
+    }
+
+    /// Starts a process that listens and accepts until it is killed.
+    pub fn listening_process(&self) -> (Child, SocketAddr) {
+        let mut child = myself("listen").stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        (child, line.trim().parse().unwrap())
+    }
+
+    /// Records of one connection's end that opens and closes.
+    pub const RECORDS_PER_HALF: u64 = 2;
+
+    /// Records that wait in the ring.
+    pub fn records_in_ring(&mut self) -> u64 {
+        let ring = &self.capture().hooks.ring;
+        let (mut position, mut count) = (ring.consumed(), 0);
+        while let Some((_, next)) = ring.peek(position) {
+            (position, count) = (next, count + 1);
+        }
+        count
+    }
+
+    /// As the agent does when it starts.
+    pub fn snapshot(&mut self) {
+        let mut snapshot = Snapshot::new(&self.cgroup);
+        snapshot.start(self.capture());
+        self.snapshot = Some(snapshot);
+    }
+
+    /// As the agent does now and then.
+    pub fn sweep(&mut self) {
+        let mut snapshot = self.snapshot.take().expect("snapshot() first");
+        snapshot.sweep(self.capture());
+        self.snapshot = Some(snapshot);
     }
 
     /// Starts an agent process that writes what it sees to a file.
