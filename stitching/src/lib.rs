@@ -4,7 +4,8 @@
 //!
 //! Reading order: [`view`] (what is known of one half), [`judge`](mod@judge) (may these two be one connection, and how
 //! sure is that), [`mod@nat`] (what was rewritten between them, and what else should agree), [`stitcher`] (finds the pairs
-//! among millions), then the parts it is made of: `table` and `timers`. [`testing`] is for benchmarks.
+//! among millions), then the parts it is made of:
+//! `circumstances` (the rules below the first), `decide` (one pair, or several), `table` and `timers`. [`testing`] is for benchmarks.
 //!
 //! What must stay absent: wall clocks, hash maps with random seeds, tokio, and any rule that lets arrival order or
 //! chance choose between two possible partners.
@@ -14,6 +15,8 @@
 pub mod judge;
 pub mod nat;
 pub mod stitcher;
+mod circumstances;
+mod decide;
 mod table;
 pub mod testing;
 mod timers;

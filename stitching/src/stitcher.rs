@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 
-use crate::judge::{Fit, Rule, fit};
+use crate::judge::Rule;
 use crate::table::{Entry, Slot, State, Table, Walk};
 use crate::timers::{Timer, Timers};
-use crate::view::{HalfView, Halves, Role};
+#[cfg(doc)]
+use crate::view::HalfView;
+use crate::view::{Halves, Role};
 
 /// The caller's name for a half: an index into its own table. Not used again for another half before the stitcher
 /// has let go of it; see [`Stitcher`].
@@ -184,18 +186,18 @@ pub struct Stitcher {
     config: Config,
     now: i64,
     /// Halves with ISNs, by (client ISN, server ISN).
-    isn: Index,
+    pub(crate) isn: Index,
     /// Halves without, and offered ones with ISNs as hints, by tuple key.
-    tuple: Index,
+    pub(crate) tuple: Index,
     out: VecDeque<Output>,
-    counters: Counters,
+    pub(crate) counters: Counters,
     /// Reused between calls.
     group: Vec<(Slot, Entry)>,
 }
 
 /// A table and the timers of its entries.
-struct Index {
-    table: Table,
+pub(crate) struct Index {
+    pub(crate) table: Table,
     hold: Timers,
     expiry: Timers,
     /// Entries beyond which pairs are no longer remembered, and hints no longer taken.
@@ -242,10 +244,10 @@ impl Index {
     }
 
     /// The entry has its partner: remember it if there is room. Returns whether there was.
-    fn matched(&mut self, slot: Slot) -> bool {
+    pub(crate) fn matched(&mut self, slot: Slot, state: State) -> bool {
         let room = self.table.occupied() <= self.remember_up_to;
         if room {
-            self.table.set_state(slot, State::Matched);
+            self.table.set_state(slot, state);
         } else {
             self.table.clear(slot);
         }
@@ -299,10 +301,10 @@ impl Stitcher {
         self.now = self.now.max(now);
         for half in closed {
             if let Key::Isn { client, .. } = half.key
-                && let Some((_, entry)) = self.isn.table.find(client, half.handle.0)
+                && let Some((slot, entry)) = self.isn.table.find(client, half.handle.0)
                 && matches!(entry.state, State::Offered | State::Dormant)
             {
-                self.try_client_isn(entry, halves);
+                self.try_client_isn(slot, entry, halves);
             }
         }
     }
@@ -313,7 +315,7 @@ impl Stitcher {
         let index = self.index(half.key);
         if let Some((slot, entry)) = index.table.find(a, half.handle.0)
             && !entry.state.remembered()
-            && !index.matched(slot)
+            && !index.matched(slot, State::Matched)
         {
             self.counters.not_remembered += 1;
         }
@@ -434,7 +436,8 @@ impl Stitcher {
             match pair {
                 Some(partner) => {
                     self.pair(Rule::TcpIsnPair, new, partner);
-                    self.counters.not_remembered += u64::from(!self.isn.matched(slot));
+                    self.counters.not_remembered +=
+                        u64::from(!self.isn.matched(slot, State::Matched));
                 }
                 None => self.join_crowd(new),
             }
@@ -531,32 +534,31 @@ impl Stitcher {
             return;
         }
         self.isn.table.set_state(slot, State::Offered);
+        let entry = Entry {
+            state: State::Offered,
+            ..entry
+        };
         let Some(view) = halves.view(Handle(handle)) else {
             return;
         };
         if view.is_self_connection() {
             self.pair(Rule::TcpIsnPair, entry, entry);
-            self.isn.matched(slot);
-            return;
+            self.isn.matched(slot, State::Matched);
+        } else if !self.try_client_isn(slot, entry, halves)
+            && !self.index_by_tuple(entry, view.tuple_key(), halves)
+        {
+            self.offer(handle);
         }
-        if self.try_client_isn(entry, halves) {
-            return;
-        }
-        let (a, b) = words(Key::Tuple(view.tuple_key()));
-        let hint = Entry {
-            a,
-            b,
-            state: State::Offered,
-            ..entry
-        };
-        if self.tuple.add(hint, self.now_of_insertion()) {
-            if self.try_tuple(hint, view, halves) {
-                return;
-            }
-        } else {
-            self.counters.not_indexed += 1;
-        }
-        self.offer(handle);
+    }
+
+    /// Makes an offered half with ISNs known to those without. Whether that led to a verdict.
+    fn index_by_tuple(&mut self, entry: Entry, key: u64, halves: &impl Halves) -> bool {
+        let (a, b) = words(Key::Tuple(key));
+        let hint = Entry { a, b, ..entry };
+        let added = self.tuple.add(hint, self.now_of_insertion());
+        self.counters.not_indexed += u64::from(!added);
+        let slot = self.tuple.table.find(a, entry.handle).filter(|_| added);
+        slot.is_some_and(|(slot, _)| self.try_tuple(slot, hint, halves))
     }
 
     /// The hold of a half without ISNs is over.
@@ -567,10 +569,11 @@ impl Stitcher {
             return;
         }
         self.tuple.table.set_state(slot, State::Offered);
-        let Some(view) = halves.view(Handle(handle)) else {
-            return;
+        let entry = Entry {
+            state: State::Offered,
+            ..entry
         };
-        if !self.try_tuple(entry, view, halves) {
+        if halves.view(Handle(handle)).is_some() && !self.try_tuple(slot, entry, halves) {
             self.offer(handle);
         }
     }
@@ -582,7 +585,7 @@ impl Stitcher {
 
     fn isn_expired(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) {
         let Entry { a, handle, .. } = entry;
-        if entry.state.waits() && self.try_client_isn(entry, halves) {
+        if entry.state.waits() && self.try_client_isn(slot, entry, halves) {
             return;
         }
         if entry.state.waits()
@@ -617,181 +620,7 @@ impl Stitcher {
         }
     }
 
-    /// `tcp-client-isn` for a half past its hold. Whether it has a verdict now.
-    fn try_client_isn(&mut self, entry: Entry, halves: &impl Halves) -> bool {
-        let mut group = std::mem::take(&mut self.group);
-        group.clear();
-        self.isn.table.with_routing(entry.a, |slot, other| {
-            if other.state.waits() || other.state == State::Ambiguous {
-                group.push((slot, other));
-            }
-        });
-        let fits = |x: &Entry, y: &Entry| match (
-            x.b == y.b,
-            halves.view(Handle(x.handle)),
-            halves.view(Handle(y.handle)),
-        ) {
-            (false, Some(x), Some(y)) => fit_either(&x, &y),
-            _ => Fit::No,
-        };
-        let decided = self.decide(
-            Rule::TcpClientIsn,
-            entry,
-            &group,
-            fits,
-            |s, slot| s.isn.matched(slot),
-            |s, slot| {
-                s.isn.table.set_state(slot, State::Ambiguous);
-            },
-        );
-        self.group = group;
-        decided
-    }
-
-    /// `reversed-tuple` for a half past its hold. Whether it has a verdict now.
-    fn try_tuple(&mut self, entry: Entry, view: HalfView, halves: &impl Halves) -> bool {
-        let mut group = Vec::new();
-        let mut views = Vec::new();
-        let mut stale = Vec::new();
-        self.tuple.table.with_routing(entry.a, |slot, other| {
-            if other.b != entry.b {
-                return;
-            }
-            match self.current(other, halves) {
-                Some(view) => {
-                    group.push((slot, other));
-                    views.push((other.handle, view));
-                }
-                None => stale.push(slot),
-            }
-        });
-        stale
-            .into_iter()
-            .for_each(|slot| self.tuple.table.clear(slot));
-        if let Some((slot, pair)) = group
-            .iter()
-            .find(|(_, e)| e.state.remembered() && e.handle != entry.handle)
-            && views
-                .iter()
-                .any(|(handle, known)| *handle == pair.handle && overlaps(known, &view))
-        {
-            self.doubt(Rule::ReversedTuple, *pair);
-            self.tuple.table.set_state(*slot, State::Contested);
-            self.ambiguous(Rule::ReversedTuple, entry.handle);
-            if let Some((slot, _)) = group.iter().find(|(_, e)| e.handle == entry.handle) {
-                self.tuple.table.set_state(*slot, State::Ambiguous);
-            }
-            return true;
-        }
-        group.retain(|(_, e)| !e.state.remembered());
-        let view_of = |handle| {
-            views
-                .iter()
-                .find(|(h, _)| *h == handle)
-                .map(|(_, view)| *view)
-        };
-        let fits = |x: &Entry, y: &Entry| match (view_of(x.handle), view_of(y.handle)) {
-            (Some(x), Some(y)) if is_tuple_rule(&x, &y) => fit_either(&x, &y),
-            _ => Fit::No,
-        };
-        let settled: Vec<_> = group.iter().map(|(_, e)| (*e, view_of(e.handle))).collect();
-        self.decide(
-            Rule::ReversedTuple,
-            entry,
-            &group,
-            fits,
-            |s, slot| {
-                let handle = s.tuple.table.entry(slot).map(|e| e.handle);
-                // A half with ISNs has its own entry by them, which must not find another partner.
-                for (_, view) in settled.iter().filter(|(e, _)| Some(e.handle) == handle) {
-                    if let (Some(view), Some(handle)) = (view, handle) {
-                        let candidate = view.candidate(Handle(handle));
-                        if matches!(candidate.key, Key::Isn { .. }) {
-                            s.settle(&candidate);
-                        }
-                    }
-                }
-                s.tuple.matched(slot)
-            },
-            |s, slot| s.tuple.table.set_state(slot, State::Ambiguous),
-        )
-    }
-
-    /// The view of an entry in the index by tuple, if the entry still stands for what it did.
-    fn current(&self, entry: Entry, halves: &impl Halves) -> Option<HalfView> {
-        let view = halves.view(Handle(entry.handle))?;
-        if words(Key::Tuple(view.tuple_key())) != (entry.a, entry.b) || view.role != entry.role {
-            return None;
-        }
-        match view.candidate(Handle(entry.handle)).key {
-            Key::Isn { client, .. } if !entry.state.remembered() => {
-                let (_, own) = self.isn.table.find(client, entry.handle)?;
-                own.state.waits().then_some(view)
-            }
-            _ => Some(view),
-        }
-    }
-
-    /// Decides about `entry` and the halves around it: one pair that nothing else could be part of, or several.
-    fn decide(
-        &mut self,
-        rule: Rule,
-        entry: Entry,
-        group: &[(Slot, Entry)],
-        fits: impl Fn(&Entry, &Entry) -> Fit,
-        matched: impl Fn(&mut Self, Slot) -> bool,
-        set_ambiguous: impl Fn(&mut Self, Slot),
-    ) -> bool {
-        let partners = |x: &Entry| -> Vec<(Slot, Entry, Fit)> {
-            let others = group
-                .iter()
-                .filter(|(_, y)| y.role != x.role && y.handle != x.handle);
-            others
-                .map(|(slot, y)| (*slot, *y, fits(x, y)))
-                .filter(|(.., fit)| *fit != Fit::No)
-                .collect()
-        };
-        let mine = partners(&entry);
-        let sure = mine.iter().filter(|(.., fit)| *fit != Fit::Later).count();
-        let Some((slot, partner, _)) = mine.iter().find(|(.., fit)| *fit != Fit::Later) else {
-            return false;
-        };
-        let theirs = partners(partner);
-        let Some((own_slot, _)) = group.iter().find(|(_, e)| e.handle == entry.handle) else {
-            return false;
-        };
-        if mine.len() == 1 && theirs.len() == 1 {
-            if partner.state == State::Held {
-                return false; // Its own hold is not over: a better rule may still speak. It comes back to this then.
-            }
-            if partner.state == State::Ambiguous {
-                self.ambiguous(rule, entry.handle);
-                set_ambiguous(self, *own_slot);
-                return true;
-            }
-            self.pair(rule, entry, *partner);
-            for slot in [own_slot, slot] {
-                self.counters.not_remembered += u64::from(!matched(self, *slot));
-            }
-            return true;
-        }
-        if sure < 2 && theirs.iter().filter(|(.., fit)| *fit != Fit::Later).count() < 2 {
-            return false;
-        }
-        let mut concerned = vec![(*own_slot, entry)];
-        concerned.extend(mine.iter().chain(&theirs).map(|(slot, e, _)| (*slot, *e)));
-        concerned.sort_by_key(|(_, e)| e.handle);
-        concerned.dedup_by_key(|(_, e)| e.handle);
-        for (slot, entry) in concerned {
-            if entry.state.waits() {
-                self.ambiguous(rule, entry.handle);
-                set_ambiguous(self, slot);
-            }
-        }
-        true
-    }
-
-    fn pair(&mut self, rule: Rule, x: Entry, y: Entry) {
+    pub(crate) fn pair(&mut self, rule: Rule, x: Entry, y: Entry) {
         let (client, server) = if x.role == Role::Client {
             (x, y)
         } else {
@@ -806,9 +635,9 @@ impl Stitcher {
     }
 
     /// Says what a third half means for one that was there before.
-    fn doubt(&mut self, rule: Rule, entry: Entry) {
+    pub(crate) fn doubt(&mut self, rule: Rule, entry: Entry) {
         match entry.state {
-            State::Matched => {
+            State::Matched | State::MatchedInPart => {
                 self.counters.contested += 1;
                 self.out.push_back(Output::Contested {
                     handle: Handle(entry.handle),
@@ -819,7 +648,7 @@ impl Stitcher {
         }
     }
 
-    fn ambiguous(&mut self, rule: Rule, handle: u32) {
+    pub(crate) fn ambiguous(&mut self, rule: Rule, handle: u32) {
         self.counters.ambiguous += 1;
         self.out.push_back(Output::Ambiguous {
             handle: Handle(handle),
@@ -859,31 +688,9 @@ fn doubted(state: State) -> State {
 }
 
 /// Both words of a key: the first finds the bucket.
-fn words(key: Key) -> (u32, u32) {
+pub(crate) fn words(key: Key) -> (u32, u32) {
     match key {
         Key::Isn { client, server } => (client, server),
         Key::Tuple(key) => ((key >> 32) as u32, key as u32),
     }
-}
-
-fn fit_either(x: &HalfView, y: &HalfView) -> Fit {
-    if x.role == Role::Client {
-        fit(x, y)
-    } else {
-        fit(y, x)
-    }
-}
-
-/// At least one of the two has no ISN.
-fn is_tuple_rule(x: &HalfView, y: &HalfView) -> bool {
-    [x, y]
-        .iter()
-        .any(|view| view.fingerprint == crate::view::Fingerprint::Unknown)
-}
-
-/// Two halves were open at one time.
-fn overlaps(x: &HalfView, y: &HalfView) -> bool {
-    let ends_before =
-        |x: &HalfView, y: &HalfView| x.closed_at.is_some_and(|closed| closed < y.opened_at);
-    !ends_before(x, y) && !ends_before(y, x)
 }
