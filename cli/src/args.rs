@@ -47,7 +47,14 @@ pub struct Global {
     #[arg(long, global = true, conflicts_with = "format")]
     pub json: bool,
     /// When to use colour
-    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t, hide_default_value = true)]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        hide_default_value = true
+    )]
     pub color: When,
     /// No summaries and hints on stderr; errors and gaps in the answer stay
     #[arg(long, short, global = true)]
@@ -109,7 +116,7 @@ pub enum Verb {
     },
     /// Explain a verb, a topic or an error code
     Help {
-        /// A verb, exit-codes, environment, formats, filter, health, errors, E-…, schemas [NAME], man [DIR]
+        /// A verb, exit-codes, environment, formats, filter, health, errors, E-…, schemas, man
         #[arg(value_name = "TOPIC", num_args = 0..=2)]
         topic: Vec<String>,
     },

@@ -6,21 +6,43 @@ use weft_wire::query::{Connection, Endpoint};
 use crate::answer::Answer;
 use crate::failure::Failure;
 use crate::figures::{bytes, counted, duration_us, time};
-use crate::table::{Table, figure, text};
+use crate::table::{Table, brief, figure, text};
 use crate::view::{Text, View, json_rows};
 
 /// Fields of an end in CSV, after `client.` or `server.`.
 const END_PATHS: &[&str] = &[
-    "agent", "federator", "site.cloud", "site.account", "site.region", "site.zone", "site.network", "site.cluster",
-    "site.namespace", "workload", "process.pid", "process.name", "process.exe", "process.uid", "container", "local",
-    "remote", "bytes_sent", "bytes_received", "rtt_us", "retransmits", "state",
+    "agent",
+    "federator",
+    "site.cloud",
+    "site.account",
+    "site.region",
+    "site.zone",
+    "site.network",
+    "site.cluster",
+    "site.namespace",
+    "workload",
+    "process.pid",
+    "process.name",
+    "process.exe",
+    "process.uid",
+    "container",
+    "local",
+    "remote",
+    "bytes_sent",
+    "bytes_received",
+    "rtt_us",
+    "retransmits",
+    "state",
 ];
 
 pub(crate) fn view(rows: &[Connection], answer: &Answer, limit: u32) -> Result<View, Failure> {
     let matched = rows.iter().filter(|row| row.matched.is_some()).count();
     let mut hints = Vec::new();
     if answer.truncated {
-        hints.push(format!("there are more: --limit {}, or narrow with --where", limit.saturating_mul(4)));
+        hints.push(format!(
+            "there are more: --limit {}, or narrow with --where",
+            limit.saturating_mul(4)
+        ));
     } else if rows.is_empty() {
         hints.push("nothing was open in this window; look further back with --since 24h, or run weft health".into());
     }
@@ -28,8 +50,11 @@ pub(crate) fn view(rows: &[Connection], answer: &Answer, limit: u32) -> Result<V
         schema: "weft.connections/1".to_owned(),
         rows: json_rows(rows)?,
         paths: csv_paths(),
-        text: Text { table: table(rows), ..Text::default() },
-        summary: format!("{}, {matched} with both ends", counted(rows.len(), "connection", "connections")),
+        text: Text::table(table(rows)),
+        summary: format!(
+            "{}, {matched} with both ends",
+            counted(rows.len(), "connection", "connections")
+        ),
         hints,
         ..View::default()
     })
@@ -38,14 +63,27 @@ pub(crate) fn view(rows: &[Connection], answer: &Answer, limit: u32) -> Result<V
 pub(crate) fn csv_paths() -> Vec<String> {
     let of = |end: &'static str| END_PATHS.iter().map(move |path| format!("{end}.{path}"));
     let first = ["id", "protocol", "opened_at", "closed_at", "state"].map(str::to_owned);
-    let last = ["match.evidence", "match.confidence", "match.nat", "path.class", "path.crosses", "path.via", "path.unmatched"]
-        .map(str::to_owned);
-    first.into_iter().chain(of("client")).chain(of("server")).chain(last).collect()
+    let last = [
+        "match.evidence",
+        "match.confidence",
+        "match.nat",
+        "path.class",
+        "path.crosses",
+        "path.via",
+        "path.unmatched",
+    ]
+    .map(str::to_owned);
+    first
+        .into_iter()
+        .chain(of("client"))
+        .chain(of("server"))
+        .chain(last)
+        .collect()
 }
 
 pub(crate) fn table(rows: &[Connection]) -> Table {
     let columns = vec![
-        text("ID", 0),
+        brief("ID", 0, 8),
         text("OPENED", 5),
         text("CLIENT", 0),
         text("SERVER", 0),
@@ -58,12 +96,17 @@ pub(crate) fn table(rows: &[Connection]) -> Table {
         figure("RTT", 7),
         text("STATE", 3),
     ];
-    Table { columns, rows: rows.iter().map(row).collect() }
+    Table {
+        columns,
+        rows: rows.iter().map(row).collect(),
+    }
 }
 
 fn row(c: &Connection) -> Vec<String> {
     let end = c.client.as_ref().or(c.server.as_ref());
-    let sees = |e: Option<&Endpoint>, arrow: &str| e.map_or("-".into(), |e| format!("{} {arrow} {}", e.local, e.remote));
+    let sees = |e: Option<&Endpoint>, arrow: &str| {
+        e.map_or("-".into(), |e| format!("{} {arrow} {}", e.local, e.remote))
+    };
     vec![
         c.id.to_string(),
         time(c.opened_at),
@@ -74,8 +117,13 @@ fn row(c: &Connection) -> Vec<String> {
         c.matched.as_ref().map_or("-".into(), |m| nat(&m.nat)),
         match_words(c),
         c.path.class.as_str().to_owned(),
-        end.map_or("-".into(), |e| bytes(e.bytes_sent.saturating_add(e.bytes_received))),
-        c.client.as_ref().and_then(|e| e.rtt_us).map_or("-".into(), |rtt| duration_us(rtt.into())),
+        end.map_or("-".into(), |e| {
+            bytes(e.bytes_sent.saturating_add(e.bytes_received))
+        }),
+        c.client
+            .as_ref()
+            .and_then(|e| e.rtt_us)
+            .map_or("-".into(), |rtt| duration_us(rtt.into())),
         c.state.as_str().to_owned(),
     ]
 }
@@ -100,16 +148,29 @@ pub(crate) fn nat(rewrites: &[String]) -> String {
             None
         }
     };
-    let parts: Vec<String> =
-        [part("SNAT", "source", "source-port"), part("DNAT", "destination", "destination-port")].into_iter().flatten().collect();
-    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+    let parts: Vec<String> = [
+        part("SNAT", "source", "source-port"),
+        part("DNAT", "destination", "destination-port"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if parts.is_empty() {
+        "none".to_owned()
+    } else {
+        parts.join(", ")
+    }
 }
 
 /// `cluster/namespace/workload`, without what is not known.
 pub(crate) fn workload_name(site: &Site, workload: &str) -> String {
     let parts = [site.cluster.as_str(), site.namespace.as_str(), workload];
     let known: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    if known.is_empty() { "?".to_owned() } else { known.join("/") }
+    if known.is_empty() {
+        "?".to_owned()
+    } else {
+        known.join("/")
+    }
 }
 
 /// Its workload, or the address by which the server knows it.

@@ -30,15 +30,29 @@ struct Explained<'a> {
     explanation: Vec<Statement>,
 }
 
-pub(crate) fn view(found: &[Connection], id_prefix: &str, answer: &Answer) -> Result<View, Failure> {
-    let rows: Result<Vec<String>, Failure> =
-        found.iter().map(|connection| json(&Explained { connection, explanation: statements(connection) })).collect();
+pub(crate) fn view(
+    found: &[Connection],
+    id_prefix: &str,
+    answer: &Answer,
+) -> Result<View, Failure> {
+    let rows: Result<Vec<String>, Failure> = found
+        .iter()
+        .map(|connection| {
+            json(&Explained {
+                connection,
+                explanation: statements(connection),
+            })
+        })
+        .collect();
     let (text, hints) = match found {
         [] => return Err(not_found(id_prefix, answer)),
-        [one] => (Text { head: words(one), ..Text::default() }, Vec::new()),
+        [one] => (Text::lines(words(one)), Vec::new()),
         several => (
-            Text { table: table(several), ..Text::default() },
-            vec![format!("several begin with {id_prefix}: give more digits, weft explain {}", several[0].id)],
+            Text::table(table(several)),
+            vec![format!(
+                "several begin with {id_prefix}: give more digits, weft explain {}",
+                several[0].id
+            )],
         ),
     };
     Ok(View {
@@ -46,34 +60,66 @@ pub(crate) fn view(found: &[Connection], id_prefix: &str, answer: &Answer) -> Re
         rows: rows?,
         paths: csv_paths(),
         text,
-        summary: if found.len() == 1 { String::new() } else { counted(found.len(), "connection", "connections") },
+        summary: if found.len() == 1 {
+            String::new()
+        } else {
+            counted(found.len(), "connection", "connections")
+        },
         hints,
         ..View::default()
     })
 }
 
 fn not_found(id_prefix: &str, answer: &Answer) -> Failure {
-    let unreached = answer.completeness.iter().flat_map(|c| &c.federators).filter(|f| !f.reached).count();
+    let unreached = answer
+        .completeness
+        .iter()
+        .flat_map(|c| &c.federators)
+        .filter(|f| !f.reached)
+        .count();
     let cause = match unreached {
         0 => "no federator has one, or no longer".to_owned(),
-        n => format!("{} did not answer; none of the others has one", counted(n, "federator", "federators")),
+        n => format!(
+            "{} did not answer; none of the others has one",
+            counted(n, "federator", "federators")
+        ),
     };
-    Failure::new("E-NOT-FOUND", format!("no connection's id begins with {id_prefix}"), cause, "weft connections --since 24h")
+    Failure::new(
+        "E-NOT-FOUND",
+        format!("no connection's id begins with {id_prefix}"),
+        cause,
+        "weft connections --since 24h",
+    )
 }
 
 fn words(c: &Connection) -> Vec<String> {
-    let mut lines = vec![format!("{} ({}) -> {} ({})", client_name(c), holder(c.client.as_ref()), server_name(c), holder(c.server.as_ref()))];
+    let mut lines = vec![format!(
+        "{} ({}) -> {} ({})",
+        client_name(c),
+        holder(c.client.as_ref()),
+        server_name(c),
+        holder(c.server.as_ref())
+    )];
     let sees = |who: &str, end: Option<&Endpoint>, arrow: &str| match end {
         Some(end) => format!("  {who} sees  {} {arrow} {}", end.local, end.remote),
-        None => format!("  {who} sees  (not seen)"),
+        None => format!("  {who} sees  -"),
     };
     lines.push(sees("client", c.client.as_ref(), ">"));
     lines.push(sees("server", c.server.as_ref(), "<"));
     let statements = statements(c);
-    let width = |cell: fn(&Statement) -> &str| statements.iter().map(|s| cell(s).chars().count()).max().unwrap_or(0);
+    let width = |cell: fn(&Statement) -> &str| {
+        statements
+            .iter()
+            .map(|s| cell(s).chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let (verdict, code) = (width(|s| &s.verdict), width(|s| &s.code));
     for s in &statements {
-        let line = format!("{:<5}  {:<verdict$}  {:<code$}  {}", s.about, s.verdict, s.code, s.words);
+        let line = format!(
+            "{:<5}  {:<verdict$}  {:<code$}  {}",
+            s.about, s.verdict, s.code, s.words
+        );
         lines.push(line.trim_end().to_owned());
     }
     lines.push(format!("id     {}", c.id));
@@ -82,7 +128,7 @@ fn words(c: &Connection) -> Vec<String> {
 
 fn holder(end: Option<&Endpoint>) -> String {
     let Some(end) = end else {
-        return "no agent of ours".to_owned();
+        return "not seen".to_owned();
     };
     match &end.process {
         Some(process) => format!("agent {}, {} {}", end.agent, process.name, process.pid),
@@ -107,24 +153,39 @@ fn statements(c: &Connection) -> Vec<Statement> {
         None => all.push(unmatched(c)),
     }
     all.push(statement("class", c.path.class.as_str(), "", why_class(c)));
-    all.extend([("client", &c.client), ("server", &c.server)].into_iter().filter_map(|(who, end)| {
-        let end = end.as_ref()?;
-        Some(statement("place", who, &end.federator, place(end)))
-    }));
+    all.extend(
+        [("client", &c.client), ("server", &c.server)]
+            .into_iter()
+            .filter_map(|(who, end)| {
+                let end = end.as_ref()?;
+                Some(statement("place", who, &end.federator, place(end)))
+            }),
+    );
     all.push(life(c));
-    all.extend([("client", &c.client), ("server", &c.server)].into_iter().filter_map(|(who, end)| {
-        let end = end.as_ref()?;
-        Some(statement("load", who, "", load(end)))
-    }));
+    all.extend(
+        [("client", &c.client), ("server", &c.server)]
+            .into_iter()
+            .filter_map(|(who, end)| {
+                let end = end.as_ref()?;
+                Some(statement("load", who, "", load(end)))
+            }),
+    );
     all
 }
 
 fn statement(about: &'static str, verdict: &str, code: &str, words: String) -> Statement {
-    Statement { about, verdict: verdict.to_owned(), code: code.to_owned(), words }
+    Statement {
+        about,
+        verdict: verdict.to_owned(),
+        code: code.to_owned(),
+        words,
+    }
 }
 
 fn matched(c: &Connection, m: &Match) -> Statement {
-    let isn = [&c.client, &c.server].into_iter().find_map(|end| end.as_ref()?.isn.clone());
+    let isn = [&c.client, &c.server]
+        .into_iter()
+        .find_map(|end| end.as_ref()?.isn.clone());
     let both = match &isn {
         Some([client, server]) => format!("{client}/{server}"),
         None => "the same sequence numbers".to_owned(),
@@ -132,10 +193,18 @@ fn matched(c: &Connection, m: &Match) -> Statement {
     let words = match m.evidence.as_str() {
         "tcp-isn-pair" => format!("both ends hold {both}"),
         "tcp-client-isn" => {
-            let client = isn.map_or_else(|| "the client's sequence number".to_owned(), |[client, _]| client);
-            format!("both ends hold {client}, the server's number differs: a SYN proxy is in the path")
+            let client = isn.map_or_else(
+                || "the client's sequence number".to_owned(),
+                |[client, _]| client,
+            );
+            format!(
+                "both ends hold {client}, the server's number differs: a SYN proxy is in the path"
+            )
         }
-        "reversed-tuple" => "no sequence numbers; each end's addresses are the other's reversed, so no NAT".to_owned(),
+        "reversed-tuple" => {
+            "no sequence numbers; each end's addresses are the other's reversed, so no NAT"
+                .to_owned()
+        }
         _ => sure(m.confidence).to_owned(),
     };
     statement("match", m.confidence.as_str(), &m.evidence, words)
@@ -159,14 +228,25 @@ fn rewritten(c: &Connection, m: &Match) -> Statement {
         changes.push(format!("source {} became {}", client.local, server.remote));
     }
     if client.remote != server.local {
-        changes.push(format!("destination {} became {}", client.remote, server.local));
+        changes.push(format!(
+            "destination {} became {}",
+            client.remote, server.local
+        ));
     }
-    let words = if changes.is_empty() { "both ends see the same addresses".to_owned() } else { changes.join("; ") };
+    let words = if changes.is_empty() {
+        "both ends see the same addresses".to_owned()
+    } else {
+        changes.join("; ")
+    };
     statement("path", "observed", &nat(&m.nat), words)
 }
 
 fn unmatched(c: &Connection) -> Statement {
-    let other = if c.client.is_some() { "server" } else { "client" };
+    let other = if c.client.is_some() {
+        "server"
+    } else {
+        "client"
+    };
     let (code, words) = match c.path.unmatched {
         Some(Unmatched::Pending) => ("pending", format!("the {other}'s half has not come yet; ask again in a moment")),
         Some(Unmatched::NoPartner) => (
@@ -201,14 +281,20 @@ fn why_class(c: &Connection) -> String {
     let crosses = c.path.crosses.join(", ");
     let via = c.path.via.join(" > ");
     match c.path.class {
-        PathClass::Hairpin if crosses.is_empty() => format!("the ends are near each other, the path left the network: {via}"),
-        PathClass::Hairpin => format!("the ends are near each other (across {crosses}), the path left the network: {via}"),
+        PathClass::Hairpin if crosses.is_empty() => {
+            format!("the ends are near each other, the path left the network: {via}")
+        }
+        PathClass::Hairpin => format!(
+            "the ends are near each other (across {crosses}), the path left the network: {via}"
+        ),
         PathClass::NorthSouth => match c.path.unmatched {
             Some(Unmatched::Pending) => "one end is not ours, as far as is known yet".to_owned(),
             _ => "one end is not ours, as far as is known".to_owned(),
         },
         PathClass::Unknown => match c.path.unmatched {
-            Some(Unmatched::Ambiguous) => "the other end is one of ours; which one is not known".to_owned(),
+            Some(Unmatched::Ambiguous) => {
+                "the other end is one of ours; which one is not known".to_owned()
+            }
             Some(_) => "there was no connection".to_owned(),
             None => "the labels of the two sites do not say enough".to_owned(),
         },
@@ -220,7 +306,11 @@ fn why_class(c: &Connection) -> String {
 }
 
 fn with_crossings(words: &str, crosses: &str) -> String {
-    if crosses.is_empty() { words.to_owned() } else { format!("{words}; they differ in {crosses}") }
+    if crosses.is_empty() {
+        words.to_owned()
+    } else {
+        format!("{words}; they differ in {crosses}")
+    }
 }
 
 fn place(end: &Endpoint) -> String {
@@ -234,27 +324,44 @@ fn place(end: &Endpoint) -> String {
         ("cluster", &site.cluster),
         ("namespace", &site.namespace),
     ];
-    let known: Vec<String> =
-        parts.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| format!("{name} {value}")).collect();
-    if known.is_empty() { "no labels".to_owned() } else { known.join(", ") }
+    let known: Vec<String> = parts
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    if known.is_empty() {
+        "no labels".to_owned()
+    } else {
+        known.join(", ")
+    }
 }
 
 fn life(c: &Connection) -> Statement {
     let opened = format!("opened {} UTC", time(c.opened_at));
     let words = match c.closed_at {
-        Some(closed) => format!("{opened}, over after {}", duration_us(closed.0.saturating_sub(c.opened_at.0))),
+        Some(closed) => format!(
+            "{opened}, over after {}",
+            duration_us(closed.0.saturating_sub(c.opened_at.0))
+        ),
         None => opened,
     };
     statement("life", c.state.as_str(), c.protocol.as_str(), words)
 }
 
 fn load(end: &Endpoint) -> String {
-    let mut words = format!("sent {}, received {}", bytes(end.bytes_sent), bytes(end.bytes_received));
+    let mut words = format!(
+        "sent {}, received {}",
+        bytes(end.bytes_sent),
+        bytes(end.bytes_received)
+    );
     if let Some(rtt) = end.rtt_us {
         words.push_str(&format!(", rtt {}", duration_us(rtt.into())));
     }
     if end.retransmits > 0 {
-        words.push_str(&format!(", {} sent again", counted(end.retransmits as usize, "segment", "segments")));
+        words.push_str(&format!(
+            ", {} sent again",
+            counted(end.retransmits as usize, "segment", "segments")
+        ));
     }
     words
 }

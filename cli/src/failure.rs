@@ -39,9 +39,20 @@ pub struct Told {
 
 impl Failure {
     /// A failure with exit code 2.
-    pub fn new(code: &str, what: impl Into<String>, cause: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub fn new(
+        code: &str,
+        what: impl Into<String>,
+        cause: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
         let (what, cause, hint) = (what.into(), cause.into(), hint.into());
-        Self::Told(Box::new(Told { code: code.to_owned(), what, cause, hint, exit: EXIT_ERROR }))
+        Self::Told(Box::new(Told {
+            code: code.to_owned(),
+            what,
+            cause,
+            hint,
+            exit: EXIT_ERROR,
+        }))
     }
 
     /// Its exit code.
@@ -53,37 +64,72 @@ impl Failure {
     }
 
     pub(crate) fn value(option: &str, cause: &str, hint: &str) -> Self {
-        Self::new("E-USAGE", format!("{option} cannot be understood"), cause, hint)
+        Self::new(
+            "E-USAGE",
+            format!("{option} cannot be understood"),
+            cause,
+            hint,
+        )
     }
 
     pub(crate) fn time(option: &str, text: &str) -> Self {
         let cause = format!("{text:?} is neither a duration nor a time");
-        Self::new("E-TIME", format!("{option} cannot be understood"), cause, format!("{option} 15m, {option} 2026-11-22T15:00Z"))
+        Self::new(
+            "E-TIME",
+            format!("{option} cannot be understood"),
+            cause,
+            format!("{option} 15m, {option} 2026-11-22T15:00Z"),
+        )
     }
 
     pub(crate) fn empty_window(since: Timestamp, until: Timestamp) -> Self {
         let cause = format!("--since {since} is not before --until {until}");
-        Self::new("E-TIME", "the window is empty", cause, "--since 2h --until 1h")
+        Self::new(
+            "E-TIME",
+            "the window is empty",
+            cause,
+            "--since 2h --until 1h",
+        )
     }
 
     pub(crate) fn filter(option: &str, error: &FilterError) -> Self {
-        Self::new("E-FILTER", format!("{option} cannot be understood"), error.to_string(), error.hint.clone())
+        Self::new(
+            "E-FILTER",
+            format!("{option} cannot be understood"),
+            error.to_string(),
+            error.hint.clone(),
+        )
     }
 
     pub(crate) fn no_federator() -> Self {
         let cause = "neither --federator nor WEFT_FEDERATOR is set";
-        Self::new("E-CONFIG", "no federator to ask", cause, "export WEFT_FEDERATOR=fed.example:7443")
+        Self::new(
+            "E-CONFIG",
+            "no federator to ask",
+            cause,
+            "export WEFT_FEDERATOR=fed.example:7443",
+        )
     }
 
     pub(crate) fn no_identity() -> Self {
         let cause = "neither --identity nor WEFT_IDENTITY is set";
-        Self::new("E-CONFIG", "no certificate to ask with", cause, "export WEFT_IDENTITY=~/.config/weft")
+        Self::new(
+            "E-CONFIG",
+            "no certificate to ask with",
+            cause,
+            "export WEFT_IDENTITY=~/.config/weft",
+        )
     }
 
     pub(crate) fn output(error: &std::io::Error) -> Self {
         match error.kind() {
             std::io::ErrorKind::BrokenPipe => Self::ReaderLeft,
-            _ => Self::new("E-OUTPUT", "the answer cannot be written", error.to_string(), "check the disk, or the reader"),
+            _ => Self::new(
+                "E-OUTPUT",
+                "the answer cannot be written",
+                error.to_string(),
+                "check the disk, or the reader",
+            ),
         }
     }
 
@@ -121,10 +167,15 @@ impl Failure {
                 detail.clone(),
                 "is it running, and is its UDP port open from here?",
             ),
-            TransportError::TimedOut { .. } => {
-                Self::new("E-TIMEOUT", answer, error.to_string(), "ask for less: --since 15m, --limit 100, --local")
+            TransportError::TimedOut { .. } => Self::new(
+                "E-TIMEOUT",
+                answer,
+                error.to_string(),
+                "ask for less: --since 15m, --limit 100, --local",
+            ),
+            TransportError::PeerMisbehaved { code, detail } => {
+                Self::misbehaved(*code, detail, target)
             }
-            TransportError::PeerMisbehaved { code, detail } => Self::misbehaved(*code, detail, target),
             TransportError::Closed(reason) => Self::closed(reason, target),
             TransportError::StreamEnded => Self::new(
                 "E-LOST",
@@ -132,7 +183,9 @@ impl Failure {
                 "it ended the stream before the answer was complete",
                 "its log says why; then ask again",
             ),
-            TransportError::Misuse(detail) => Self::new("E-INTERNAL", answer, detail.clone(), "please report this"),
+            TransportError::Misuse(detail) => {
+                Self::new("E-INTERNAL", answer, detail.clone(), "please report this")
+            }
         }
     }
 
@@ -140,7 +193,12 @@ impl Failure {
         match code {
             CloseCode::Role => {
                 let what = format!("{} is not a federator", target.federator);
-                Self::new("E-ROLE", what, detail, "name a federator: --federator HOST:PORT")
+                Self::new(
+                    "E-ROLE",
+                    what,
+                    detail,
+                    "name a federator: --federator HOST:PORT",
+                )
             }
             CloseCode::Version => Self::version(detail, target),
             _ => Self::protocol(detail),
@@ -149,7 +207,9 @@ impl Failure {
 
     fn version(detail: &str, target: &Target) -> Self {
         let what = format!("federator {} speaks another version", target.federator);
-        let hint = format!("this weft speaks protocol {PROTOCOL_VERSION}: use the one of the federator's release");
+        let hint = format!(
+            "this weft speaks protocol {PROTOCOL_VERSION}: use the one of the federator's release"
+        );
         Self::new("E-VERSION", what, detail, hint)
     }
 
@@ -158,24 +218,47 @@ impl Failure {
         let refused = format!("federator {federator} refuses this certificate");
         match reason {
             CloseReason::Refused(refusal) => Self::refused(refusal, target),
-            CloseReason::Peer { code: Some(CloseCode::Role), detail } => {
+            CloseReason::Peer {
+                code: Some(CloseCode::Role),
+                detail,
+            } => {
                 let hint = "weft pki issue --role operator --region REGION --name NAME --out DIR";
                 Self::new("E-ROLE", refused, detail.clone(), hint)
             }
-            CloseReason::Peer { code: Some(CloseCode::Version), detail } => Self::version(detail, target),
-            CloseReason::Peer { code: Some(CloseCode::Limit | CloseCode::Draining | CloseCode::Superseded), .. } => {
+            CloseReason::Peer {
+                code: Some(CloseCode::Version),
+                detail,
+            } => Self::version(detail, target),
+            CloseReason::Peer {
+                code: Some(CloseCode::Limit | CloseCode::Draining | CloseCode::Superseded),
+                ..
+            } => {
                 let what = format!("federator {federator} is busy");
-                Self::new("E-BUSY", what, reason.to_string(), "ask again in a moment, or another federator")
+                Self::new(
+                    "E-BUSY",
+                    what,
+                    reason.to_string(),
+                    "ask again in a moment, or another federator",
+                )
             }
             _ => {
                 let what = format!("federator {federator} went away");
-                Self::new("E-LOST", what, reason.to_string(), "its log says why; then ask again")
+                Self::new(
+                    "E-LOST",
+                    what,
+                    reason.to_string(),
+                    "its log says why; then ask again",
+                )
             }
         }
     }
 
     fn refused(refusal: &Refusal, target: &Target) -> Self {
-        let what = format!("no trust between {} and federator {}", target.identity.display(), target.federator);
+        let what = format!(
+            "no trust between {} and federator {}",
+            target.identity.display(),
+            target.federator
+        );
         let hint = match refusal {
             Refusal::Expired => "weft pki issue … makes a new certificate; compare both clocks",
             _ => "both certificates must come from one CA: weft pki issue",
@@ -187,7 +270,11 @@ impl Failure {
 impl Told {
     /// As printed on stderr.
     pub fn lines(&self, red: bool) -> String {
-        let error = if red { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
+        let error = if red {
+            "\x1b[1;31merror:\x1b[0m"
+        } else {
+            "error:"
+        };
         let mut text = format!("{error} {}\n", plain(&self.what));
         for (label, line) in [("cause:", &self.cause), ("hint: ", &self.hint)] {
             if !line.is_empty() {
@@ -200,18 +287,24 @@ impl Told {
 }
 
 /// Help and version go to stdout; anything else typed wrongly becomes four lines like every error.
-pub(crate) fn usage(error: &clap::Error, surroundings: &Surroundings, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+pub(crate) fn usage(
+    error: &clap::Error,
+    surroundings: &Surroundings,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
     let answered = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Some(0),
         _ => None,
     };
     if let Some(code) = answered {
         let text = error.render();
-        let written = if surroundings.stdout_is_terminal && crate::output::colour_wanted(surroundings) {
-            write!(out, "{}", text.ansi())
-        } else {
-            write!(out, "{text}")
-        };
+        let written =
+            if surroundings.stdout_is_terminal && crate::output::colour_wanted(surroundings) {
+                write!(out, "{}", text.ansi())
+            } else {
+                write!(out, "{text}")
+            };
         // Nothing is left to do when nobody reads the help.
         let _ = written.and_then(|()| out.flush());
         return code;
@@ -229,8 +322,12 @@ fn told(error: &clap::Error) -> Told {
     let first = blocks.next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first);
     let (what, cause) = first.split_once('\n').unwrap_or((first, ""));
-    let usage = rendered.lines().find_map(|line| line.strip_prefix("Usage: "));
-    let tip = rendered.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    let usage = rendered
+        .lines()
+        .find_map(|line| line.strip_prefix("Usage: "));
+    let tip = rendered
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("tip: "));
     let hint = match (tip, usage) {
         (Some(tip), _) => tip.to_owned(),
         (None, Some(usage)) => usage.to_owned(),
@@ -242,8 +339,16 @@ fn told(error: &clap::Error) -> Told {
         || error.kind() == ErrorKind::MissingSubcommand
     {
         what = "a verb is missing".to_owned();
-        let verbs = error.get(ContextKind::ValidSubcommand).map(ToString::to_string);
+        let verbs = error
+            .get(ContextKind::ValidSubcommand)
+            .map(ToString::to_string);
         cause = verbs.unwrap_or_else(|| "weft does one thing at a time".to_owned());
     }
-    Told { code: "E-USAGE".to_owned(), what, cause, hint, exit: EXIT_ERROR }
+    Told {
+        code: "E-USAGE".to_owned(),
+        what,
+        cause,
+        hint,
+        exit: EXIT_ERROR,
+    }
 }

@@ -57,17 +57,29 @@ pub fn duration_us(micros: i64) -> String {
 
 /// `2026-11-22 15:28:55`, UTC.
 pub fn time(time: Timestamp) -> String {
-    time.to_string().replace('T', " ").chars().take(19).collect()
+    time.to_string()
+        .replace('T', " ")
+        .chars()
+        .take(19)
+        .collect()
 }
 
 /// `99.6 %`, rounded down so that 100 means all.
 pub fn percent(part: f64) -> String {
-    if part >= 100.0 { "100 %".to_owned() } else { format!("{:.1} %", (part * 10.0).floor() / 10.0) }
+    if part >= 100.0 {
+        "100 %".to_owned()
+    } else {
+        format!("{:.1} %", (part * 10.0).floor() / 10.0)
+    }
 }
 
 /// One thing or several: `1 row`, `2 rows`.
 pub fn counted(number: usize, one: &str, many: &str) -> String {
-    format!("{} {}", count(number as u64), if number == 1 { one } else { many })
+    format!(
+        "{} {}",
+        count(number as u64),
+        if number == 1 { one } else { many }
+    )
 }
 
 /// A text from elsewhere that is safe to print: control characters and those that turn the direction of writing
@@ -106,7 +118,15 @@ mod tests {
         ] {
             assert_eq!(bytes(number), text);
         }
-        assert_eq!((count(0), count(999), count(41_200), count(1_000_000)), ("0".into(), "999".into(), "41,200".into(), "1,000,000".into()));
+        assert_eq!(
+            (count(0), count(999), count(41_200), count(1_000_000)),
+            (
+                "0".into(),
+                "999".into(),
+                "41,200".into(),
+                "1,000,000".into()
+            )
+        );
         for (micros, text) in [
             (0, "0"),
             (250, "250 us"),
@@ -119,12 +139,18 @@ mod tests {
         ] {
             assert_eq!(duration_us(micros), text);
         }
-        assert_eq!((percent(100.0), percent(99.96), percent(0.0)), ("100 %".into(), "99.9 %".into(), "0.0 %".into()));
+        assert_eq!(
+            (percent(100.0), percent(99.96), percent(0.0)),
+            ("100 %".into(), "99.9 %".into(), "0.0 %".into())
+        );
     }
 
     #[test]
     fn what_comes_from_elsewhere_cannot_steer_a_terminal() {
-        assert_eq!(plain("a\x1b[31mb\nc\u{202e}d"), "a\\u{1b}[31mb\\nc\\u{202e}d");
+        assert_eq!(
+            plain("a\x1b[31mb\nc\u{202e}d"),
+            "a\\u{1b}[31mb\\nc\\u{202e}d"
+        );
         assert_eq!(plain("müller"), "müller");
     }
 }

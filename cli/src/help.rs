@@ -8,9 +8,9 @@ use clap_complete::Shell;
 use weft_wire::filter::{Field, Kind};
 
 use crate::args::Args;
+use crate::diagnosis;
 use crate::failure::Failure;
 use crate::figures::{bytes, duration_us};
-use crate::health;
 
 const EXIT_CODES: &str = include_str!("../help/exit-codes.txt");
 const ENVIRONMENT: &str = include_str!("../help/environment.txt");
@@ -40,11 +40,16 @@ pub fn topic(words: &[String]) -> Result<String, Failure> {
         ["filter"] => Ok(filter()),
         ["health"] => Ok(format!("{}\n{}", verb(&["health"])?, thresholds())),
         ["errors"] => Ok(codes().map(|code| format!("{code}\n")).collect()),
-        ["schemas"] => Ok(SCHEMAS.iter().map(|(name, _)| format!("{name}\n")).collect()),
+        ["schemas"] => Ok(SCHEMAS
+            .iter()
+            .map(|(name, _)| format!("{name}\n"))
+            .collect()),
         ["schemas", name] => schema(name),
         ["man"] => man(&Args::command()),
         ["man", dir] => man_pages(Path::new(dir)),
-        [code] if code.starts_with("E-") || code.starts_with("e-") => error(&code.to_ascii_uppercase()),
+        [code] if code.starts_with("E-") || code.starts_with("e-") => {
+            error(&code.to_ascii_uppercase())
+        }
         verbs => verb(verbs),
     }
 }
@@ -53,21 +58,31 @@ pub fn topic(words: &[String]) -> Result<String, Failure> {
 pub fn completion(shell: Shell) -> Result<String, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "weft", &mut script);
-    String::from_utf8(script).map_err(|e| Failure::new("E-INTERNAL", "no completion script", e.to_string(), ""))
+    String::from_utf8(script)
+        .map_err(|e| Failure::new("E-INTERNAL", "no completion script", e.to_string(), ""))
 }
 
 /// Every error code there is help for.
 pub fn codes() -> impl Iterator<Item = &'static str> {
-    ERRORS.lines().filter(|line| line.starts_with("E-") && !line.contains(' '))
+    ERRORS
+        .lines()
+        .filter(|line| line.starts_with("E-") && !line.contains(' '))
 }
 
 fn error(code: &str) -> Result<String, Failure> {
     let mut lines = ERRORS.lines().skip_while(|line| *line != code);
     let Some(title) = lines.next() else {
         let hint = codes().collect::<Vec<_>>().join(" ");
-        return Err(Failure::new("E-USAGE", format!("there is no error code {code}"), "it may be of another version", hint));
+        return Err(Failure::new(
+            "E-USAGE",
+            format!("there is no error code {code}"),
+            "it may be of another version",
+            hint,
+        ));
     };
-    let body: Vec<&str> = lines.take_while(|line| !codes().any(|code| code == *line)).collect();
+    let body: Vec<&str> = lines
+        .take_while(|line| !codes().any(|code| code == *line))
+        .collect();
     Ok(format!("{title}\n\n{}\n", body.join("\n").trim()))
 }
 
@@ -99,10 +114,14 @@ fn filter() -> String {
         };
         // The server's fields are the client's.
         let name = field.to_string();
-        if name.starts_with("server.") {
+        if name.starts_with("server") {
             continue;
         }
-        let both = if name.starts_with("client") { format!("{name} (server…)") } else { name };
+        let both = if name.starts_with("client") {
+            format!("{name} (server…)")
+        } else {
+            name
+        };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {both:<36} {kind}");
     }
@@ -112,16 +131,44 @@ fn filter() -> String {
 fn thresholds() -> String {
     let days = |days: i64| format!("{days} d");
     let rows = [
-        ("a federator does not answer", String::new(), "always".to_owned()),
-        ("certificate ends within", days(health::CERTIFICATE_WARN_DAYS), days(health::CERTIFICATE_FAIL_DAYS)),
-        ("free disk below", bytes(health::DISK_WARN_BYTES), bytes(health::DISK_FAIL_BYTES)),
-        ("an agent, or a peer, has no session", "always".to_owned(), String::new()),
-        ("anything was dropped since start", "always".to_owned(), String::new()),
-        ("a clock is off by more than", duration_us(health::SKEW_WARN_US), String::new()),
-        ("halves become durable later than", duration_us(health::LAG_WARN_US), String::new()),
+        (
+            "a federator does not answer",
+            String::new(),
+            "always".to_owned(),
+        ),
+        (
+            "certificate ends within",
+            days(diagnosis::CERTIFICATE_WARN_DAYS),
+            days(diagnosis::CERTIFICATE_FAIL_DAYS),
+        ),
+        (
+            "free disk below",
+            bytes(diagnosis::DISK_WARN_BYTES),
+            bytes(diagnosis::DISK_FAIL_BYTES),
+        ),
+        (
+            "an agent, or a peer, has no session",
+            "always".to_owned(),
+            String::new(),
+        ),
+        (
+            "anything was dropped since start",
+            "always".to_owned(),
+            String::new(),
+        ),
+        (
+            "a clock is off by more than",
+            duration_us(diagnosis::SKEW_WARN_US),
+            String::new(),
+        ),
+        (
+            "halves become durable later than",
+            duration_us(diagnosis::LAG_WARN_US),
+            String::new(),
+        ),
         (
             "matches between regions take, at the median",
-            duration_us(i64::try_from(health::EXCHANGE_WARN_US).unwrap_or(i64::MAX)),
+            duration_us(i64::try_from(diagnosis::EXCHANGE_WARN_US).unwrap_or(i64::MAX)),
             String::new(),
         ),
     ];
@@ -134,23 +181,43 @@ fn thresholds() -> String {
 }
 
 fn schema(name: &str) -> Result<String, Failure> {
-    SCHEMAS.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned()).ok_or_else(|| {
-        let hint = SCHEMAS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" ");
-        Failure::new("E-USAGE", format!("there is no schema {name}"), "schemas are named by their verb", hint)
-    })
+    SCHEMAS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, text)| (*text).to_owned())
+        .ok_or_else(|| {
+            let hint = SCHEMAS
+                .iter()
+                .map(|(name, _)| *name)
+                .collect::<Vec<_>>()
+                .join(" ");
+            Failure::new(
+                "E-USAGE",
+                format!("there is no schema {name}"),
+                "schemas are named by their verb",
+                hint,
+            )
+        })
 }
 
 fn man(command: &Command) -> Result<String, Failure> {
     let mut page = Vec::new();
     let failed = |detail: String| Failure::new("E-INTERNAL", "no man page", detail, "");
-    clap_mangen::Man::new(command.clone()).render(&mut page).map_err(|e| failed(e.to_string()))?;
+    clap_mangen::Man::new(command.clone())
+        .render(&mut page)
+        .map_err(|e| failed(e.to_string()))?;
     String::from_utf8(page).map_err(|e| failed(e.to_string()))
 }
 
 /// Writes a page a verb and gives the names of the files.
 fn man_pages(dir: &Path) -> Result<String, Failure> {
     let failed = |error: std::io::Error| {
-        Failure::new("E-OUTPUT", format!("no man pages in {}", dir.display()), error.to_string(), "name a directory that can be written")
+        Failure::new(
+            "E-OUTPUT",
+            format!("no man pages in {}", dir.display()),
+            error.to_string(),
+            "name a directory that can be written",
+        )
     };
     std::fs::create_dir_all(dir).map_err(failed)?;
     let mut root = Args::command();
@@ -158,7 +225,10 @@ fn man_pages(dir: &Path) -> Result<String, Failure> {
     let mut pages = vec![("weft".to_owned(), root.clone())];
     let mut names = String::new();
     while let Some((name, command)) = pages.pop() {
-        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        for sub in command
+            .get_subcommands()
+            .filter(|sub| sub.get_name() != "help")
+        {
             let name = format!("{name}-{}", sub.get_name());
             pages.push((name, sub.clone()));
         }

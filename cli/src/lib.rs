@@ -6,7 +6,7 @@
 //!
 //! What must stay absent: no view knows a format, no format knows a view, only [`live`] knows the network and the clock.
 //!
-//! Reading order: `args`, `plan`, `world`, `answer`, the views (`connections`, `explain`, `report`, `sql`, `health`),
+//! Reading order: `args`, `plan`, `world`, `answer`, the views (`connections`, `explain`, `report`, `sql`, `health` with `diagnosis`),
 //! `output`, `table`, `figures`, `failure`, `help`, `pki`, `live`.
 
 pub mod args;
@@ -20,6 +20,7 @@ pub mod explain;
 pub mod report;
 pub mod sql;
 pub mod health;
+pub mod diagnosis;
 pub mod output;
 pub mod table;
 pub mod figures;
@@ -35,7 +36,7 @@ use std::io::Write;
 use clap::Parser;
 
 use crate::answer::Answer;
-use crate::args::Args;
+use crate::args::{Args, Verb};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::plan::{Ask, Plan};
@@ -66,7 +67,10 @@ pub struct Surroundings {
 impl Surroundings {
     /// An environment variable that is set and not empty.
     pub fn variable(&self, name: &str) -> Option<&str> {
-        self.environment.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.environment
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
     }
 }
 
@@ -86,7 +90,12 @@ pub fn run(
     carry_out(&args, surroundings, world, output)
 }
 
-fn carry_out(args: &Args, surroundings: &Surroundings, world: &mut dyn World, mut output: Output<'_>) -> u8 {
+fn carry_out(
+    args: &Args,
+    surroundings: &Surroundings,
+    world: &mut dyn World,
+    mut output: Output<'_>,
+) -> u8 {
     let done = plan::plan(args, surroundings).and_then(|plan| match plan {
         Plan::Print(text) => output.text(&text).map(|()| 0),
         Plan::Pki(work) => pki::carry_out(&work, world.now(), &mut output),
@@ -96,8 +105,12 @@ fn carry_out(args: &Args, surroundings: &Surroundings, world: &mut dyn World, mu
         Ok(code) => code,
         Err(Failure::ReaderLeft) => 0,
         Err(failure) => {
+            let code = match &args.verb {
+                Verb::Health(_) => health::unanswered(&failure, &mut output),
+                _ => failure.exit_code(),
+            };
             output.failure(&failure);
-            failure.exit_code()
+            code
         }
     }
 }
@@ -127,7 +140,10 @@ fn once(ask: &Ask, world: &mut dyn World, output: &mut Output<'_>) -> Result<u8,
         EXIT_INTERRUPTED
     } else if view.exit != 0 {
         view.exit
-    } else if ask.min_complete.is_some_and(|least| answer.percent_complete() < least) {
+    } else if ask
+        .min_complete
+        .is_some_and(|least| answer.percent_complete() < least)
+    {
         EXIT_INCOMPLETE
     } else {
         0

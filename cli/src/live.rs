@@ -19,6 +19,8 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// After so long something is said on a terminal.
 pub const PROGRESS_AFTER: Duration = Duration::from_millis(500);
+/// When a stream ends too early, so long the reason for it is waited for.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 /// Most pieces of an answer: at a piece of 8 MiB at most far above what [`crate::plan::MAX_ROWS`] rows take.
 pub const MAX_PIECES: usize = 100_000;
 
@@ -37,13 +39,23 @@ struct Connected {
 
 impl World for Live {
     fn now(&self) -> Timestamp {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Timestamp(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
     }
 
-    fn ask(&mut self, target: &Target, request: &Request, progress: Progress) -> Result<Received, Failure> {
+    fn ask(
+        &mut self,
+        target: &Target,
+        request: &Request,
+        progress: Progress,
+    ) -> Result<Received, Failure> {
         let runtime = self.runtime()?;
-        let connected = self.connected.take().filter(|c| c.target == *target && c.session.close_reason().is_none());
+        let connected = self
+            .connected
+            .take()
+            .filter(|c| c.target == *target && c.session.close_reason().is_none());
         let asked = runtime.block_on(interruptible(target, request, progress, connected));
         self.runtime = Some(runtime);
         let (received, connected) = asked?;
@@ -71,8 +83,18 @@ impl Live {
         if let Some(runtime) = self.runtime.take() {
             return Ok(runtime);
         }
-        let built = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        built.map_err(|e| Failure::new("E-INTERNAL", "weft cannot start", e.to_string(), "check ulimit -u and ulimit -n"))
+        let built = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
+        built.map_err(|e| {
+            Failure::new(
+                "E-INTERNAL",
+                "weft cannot start",
+                e.to_string(),
+                "check ulimit -u and ulimit -n",
+            )
+        })
     }
 }
 
@@ -101,7 +123,13 @@ async fn interruptible(
     };
     bar.clear();
     let interrupted = connected.is_none();
-    Ok((Received { responses, interrupted }, connected))
+    Ok((
+        Received {
+            responses,
+            interrupted,
+        },
+        connected,
+    ))
 }
 
 async fn ask(
@@ -116,16 +144,28 @@ async fn ask(
         None => bar.during(connect(target)).await?,
     };
     let exchange = exchange(&connected.session, request, responses, bar).await;
-    exchange.map_err(|error| Failure::transport(&told_by_peer(error, &connected.session), target))?;
-    Ok(connected)
+    match exchange {
+        Ok(()) => Ok(connected),
+        Err(error) => Err(Failure::transport(
+            &told_by_peer(error, &connected.session).await,
+            target,
+        )),
+    }
 }
 
 async fn connect(target: &Target) -> Result<Connected, Failure> {
-    let identity = Identity::load(&target.identity).map_err(|error| Failure::identity(&error, &target.identity))?;
+    let identity = Identity::load(&target.identity)
+        .map_err(|error| Failure::identity(&error, &target.identity))?;
     let dialler = Dialler::new(&identity).map_err(|error| Failure::transport(&error, target))?;
-    let dialled = dialler.dial(&target.federator, &Expect::any_federator()).await;
+    let dialled = dialler
+        .dial(&target.federator, &Expect::any_federator())
+        .await;
     let session = dialled.map_err(|error| Failure::transport(&error, target))?;
-    Ok(Connected { target: target.clone(), dialler, session })
+    Ok(Connected {
+        target: target.clone(),
+        dialler,
+        session,
+    })
 }
 
 async fn exchange(
@@ -138,7 +178,9 @@ async fn exchange(
     sender.send(request, SEND_TIMEOUT).await?;
     sender.finish();
     loop {
-        let response = bar.during(receiver.expect::<Response>(ANSWER_TIMEOUT)).await?;
+        let response = bar
+            .during(receiver.expect::<Response>(ANSWER_TIMEOUT))
+            .await?;
         let last = matches!(response, Response::End { .. } | Response::Error(_));
         bar.count(&response);
         responses.push(response);
@@ -146,17 +188,22 @@ async fn exchange(
             return Ok(());
         }
         if responses.len() > MAX_PIECES {
-            return Err(session.misbehaved(weft_wire::control::CloseCode::Limit, "an answer without an end"));
+            return Err(session.misbehaved(
+                weft_wire::control::CloseCode::Limit,
+                "an answer without an end",
+            ));
         }
     }
 }
 
 /// A stream that ends may do so because the whole session was closed with a reason: that is the one to tell.
-fn told_by_peer(error: TransportError, session: &Session) -> TransportError {
-    match (&error, session.close_reason()) {
-        (TransportError::StreamEnded | TransportError::TimedOut { .. }, Some(reason)) => TransportError::Closed(reason),
-        _ => error,
+async fn told_by_peer(error: TransportError, session: &Session) -> TransportError {
+    if error != TransportError::StreamEnded {
+        return error;
     }
+    tokio::time::timeout(CLOSE_TIMEOUT, session.closed())
+        .await
+        .map_or(error, TransportError::Closed)
 }
 
 /// A line on stderr that says that something is happening, once it takes long.
@@ -171,7 +218,13 @@ struct Bar {
 impl Bar {
     fn new(progress: Progress, target: &Target) -> Self {
         let allowed = progress == Progress::Shown && std::io::stderr().is_terminal();
-        Self { shown: None, allowed, begun: Instant::now(), federator: target.federator.clone(), rows: 0 }
+        Self {
+            shown: None,
+            allowed,
+            begun: Instant::now(),
+            federator: target.federator.clone(),
+            rows: 0,
+        }
     }
 
     /// Waits for something, and says so when it takes long.

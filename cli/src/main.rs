@@ -19,7 +19,13 @@ fn main() -> ExitCode {
     let stdout = std::io::stdout();
     let mut out = std::io::BufWriter::new(stdout.lock());
     let mut err = std::io::stderr();
-    let code = weft_cli::run(std::env::args_os().collect(), &surroundings, &mut world, &mut out, &mut err);
+    let code = weft_cli::run(
+        std::env::args_os().collect(),
+        &surroundings,
+        &mut world,
+        &mut out,
+        &mut err,
+    );
     // A reader that left early has seen what it wanted.
     let _ = out.flush();
     ExitCode::from(code)

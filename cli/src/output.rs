@@ -13,7 +13,7 @@ use crate::answer::Answer;
 use crate::args::{Format, Global, When};
 use crate::failure::Failure;
 use crate::figures::{count, percent, plain};
-use crate::view::{View, json};
+use crate::view::{Block, View, json};
 use crate::world::Progress;
 
 /// stdout and stderr, and how to write to them.
@@ -58,9 +58,21 @@ pub(crate) fn colour_wanted(surroundings: &Surroundings) -> bool {
 
 impl<'a> Output<'a> {
     /// Decides once how everything is written.
-    pub fn new(global: &Global, surroundings: &Surroundings, out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
-        let format = if global.json { Format::Json } else { global.format.unwrap_or(Format::Table) };
-        let forced = surroundings.variable("CLICOLOR_FORCE").is_some_and(|v| v != "0") && surroundings.variable("NO_COLOR").is_none();
+    pub fn new(
+        global: &Global,
+        surroundings: &Surroundings,
+        out: &'a mut dyn Write,
+        err: &'a mut dyn Write,
+    ) -> Self {
+        let format = if global.json {
+            Format::Json
+        } else {
+            global.format.unwrap_or(Format::Table)
+        };
+        let forced = surroundings
+            .variable("CLICOLOR_FORCE")
+            .is_some_and(|v| v != "0")
+            && surroundings.variable("NO_COLOR").is_none();
         let colour = |terminal: bool| match global.color {
             When::Always => true,
             When::Never => false,
@@ -69,16 +81,28 @@ impl<'a> Output<'a> {
         let style = Style {
             colour_out: format == Format::Table && colour(surroundings.stdout_is_terminal),
             colour_err: colour(surroundings.stderr_is_terminal),
-            width: surroundings.stdout_is_terminal.then(|| surroundings.width.unwrap_or(DEFAULT_WIDTH)),
+            width: surroundings
+                .stdout_is_terminal
+                .then(|| surroundings.width.unwrap_or(DEFAULT_WIDTH)),
             quiet: global.quiet,
             progress: surroundings.stderr_is_terminal && !global.quiet,
         };
-        Self { out, err, format, style, watching: false }
+        Self {
+            out,
+            err,
+            format,
+            style,
+            watching: false,
+        }
     }
 
     /// How progress may be shown.
     pub fn progress_style(&self) -> Progress {
-        if self.style.progress && !self.watching { Progress::Shown } else { Progress::Silent }
+        if self.style.progress && !self.watching {
+            Progress::Shown
+        } else {
+            Progress::Silent
+        }
     }
 
     /// From now on every answer replaces the one before (terminal) or is one line of JSON (pipe).
@@ -88,13 +112,24 @@ impl<'a> Output<'a> {
 
     /// A text as it is.
     pub fn text(&mut self, text: &str) -> Result<(), Failure> {
-        self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(|e| Failure::output(&e))
+        self.out
+            .write_all(text.as_bytes())
+            .and_then(|()| self.out.flush())
+            .map_err(|e| Failure::output(&e))
+    }
+
+    /// A line on stdout in formats for people.
+    pub fn headline(&mut self, line: &str) -> Result<(), Failure> {
+        match self.format {
+            Format::Table => self.text(&format!("{}\n", self.coloured(&plain(line)))),
+            _ => Ok(()),
+        }
     }
 
     /// A remark on stderr, unless quiet.
     pub fn remark(&mut self, text: &str) {
         if !self.style.quiet {
-            self.to_stderr(text);
+            self.tell(text);
         }
     }
 
@@ -143,28 +178,45 @@ impl<'a> Output<'a> {
     }
 
     fn words(&self, view: &View) -> String {
+        let parts: Vec<Vec<String>> = view
+            .text
+            .0
+            .iter()
+            .map(|block| self.block(block))
+            .filter(|b| !b.is_empty())
+            .collect();
         let mut text = String::new();
-        let mut push = |line: &str| {
-            text.push_str(line);
-            text.push('\n');
-        };
-        for line in &view.text.head {
-            push(&self.coloured(&plain(line)));
-        }
-        if !view.text.table.columns.is_empty() {
-            let lines = view.text.table.lines(self.style.width);
-            for (index, line) in lines.iter().enumerate() {
-                match index {
-                    0 if self.style.colour_out => push(&format!("\x1b[1m{line}\x1b[0m")),
-                    0 => push(line),
-                    _ => push(&self.coloured(line)),
-                }
+        for (index, lines) in parts.iter().enumerate() {
+            // Two tables need a line between them.
+            if index > 1 && lines.len() > 1 {
+                text.push('\n');
+            }
+            for line in lines {
+                text.push_str(line);
+                text.push('\n');
             }
         }
-        for line in &view.text.tail {
-            push(&self.coloured(&plain(line)));
-        }
         text
+    }
+
+    fn block(&self, block: &Block) -> Vec<String> {
+        match block {
+            Block::Lines(lines) => lines
+                .iter()
+                .map(|line| self.coloured(&plain(line)))
+                .collect(),
+            Block::Table(table) => {
+                let mut lines = table.lines(self.style.width);
+                for (index, line) in lines.iter_mut().enumerate() {
+                    *line = match index {
+                        0 if self.style.colour_out => format!("\x1b[1m{line}\x1b[0m"),
+                        0 => continue,
+                        _ => self.coloured(line),
+                    };
+                }
+                lines
+            }
+        }
     }
 
     /// The words that say how things stand, in the colour that says it again.
@@ -193,20 +245,27 @@ impl<'a> Output<'a> {
     /// What the answer rests on. Gaps are said even when quiet.
     fn completeness(&mut self, answer: &Answer) {
         let Some(completeness) = &answer.completeness else {
-            self.to_stderr("interrupted: this is what was known by then");
+            self.tell("interrupted: this is what was known by then");
             return;
         };
         for reach in completeness.federators.iter().filter(|f| !f.reached) {
             let why = reach.error.as_deref().unwrap_or("no reason known");
             let name = plain(&reach.federator);
-            self.to_stderr(&format!("incomplete: federator {name} was not reached: {}", plain(why)));
+            self.tell(&format!(
+                "incomplete: federator {name} was not reached: {}",
+                plain(why)
+            ));
         }
         if !self.watching {
-            self.remark(&completeness_line(answer, &completeness.federators, &completeness.halves));
+            self.remark(&completeness_line(
+                answer,
+                &completeness.federators,
+                &completeness.halves,
+            ));
         }
     }
 
-    fn to_stderr(&mut self, line: &str) {
+    fn tell(&mut self, line: &str) {
         // There is nowhere else to say that stderr is closed.
         let _ = writeln!(self.err, "{line}");
     }
@@ -214,7 +273,11 @@ impl<'a> Output<'a> {
 
 fn completeness_line(answer: &Answer, federators: &[Reach], halves: &HalfCounts) -> String {
     let reached = federators.iter().filter(|f| f.reached).count();
-    let mut line = format!("complete {}: {reached} of {} federators", percent(answer.percent_complete()), federators.len());
+    let mut line = format!(
+        "complete {}: {reached} of {} federators",
+        percent(answer.percent_complete()),
+        federators.len()
+    );
     let _ = write!(line, "; halves: {} matched", count(halves.matched));
     for (reason, number) in halves.unmatched.iter().filter(|(_, number)| **number > 0) {
         let _ = write!(line, ", {} {}", count(*number), reason.as_str());
@@ -225,7 +288,10 @@ fn completeness_line(answer: &Answer, federators: &[Reach], halves: &HalfCounts)
 
 /// The envelope, a row a line; `between` is what stands between the rows.
 fn envelope(view: &View, answer: &Answer, between: &str) -> Result<String, Failure> {
-    let window = Window { since: answer.window.since, until: answer.window.until.unwrap_or(answer.asked_at) };
+    let window = Window {
+        since: answer.window.since,
+        until: answer.window.until.unwrap_or(answer.asked_at),
+    };
     let completeness = answer.completeness.as_ref().map(|c| Completeness {
         percent: answer.percent_complete(),
         federators: &c.federators,
@@ -242,17 +308,33 @@ fn envelope(view: &View, answer: &Answer, between: &str) -> Result<String, Failu
         let _ = write!(text, ",\"{name}\":{value}");
     }
     let rows = view.rows.join(&format!(",{between}"));
-    let _ = writeln!(text, ",\"rows\":[{between}{rows}{}]}}", if view.rows.is_empty() { "" } else { between });
+    let _ = writeln!(
+        text,
+        ",\"rows\":[{between}{rows}{}]}}",
+        if view.rows.is_empty() { "" } else { between }
+    );
     Ok(text)
 }
 
 fn csv(view: &View) -> Result<String, Failure> {
-    let mut text = view.paths.iter().map(|path| csv_cell(path)).collect::<Vec<_>>().join(",");
+    let mut text = view
+        .paths
+        .iter()
+        .map(|path| csv_cell(path))
+        .collect::<Vec<_>>()
+        .join(",");
     text.push('\n');
     for row in &view.rows {
         let row: Value = serde_json::from_str(row).map_err(|e| Failure::protocol(e.to_string()))?;
-        let flat = |path: &String| row.get(path.as_str()).or_else(|| row.pointer(&format!("/{}", path.replace('.', "/"))));
-        let cells: Vec<String> = view.paths.iter().map(|path| csv_value(flat(path))).collect();
+        let flat = |path: &String| {
+            row.get(path.as_str())
+                .or_else(|| row.pointer(&format!("/{}", path.replace('.', "/"))))
+        };
+        let cells: Vec<String> = view
+            .paths
+            .iter()
+            .map(|path| csv_value(flat(path)))
+            .collect();
         text.push_str(&cells.join(","));
         text.push('\n');
     }
@@ -264,7 +346,10 @@ fn csv_value(value: Option<&Value>) -> String {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => csv_cell(text),
         Some(Value::Array(items)) => {
-            let items: Vec<String> = items.iter().map(|i| i.as_str().map_or_else(|| i.to_string(), str::to_owned)).collect();
+            let items: Vec<String> = items
+                .iter()
+                .map(|i| i.as_str().map_or_else(|| i.to_string(), str::to_owned))
+                .collect();
             csv_cell(&items.join(" "))
         }
         Some(figure @ (Value::Number(_) | Value::Bool(_))) => figure.to_string(),
@@ -275,35 +360,44 @@ fn csv_value(value: Option<&Value>) -> String {
 /// A cell by RFC 4180. A text that a spreadsheet would take for a formula gets a `'` before it: names of processes
 /// and workloads are chosen by others.
 fn csv_cell(text: &str) -> String {
+    // Line ends and tabs are data here; other control characters could steer a terminal that shows the file.
+    let text: String = text
+        .split_inclusive(['\n', '\t'])
+        .map(|piece| match piece.strip_suffix(['\n', '\t']) {
+            Some(line) => plain(line) + &piece[line.len()..],
+            None => plain(piece),
+        })
+        .collect();
     let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
     let quoted = formula || text.contains(['"', ',', '\n', '\r']);
     match (quoted, formula) {
-        (false, _) => text.to_owned(),
+        (false, _) => text,
         (true, false) => format!("\"{}\"", text.replace('"', "\"\"")),
         (true, true) => format!("\"'{}\"", text.replace('"', "\"\"")),
     }
 }
 
 fn markdown(view: &View) -> String {
-    let mut lines = Vec::new();
-    if !view.text.head.is_empty() {
-        lines.push("```text".to_owned());
-        lines.extend(view.text.head.iter().map(|line| plain(line)));
-        lines.push("```".to_owned());
-    }
-    if !view.text.table.columns.is_empty() {
-        if !lines.is_empty() {
-            lines.push(String::new());
+    let block = |block: &Block| match block {
+        Block::Table(table) => table.markdown(),
+        Block::Lines(lines) if lines.is_empty() => Vec::new(),
+        Block::Lines(lines) => {
+            let fence = || std::iter::once("```".to_owned());
+            std::iter::once("```text".to_owned())
+                .chain(lines.iter().map(|l| plain(l)))
+                .chain(fence())
+                .collect()
         }
-        lines.extend(view.text.table.markdown());
-    }
-    if !view.text.tail.is_empty() {
-        lines.push(String::new());
-        lines.push("```text".to_owned());
-        lines.extend(view.text.tail.iter().map(|line| plain(line)));
-        lines.push("```".to_owned());
-    }
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    };
+    let blocks: Vec<String> = view
+        .text
+        .0
+        .iter()
+        .map(block)
+        .filter(|lines| !lines.is_empty())
+        .map(|l| l.join("\n"))
+        .collect();
+    format!("{}\n", blocks.join("\n\n"))
 }
 
 #[cfg(test)]

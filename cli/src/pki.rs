@@ -22,12 +22,26 @@ pub fn carry_out(work: &Pki, now: Timestamp, output: &mut Output<'_>) -> Result<
                 dir.join(pki::CA_KEY_FILE).display(),
                 validity.not_after
             ))?;
-            output.remark("hint: weft pki issue --role federator --region REGION --name NAME --out DIR");
+            output.remark(
+                "hint: weft pki issue --role federator --region REGION --name NAME --out DIR",
+            );
         }
-        Pki::Issue { ca, out, role, region, name, days } => {
+        Pki::Issue {
+            ca,
+            out,
+            role,
+            region,
+            name,
+            days,
+        } => {
             let validity = Validity::days_from(now, *days);
-            let id = issue(ca, out, *role, region, name, validity).map_err(|error| failure(&error, out))?;
-            output.text(&format!("{id}\n  {}\nvalid until {}\n", out.display(), validity.not_after))?;
+            let id = issue(ca, out, *role, region, name, validity)
+                .map_err(|error| failure(&error, out))?;
+            output.text(&format!(
+                "{id}\n  {}\nvalid until {}\n",
+                out.display(),
+                validity.not_after
+            ))?;
             if *role == Role::Operator {
                 output.remark(&format!("hint: export WEFT_IDENTITY={}", out.display()));
             }
@@ -36,7 +50,14 @@ pub fn carry_out(work: &Pki, now: Timestamp, output: &mut Output<'_>) -> Result<
     Ok(0)
 }
 
-fn issue(ca: &Path, out: &Path, role: Role, region: &str, name: &str, validity: Validity) -> Result<SpiffeId, IdentityError> {
+fn issue(
+    ca: &Path,
+    out: &Path,
+    role: Role,
+    region: &str,
+    name: &str,
+    validity: Validity,
+) -> Result<SpiffeId, IdentityError> {
     let role = match role {
         Role::Agent => PeerRole::Agent,
         Role::Federator => PeerRole::Federator,
@@ -50,11 +71,21 @@ fn issue(ca: &Path, out: &Path, role: Role, region: &str, name: &str, validity: 
 fn failure(error: &IdentityError, dir: &Path) -> Failure {
     let hint = match error {
         IdentityError::Exists(_) => "name another directory; nothing was changed".to_owned(),
-        IdentityError::Name(_) => "letters, digits, '.', '_' and '-'; domains in lower case".to_owned(),
+        IdentityError::Name(_) => {
+            "letters, digits, '.', '_' and '-'; domains in lower case".to_owned()
+        }
         IdentityError::Domain { ca, .. } => format!("this CA issues for spiffe://{ca} only"),
-        IdentityError::Io { .. } | IdentityError::Content { .. } | IdentityError::KeyReadable { .. } | IdentityError::Crypto(_) => {
+        IdentityError::Io { .. }
+        | IdentityError::Content { .. }
+        | IdentityError::KeyReadable { .. }
+        | IdentityError::Crypto(_) => {
             "weft pki init --domain DOMAIN makes a CA; name it with --ca DIR".to_owned()
         }
     };
-    Failure::new("E-PKI", format!("no certificate was made in {}", dir.display()), error.to_string(), hint)
+    Failure::new(
+        "E-PKI",
+        format!("no certificate was made in {}", dir.display()),
+        error.to_string(),
+        hint,
+    )
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use weft_wire::control::PROTOCOL_VERSION;
 use weft_wire::query::{self, Filter, Question, ReportOrder, Request, Scope};
 
-use crate::args::{Args, Asking, By, Ends, Global, Pki, Report, Verb, Which, Window as TypedWindow};
+use crate::args::{
+    Args, Asking, By, Ends, Global, Pki, Report, Verb, Which, Window as TypedWindow,
+};
 use crate::failure::Failure;
 use crate::when::{DEFAULT_SINCE_US, Span, When, Window, duration};
 use crate::world::Target;
@@ -90,8 +92,15 @@ pub enum What {
 /// Turns what was typed into what is to be done.
 pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
     let global = &args.global;
-    if global.min_complete.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
-        return Err(Failure::value("--min-complete", "it must lie between 0 and 100", "--min-complete 99"));
+    if global
+        .min_complete
+        .is_some_and(|percent| !(0.0..=100.0).contains(&percent))
+    {
+        return Err(Failure::value(
+            "--min-complete",
+            "it must lie between 0 and 100",
+            "--min-complete 99",
+        ));
     }
     let ask = |what, window, asking: &Asking| -> Result<Plan, Failure> {
         Ok(Plan::Ask(Ask {
@@ -105,13 +114,25 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
     };
     match &args.verb {
         Verb::Connections(typed) => {
-            let what = What::Connections { filter: filter(&typed.ends)?, limit: rows("--limit", typed.limit)? };
+            let what = What::Connections {
+                filter: filter(&typed.ends)?,
+                limit: rows("--limit", typed.limit)?,
+            };
             ask(what, span(&typed.window)?, &typed.asking)
         }
-        Verb::Explain(typed) => ask(What::Explain { id_prefix: id_prefix(&typed.id)? }, Span::ALL, &Asking::default()),
+        Verb::Explain(typed) => ask(
+            What::Explain {
+                id_prefix: id_prefix(&typed.id)?,
+            },
+            Span::ALL,
+            &Asking::default(),
+        ),
         Verb::Report(typed) => ask(report(typed)?, span(&typed.window)?, &typed.asking),
         Verb::Sql(typed) => {
-            let what = What::Sql { text: statement(&typed.statement)?, limit: rows("--limit", typed.limit)? };
+            let what = What::Sql {
+                text: statement(&typed.statement)?,
+                limit: rows("--limit", typed.limit)?,
+            };
             ask(what, span(&typed.window)?, &typed.asking)
         }
         Verb::Health(typed) => ask(What::Health, Span::ALL, &typed.asking),
@@ -125,20 +146,47 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
 impl Ask {
     /// The request, about a window.
     pub fn request(&self, window: &Window) -> Request {
-        let within = |filter: &Filter| Filter { since: window.since, until: window.until, ..filter.clone() };
+        let within = |filter: &Filter| Filter {
+            since: window.since,
+            until: window.until,
+            ..filter.clone()
+        };
         let what = match &self.what {
-            What::Connections { filter, limit } => Question::Connections { filter: within(filter), limit: *limit },
-            What::Explain { id_prefix } => Question::Explain { id_prefix: id_prefix.clone() },
-            What::Report { which, filter, by, top } => {
-                Question::Report { report: *which, filter: within(filter), by: *by, top: *top }
-            }
-            What::Sql { text, limit } => {
-                Question::Sql { text: text.clone(), filter: within(&Filter::default()), limit: *limit }
-            }
+            What::Connections { filter, limit } => Question::Connections {
+                filter: within(filter),
+                limit: *limit,
+            },
+            What::Explain { id_prefix } => Question::Explain {
+                id_prefix: id_prefix.clone(),
+            },
+            What::Report {
+                which,
+                filter,
+                by,
+                top,
+            } => Question::Report {
+                report: *which,
+                filter: within(filter),
+                by: *by,
+                top: *top,
+            },
+            What::Sql { text, limit } => Question::Sql {
+                text: text.clone(),
+                filter: within(&Filter::default()),
+                limit: *limit,
+            },
             What::Health | What::Federators => Question::Health,
         };
-        let scope = if self.local { Scope::Local { absent: Vec::new() } } else { Scope::Mesh };
-        Request { version: PROTOCOL_VERSION, scope, what }
+        let scope = if self.local {
+            Scope::Local { absent: Vec::new() }
+        } else {
+            Scope::Mesh
+        };
+        Request {
+            version: PROTOCOL_VERSION,
+            scope,
+            what,
+        }
     }
 }
 
@@ -156,18 +204,35 @@ fn report(typed: &Report) -> Result<What, Failure> {
         By::Bytes => ReportOrder::Bytes,
         By::Connections => ReportOrder::Connections,
     };
-    Ok(What::Report { which, filter: filter(&typed.ends)?, by, top: rows("--top", typed.top)? })
+    Ok(What::Report {
+        which,
+        filter: filter(&typed.ends)?,
+        by,
+        top: rows("--top", typed.top)?,
+    })
 }
 
 fn target(global: &Global, surroundings: &Surroundings) -> Result<Target, Failure> {
-    let federator = global.federator.as_deref().or(surroundings.variable("WEFT_FEDERATOR"));
-    let identity = global.identity.clone().or(surroundings.variable("WEFT_IDENTITY").map(PathBuf::from));
+    let federator = global
+        .federator
+        .as_deref()
+        .or(surroundings.variable("WEFT_FEDERATOR"));
+    let identity = global
+        .identity
+        .clone()
+        .or(surroundings.variable("WEFT_IDENTITY").map(PathBuf::from));
     let federator = federator.ok_or_else(Failure::no_federator)?;
-    if federator.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+    if federator
+        .rsplit_once(':')
+        .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+    {
         let hint = format!("--federator {federator}:7443");
         return Err(Failure::value("--federator", "it must be HOST:PORT", &hint));
     }
-    Ok(Target { federator: federator.to_owned(), identity: identity.ok_or_else(Failure::no_identity)? })
+    Ok(Target {
+        federator: federator.to_owned(),
+        identity: identity.ok_or_else(Failure::no_identity)?,
+    })
 }
 
 fn filter(ends: &Ends) -> Result<Filter, Failure> {
@@ -180,33 +245,67 @@ fn filter(ends: &Ends) -> Result<Filter, Failure> {
     };
     // The federator compiles it again; here only to say at once what is wrong, and with which option.
     let alone = |option: &'static str, part: Filter| {
-        weft_wire::filter::compile(&part).map(drop).map_err(|error| Failure::filter(option, &error))
+        weft_wire::filter::compile(&part)
+            .map(drop)
+            .map_err(|error| Failure::filter(option, &error))
     };
-    alone("--from", Filter { from: filter.from.clone(), ..Filter::default() })?;
-    alone("--to", Filter { to: filter.to.clone(), ..Filter::default() })?;
-    alone("--where", Filter { expression: filter.expression.clone(), ..Filter::default() })?;
+    alone(
+        "--from",
+        Filter {
+            from: filter.from.clone(),
+            ..Filter::default()
+        },
+    )?;
+    alone(
+        "--to",
+        Filter {
+            to: filter.to.clone(),
+            ..Filter::default()
+        },
+    )?;
+    alone(
+        "--where",
+        Filter {
+            expression: filter.expression.clone(),
+            ..Filter::default()
+        },
+    )?;
     Ok(filter)
 }
 
 fn span(typed: &TypedWindow) -> Result<Span, Failure> {
     if let Some(at) = &typed.at {
         return match When::parse("--at", at)? {
-            When::Ago(micros) => Ok(Span { since: Some(When::Ago(micros)), until: Some(When::Ago(micros - 1)) }),
+            When::Ago(micros) => Ok(Span {
+                since: Some(When::Ago(micros)),
+                until: Some(When::Ago(micros - 1)),
+            }),
             When::At(time) => {
                 let after = weft_wire::Timestamp(time.0.saturating_add(1));
-                Ok(Span { since: Some(When::At(time)), until: Some(When::At(after)) })
+                Ok(Span {
+                    since: Some(When::At(time)),
+                    until: Some(When::At(after)),
+                })
             }
         };
     }
-    let read = |option, text: &Option<String>| text.as_deref().map(|t| When::parse(option, t)).transpose();
+    let read =
+        |option, text: &Option<String>| text.as_deref().map(|t| When::parse(option, t)).transpose();
     let since = read("--since", &typed.since)?.unwrap_or(When::Ago(DEFAULT_SINCE_US));
-    Ok(Span { since: Some(since), until: read("--until", &typed.until)? })
+    Ok(Span {
+        since: Some(since),
+        until: read("--until", &typed.until)?,
+    })
 }
 
 fn interval(text: &str) -> Result<Duration, Failure> {
     match duration(text) {
         Some(interval) if interval >= MIN_WATCH_INTERVAL => Ok(interval),
-        _ => Err(Failure::value("--watch", "it must be a duration of 500ms or more", "--watch=5s")),
+        _ => Err(Failure::value(
+            "--watch",
+            "it must be a duration of 500ms or more",
+            "--watch=5s",
+        )),
     }
 }
 
@@ -214,7 +313,11 @@ fn rows(option: &str, count: u32) -> Result<u32, Failure> {
     if (1..=MAX_ROWS).contains(&count) {
         return Ok(count);
     }
-    Err(Failure::value(option, &format!("it must lie between 1 and {MAX_ROWS}"), &format!("{option} 100")))
+    Err(Failure::value(
+        option,
+        &format!("it must lie between 1 and {MAX_ROWS}"),
+        &format!("{option} 100"),
+    ))
 }
 
 fn id_prefix(text: &str) -> Result<String, Failure> {
@@ -222,7 +325,11 @@ fn id_prefix(text: &str) -> Result<String, Failure> {
     if (4..=16).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Ok(id);
     }
-    Err(Failure::value("ID", "it must be 4 to 16 hexadecimal digits", "weft connections --limit 10"))
+    Err(Failure::value(
+        "ID",
+        "it must be 4 to 16 hexadecimal digits",
+        "weft connections --limit 10",
+    ))
 }
 
 fn statement(typed: &str) -> Result<String, Failure> {
@@ -230,13 +337,21 @@ fn statement(typed: &str) -> Result<String, Failure> {
         return Ok(typed.to_owned());
     }
     let mut text = String::new();
-    let read = std::io::stdin().take(MAX_STATEMENT + 1).read_to_string(&mut text);
+    let read = std::io::stdin()
+        .take(MAX_STATEMENT + 1)
+        .read_to_string(&mut text);
     match read {
-        Ok(bytes) if bytes as u64 > MAX_STATEMENT => {
-            Err(Failure::value("SELECT", &format!("it is longer than {MAX_STATEMENT} bytes"), "weft sql 'SELECT …'"))
-        }
+        Ok(bytes) if bytes as u64 > MAX_STATEMENT => Err(Failure::value(
+            "SELECT",
+            &format!("it is longer than {MAX_STATEMENT} bytes"),
+            "weft sql 'SELECT …'",
+        )),
         Ok(_) => Ok(text),
-        Err(error) => Err(Failure::value("SELECT", &format!("stdin cannot be read: {error}"), "weft sql 'SELECT …'")),
+        Err(error) => Err(Failure::value(
+            "SELECT",
+            &format!("stdin cannot be read: {error}"),
+            "weft sql 'SELECT …'",
+        )),
     }
 }
 

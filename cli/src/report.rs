@@ -7,13 +7,22 @@ use crate::answer::Answer;
 use crate::connections::workload_name;
 use crate::failure::Failure;
 use crate::figures::{bytes, count, counted, time};
-use crate::table::{Column, Table, figure, text};
+use crate::table::{Column, Table, brief, figure, text};
 use crate::view::{Text, View, json_rows, paths};
 
-pub(crate) fn view(which: Report, by: ReportOrder, rows: &[ReportRow], answer: &Answer) -> Result<View, Failure> {
+pub(crate) fn view(
+    which: Report,
+    by: ReportOrder,
+    rows: &[ReportRow],
+    answer: &Answer,
+) -> Result<View, Failure> {
     let name = which.as_str();
-    let total = rows.iter().fold(0_u64, |sum, row| sum.saturating_add(carried(row)));
-    let connections = rows.iter().fold(0_u64, |sum, row| sum.saturating_add(row.connections));
+    let total = rows
+        .iter()
+        .fold(0_u64, |sum, row| sum.saturating_add(carried(row)));
+    let connections = rows
+        .iter()
+        .fold(0_u64, |sum, row| sum.saturating_add(row.connections));
     let mut hints = Vec::new();
     if let Some(row) = rows.first() {
         let largest = match by {
@@ -33,8 +42,12 @@ pub(crate) fn view(which: Report, by: ReportOrder, rows: &[ReportRow], answer: &
         schema: format!("weft.report.{name}/1"),
         rows: json_rows(rows)?,
         paths: csv_paths(),
-        text: Text { table: table(which, rows), ..Text::default() },
-        summary: format!("{pairs}, {} connections, {}", count(connections), bytes(total)),
+        text: Text::table(table(which, rows)),
+        summary: format!(
+            "{pairs}, {} connections, {}",
+            count(connections),
+            bytes(total)
+        ),
         hints,
         ..View::default()
     })
@@ -42,17 +55,48 @@ pub(crate) fn view(which: Report, by: ReportOrder, rows: &[ReportRow], answer: &
 
 fn csv_paths() -> Vec<String> {
     let party = |end: &str| {
-        ["workload", "managed", "site.cloud", "site.account", "site.region", "site.zone", "site.network", "site.cluster", "site.namespace"]
-            .map(|path| format!("{end}.{path}"))
+        [
+            "workload",
+            "managed",
+            "site.cloud",
+            "site.account",
+            "site.region",
+            "site.zone",
+            "site.network",
+            "site.cluster",
+            "site.namespace",
+        ]
+        .map(|path| format!("{end}.{path}"))
     };
-    let rest = paths(&["class", "via", "connections", "bytes_to_server", "bytes_to_client", "first_seen", "last_seen", "example"]);
-    party("client").into_iter().chain(party("server")).chain(rest).collect()
+    let rest = paths(&[
+        "class",
+        "via",
+        "connections",
+        "bytes_to_server",
+        "bytes_to_client",
+        "first_seen",
+        "last_seen",
+        "example",
+    ]);
+    party("client")
+        .into_iter()
+        .chain(party("server"))
+        .chain(rest)
+        .collect()
 }
 
 fn table(which: Report, rows: &[ReportRow]) -> Table {
-    let figures = [figure("CONNECTIONS", 2), figure("TO SERVER", 3), figure("TO CLIENT", 3), figure("BYTES", 0)];
-    let middle: Vec<Column> = middle(which).into_iter().map(|(column, _)| column).collect();
-    let last = [text("LAST SEEN", 5), text("EXAMPLE", 6)];
+    let figures = [
+        figure("CONNECTIONS", 2),
+        figure("TO SERVER", 3),
+        figure("TO CLIENT", 3),
+        figure("BYTES", 0),
+    ];
+    let middle: Vec<Column> = middle(which)
+        .into_iter()
+        .map(|(column, _)| column)
+        .collect();
+    let last = [text("LAST SEEN", 5), brief("EXAMPLE", 6, 8)];
     let ends = [text("CLIENT", 0), text("SERVER", 0)];
     let cells = |row: &ReportRow| {
         let mut cells = vec![party_name(&row.client), party_name(&row.server)];
@@ -63,7 +107,12 @@ fn table(which: Report, rows: &[ReportRow]) -> Table {
         cells
     };
     Table {
-        columns: ends.into_iter().chain(middle).chain(figures).chain(last).collect(),
+        columns: ends
+            .into_iter()
+            .chain(middle)
+            .chain(figures)
+            .chain(last)
+            .collect(),
         rows: rows.iter().map(cells).collect(),
     }
 }
@@ -96,7 +145,11 @@ fn middle(which: Report) -> Vec<(Column, Middle)> {
 
 fn middle_cells(which: Report, row: &ReportRow) -> impl Iterator<Item = String> {
     middle(which).into_iter().map(move |(_, what)| match what {
-        Middle::Crossing(part) => format!("{} > {}", or_dash(part(&row.client.site)), or_dash(part(&row.server.site))),
+        Middle::Crossing(part) => format!(
+            "{} > {}",
+            or_dash(part(&row.client.site)),
+            or_dash(part(&row.server.site))
+        ),
         Middle::Direction if !row.server.managed => "out".to_owned(),
         Middle::Direction => "in".to_owned(),
         Middle::Class => row.class.as_str().to_owned(),

@@ -10,7 +10,11 @@ use crate::figures::counted;
 use crate::table::{Column, Table};
 use crate::view::{Text, View, json};
 
-pub(crate) fn view(columns: &[String], rows: &[Vec<SqlValue>], answer: &Answer) -> Result<View, Failure> {
+pub(crate) fn view(
+    columns: &[String],
+    rows: &[Vec<SqlValue>],
+    answer: &Answer,
+) -> Result<View, Failure> {
     let names = distinct(columns);
     let mut hints = Vec::new();
     if answer.truncated {
@@ -18,9 +22,12 @@ pub(crate) fn view(columns: &[String], rows: &[Vec<SqlValue>], answer: &Answer) 
     }
     Ok(View {
         schema: "weft.sql/1".to_owned(),
-        rows: rows.iter().map(|row| object(&names, row)).collect::<Result<_, _>>()?,
+        rows: rows
+            .iter()
+            .map(|row| object(&names, row))
+            .collect::<Result<_, _>>()?,
         more: vec![("columns", json(&names)?)],
-        text: Text { table: table(&names, rows), ..Text::default() },
+        text: Text::table(table(&names, rows)),
         paths: names,
         summary: counted(rows.len(), "row", "rows"),
         hints,
@@ -65,14 +72,24 @@ fn object(names: &[String], row: &[SqlValue]) -> Result<String, Failure> {
 
 fn table(names: &[String], rows: &[Vec<SqlValue>]) -> Table {
     let numeric = |index: usize| {
-        let mut values = rows.iter().filter_map(|row| row.get(index)).filter(|v| **v != SqlValue::Null).peekable();
+        let mut values = rows
+            .iter()
+            .filter_map(|row| row.get(index))
+            .filter(|v| **v != SqlValue::Null)
+            .peekable();
         values.peek().is_some()
-            && values.all(|v| matches!(v, SqlValue::Int(_) | SqlValue::UInt(_) | SqlValue::Float(_)))
+            && values
+                .all(|v| matches!(v, SqlValue::Int(_) | SqlValue::UInt(_) | SqlValue::Float(_)))
     };
     let columns = names.iter().enumerate().map(|(index, name)| {
         // The first columns are the ones people put first.
         let priority = u8::try_from(index / 4).unwrap_or(u8::MAX);
-        Column { title: name.clone(), right: numeric(index), priority }
+        Column {
+            title: name.clone(),
+            right: numeric(index),
+            priority,
+            brief: None,
+        }
     });
     let cell = |value: &SqlValue| match value {
         SqlValue::Null => "-".to_owned(),
@@ -82,5 +99,11 @@ fn table(names: &[String], rows: &[Vec<SqlValue>]) -> Table {
         SqlValue::Float(f) => f.to_string(),
         SqlValue::Text(text) => text.clone(),
     };
-    Table { columns: columns.collect(), rows: rows.iter().map(|row| row.iter().map(cell).collect()).collect() }
+    Table {
+        columns: columns.collect(),
+        rows: rows
+            .iter()
+            .map(|row| row.iter().map(cell).collect())
+            .collect(),
+    }
 }

@@ -27,43 +27,97 @@ pub struct Column {
     pub right: bool,
     /// 0 stays; of the others the largest goes first when there is no room.
     pub priority: u8,
+    /// On a terminal so many characters are enough: an id by its beginning, as `weft explain` takes it.
+    pub brief: Option<usize>,
 }
 
 /// A column of text.
 pub fn text(title: &str, priority: u8) -> Column {
-    Column { title: title.to_owned(), right: false, priority }
+    Column {
+        title: title.to_owned(),
+        right: false,
+        priority,
+        brief: None,
+    }
+}
+
+/// A column of text of which the beginning is enough on a terminal.
+pub fn brief(title: &str, priority: u8, characters: usize) -> Column {
+    Column {
+        brief: Some(characters),
+        ..text(title, priority)
+    }
 }
 
 /// A column of figures.
 pub fn figure(title: &str, priority: u8) -> Column {
-    Column { title: title.to_owned(), right: true, priority }
+    Column {
+        right: true,
+        ..text(title, priority)
+    }
 }
 
 impl Table {
     /// The table as lines. `width`: of the terminal; `None` for a pipe, where nothing is left out.
     pub fn lines(&self, width: Option<usize>) -> Vec<String> {
-        let rows: Vec<Vec<String>> = self.rows.iter().map(|row| row.iter().map(|c| plain(c)).collect()).collect();
+        let cell =
+            |(cell, column): (&String, &Column)| match column.brief.filter(|_| width.is_some()) {
+                Some(characters) => plain(cell).chars().take(characters).collect(),
+                None => plain(cell),
+            };
+        let rows: Vec<Vec<String>> = self
+            .rows
+            .iter()
+            .map(|row| row.iter().zip(&self.columns).map(cell).collect())
+            .collect();
         let mut shown: Vec<Shown> = (0..self.columns.len())
             .map(|index| {
-                let cells = rows.iter().filter_map(|row| row.get(index)).map(|cell| cell.width());
-                let width = cells.chain([self.columns[index].title.width()]).max().unwrap_or(0);
+                let cells = rows
+                    .iter()
+                    .filter_map(|row| row.get(index))
+                    .map(|cell| cell.width());
+                let width = cells
+                    .chain([self.columns[index].title.width()])
+                    .max()
+                    .unwrap_or(0);
                 Shown { index, width }
             })
             .collect();
         if let Some(width) = width {
             self.fit(&mut shown, width);
         }
-        let titles: Vec<String> = self.columns.iter().map(|column| column.title.clone()).collect();
-        [&titles].into_iter().chain(&rows).map(|row| self.line(row, &shown)).collect()
+        let titles: Vec<String> = self
+            .columns
+            .iter()
+            .map(|column| column.title.clone())
+            .collect();
+        [&titles]
+            .into_iter()
+            .chain(&rows)
+            .map(|row| self.line(row, &shown))
+            .collect()
     }
 
     /// The table in Markdown.
     pub fn markdown(&self) -> Vec<String> {
         let escaped = |cell: &String| plain(cell).replace('\\', "\\\\").replace('|', "\\|");
         let line = |cells: Vec<String>| format!("| {} |", cells.join(" | "));
-        let titles = line(self.columns.iter().map(|column| column.title.clone()).collect());
-        let rule = line(self.columns.iter().map(|c| if c.right { "--:" } else { "---" }.to_owned()).collect());
-        let rows = self.rows.iter().map(|row| line(row.iter().map(escaped).collect()));
+        let titles = line(
+            self.columns
+                .iter()
+                .map(|column| column.title.clone())
+                .collect(),
+        );
+        let rule = line(
+            self.columns
+                .iter()
+                .map(|c| if c.right { "--:" } else { "---" }.to_owned())
+                .collect(),
+        );
+        let rows = self
+            .rows
+            .iter()
+            .map(|row| line(row.iter().map(escaped).collect()));
         [titles, rule].into_iter().chain(rows).collect()
     }
 
@@ -71,15 +125,26 @@ impl Table {
     fn fit(&self, shown: &mut Vec<Shown>, room: usize) {
         while total(shown) > room {
             let excess = total(shown) - room;
-            let least = shown.iter().map(|s| self.columns[s.index].priority).max().unwrap_or(0);
-            let widest = shown.iter_mut().filter(|s| !self.columns[s.index].right).max_by_key(|s| s.width);
+            let least = shown
+                .iter()
+                .map(|s| self.columns[s.index].priority)
+                .max()
+                .unwrap_or(0);
+            let widest = shown
+                .iter_mut()
+                .filter(|s| !self.columns[s.index].right)
+                .max_by_key(|s| s.width);
             match widest {
                 // A little can be taken from the widest column without losing one.
-                Some(column) if column.width / 3 >= excess && column.width - excess >= MIN_WIDTH => {
+                Some(column)
+                    if column.width / 3 >= excess && column.width - excess >= MIN_WIDTH =>
+                {
                     column.width -= excess;
                 }
                 _ if least > 0 => {
-                    let last = shown.iter().rposition(|s| self.columns[s.index].priority == least);
+                    let last = shown
+                        .iter()
+                        .rposition(|s| self.columns[s.index].priority == least);
                     last.map(|at| shown.remove(at));
                 }
                 Some(column) if column.width > MIN_WIDTH => {
@@ -93,7 +158,10 @@ impl Table {
     fn line(&self, row: &[String], shown: &[Shown]) -> String {
         let mut line = String::new();
         for (at, column) in shown.iter().enumerate() {
-            let cell = cut(row.get(column.index).map_or("", String::as_str), column.width);
+            let cell = cut(
+                row.get(column.index).map_or("", String::as_str),
+                column.width,
+            );
             let padding = " ".repeat(column.width - cell.width());
             if at > 0 {
                 line.push_str(&" ".repeat(GAP));
@@ -145,9 +213,19 @@ mod tests {
 
     fn sample() -> Table {
         Table {
-            columns: vec![text("CLIENT", 0), text("SERVER", 0), text("VIA", 2), figure("BYTES", 1)],
+            columns: vec![
+                text("CLIENT", 0),
+                text("SERVER", 0),
+                text("VIA", 2),
+                figure("BYTES", 1),
+            ],
             rows: vec![
-                vec!["prod-a/web/checkout".into(), "prod-a/pay/ledger".into(), "203.0.113.9".into(), "412 GB".into()],
+                vec![
+                    "prod-a/web/checkout".into(),
+                    "prod-a/pay/ledger".into(),
+                    "203.0.113.9".into(),
+                    "412 GB".into(),
+                ],
                 vec!["lab/étl".into(), "db".into(), "-".into(), "8 GB".into()],
             ],
         }
@@ -180,12 +258,21 @@ mod tests {
                 "lab/étl              db                   8 GB",
             ]
         );
-        assert_eq!(sample().lines(Some(30))[1], "prod-a/web…  prod-a/pay/ledger");
+        assert_eq!(
+            sample().lines(Some(30))[1],
+            "prod-a/web…  prod-a/pay/ledger"
+        );
     }
 
     #[test]
     fn markdown_escapes() {
-        let table = Table { columns: vec![text("A", 0), figure("B", 0)], rows: vec![vec!["x|y".into(), "1".into()]] };
-        assert_eq!(table.markdown(), ["| A | B |", "| --- | --: |", "| x\\|y | 1 |"]);
+        let table = Table {
+            columns: vec![text("A", 0), figure("B", 0)],
+            rows: vec![vec!["x|y".into(), "1".into()]],
+        };
+        assert_eq!(
+            table.markdown(),
+            ["| A | B |", "| --- | --: |", "| x\\|y | 1 |"]
+        );
     }
 }

@@ -29,39 +29,60 @@ pub struct View {
     pub exit: u8,
 }
 
-/// The answer for people.
+/// The answer for people, from top to bottom.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Text {
-    /// Lines before the table.
-    pub head: Vec<String>,
-    /// The table; without columns there is none.
-    pub table: Table,
-    /// Lines after the table.
-    pub tail: Vec<String>,
+pub struct Text(pub Vec<Block>);
+
+/// A part of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Block {
+    /// Lines as they are.
+    Lines(Vec<String>),
+    /// A table.
+    Table(Table),
+}
+
+impl Text {
+    /// Lines alone.
+    pub fn lines(lines: Vec<String>) -> Self {
+        Self(vec![Block::Lines(lines)])
+    }
+
+    /// A table alone.
+    pub fn table(table: Table) -> Self {
+        Self(vec![Block::Table(table)])
+    }
 }
 
 /// The view of an answer to a question.
 pub fn of(ask: &Ask, answer: &Answer) -> Result<View, Failure> {
     match (&ask.what, &answer.rows) {
-        (What::Connections { limit, .. }, Rows::Connections(rows)) => connections::view(rows, answer, *limit),
+        (What::Connections { limit, .. }, Rows::Connections(rows)) => {
+            connections::view(rows, answer, *limit)
+        }
         (What::Connections { limit, .. }, Rows::None) => connections::view(&[], answer, *limit),
-        (What::Explain { id_prefix }, Rows::Connections(rows)) => explain::view(rows, id_prefix, answer),
+        (What::Explain { id_prefix }, Rows::Connections(rows)) => {
+            explain::view(rows, id_prefix, answer)
+        }
         (What::Explain { id_prefix }, Rows::None) => explain::view(&[], id_prefix, answer),
-        (What::Report { which, by, .. }, Rows::Report(rows)) => report::view(*which, *by, rows, answer),
+        (What::Report { which, by, .. }, Rows::Report(rows)) => {
+            report::view(*which, *by, rows, answer)
+        }
         (What::Report { which, by, .. }, Rows::None) => report::view(*which, *by, &[], answer),
         (What::Sql { .. }, Rows::Sql { columns, rows }) => sql::view(columns, rows, answer),
         (What::Sql { .. }, Rows::None) => sql::view(&[], &[], answer),
         (What::Health, Rows::Health(rows)) => health::view(rows, answer.asked_at),
         (What::Health, Rows::None) => health::view(&[], answer.asked_at),
-        (What::Federators, Rows::Health(rows)) => health::federators(rows, answer.asked_at),
-        (What::Federators, Rows::None) => health::federators(&[], answer.asked_at),
+        (What::Federators, Rows::Health(rows)) => health::federators(rows),
+        (What::Federators, Rows::None) => health::federators(&[]),
         _ => Err(Failure::protocol("it answers another question")),
     }
 }
 
 /// A value as JSON on one line.
 pub fn json<T: Serialize>(value: &T) -> Result<String, Failure> {
-    serde_json::to_string(value).map_err(|error| Failure::protocol(format!("it has no JSON form: {error}")))
+    serde_json::to_string(value)
+        .map_err(|error| Failure::protocol(format!("it has no JSON form: {error}")))
 }
 
 /// Values as JSON, a line each.

@@ -44,9 +44,13 @@ impl When {
             return Ok(Self::Ago(0));
         }
         if let Some(duration) = duration(ago) {
-            return i64::try_from(duration.as_micros()).map(Self::Ago).map_err(|_| Failure::time(option, text));
+            return i64::try_from(duration.as_micros())
+                .map(Self::Ago)
+                .map_err(|_| Failure::time(option, text));
         }
-        instant(text).map(Self::At).ok_or_else(|| Failure::time(option, text))
+        instant(text)
+            .map(Self::At)
+            .ok_or_else(|| Failure::time(option, text))
     }
 
     fn at(self, now: Timestamp) -> Timestamp {
@@ -59,13 +63,21 @@ impl When {
 
 impl Span {
     /// Everything there is, for questions without a window.
-    pub const ALL: Self = Self { since: None, until: None };
+    pub const ALL: Self = Self {
+        since: None,
+        until: None,
+    };
 
     /// What it is at a given time.
     pub fn at(&self, now: Timestamp) -> Result<Window, Failure> {
-        let window = Window { since: self.since.map(|w| w.at(now)), until: self.until.map(|w| w.at(now)) };
+        let window = Window {
+            since: self.since.map(|w| w.at(now)),
+            until: self.until.map(|w| w.at(now)),
+        };
         match (window.since, window.until) {
-            (Some(since), Some(until)) if since >= until => Err(Failure::empty_window(since, until)),
+            (Some(since), Some(until)) if since >= until => {
+                Err(Failure::empty_window(since, until))
+            }
             _ => Ok(window),
         }
     }
@@ -77,7 +89,10 @@ fn instant(text: &str) -> Option<Timestamp> {
         return Some(micros(time));
     }
     let civil: jiff::civil::DateTime = text.parse().ok()?;
-    civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| micros(zoned.timestamp()))
+    civil
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .ok()
+        .map(|zoned| micros(zoned.timestamp()))
 }
 
 /// Reads `250ms`, `90s`, `15m`, `1h`, `7d`, `2w`, whole numbers only.
@@ -93,7 +108,11 @@ pub fn duration(text: &str) -> Option<Duration> {
         "w" => 604_800_000,
         _ => return None,
     };
-    number.parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
+    number
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(millis)
+        .map(Duration::from_millis)
 }
 
 #[cfg(test)]
@@ -109,23 +128,57 @@ mod tests {
             ("2w", When::Ago(1_209_600_000_000)),
             ("now", When::Ago(0)),
             ("2026-11-22", When::At(at("2026-11-22T00:00:00.000000Z"))),
-            ("2026-11-22T15:00", When::At(at("2026-11-22T15:00:00.000000Z"))),
-            ("2026-11-22 15:00:01", When::At(at("2026-11-22T15:00:01.000000Z"))),
-            ("2026-11-22T15:00:00+02:00", When::At(at("2026-11-22T13:00:00.000000Z"))),
-            ("2026-11-22T15:00:00.5Z", When::At(at("2026-11-22T15:00:00.500000Z"))),
+            (
+                "2026-11-22T15:00",
+                When::At(at("2026-11-22T15:00:00.000000Z")),
+            ),
+            (
+                "2026-11-22 15:00:01",
+                When::At(at("2026-11-22T15:00:01.000000Z")),
+            ),
+            (
+                "2026-11-22T15:00:00+02:00",
+                When::At(at("2026-11-22T13:00:00.000000Z")),
+            ),
+            (
+                "2026-11-22T15:00:00.5Z",
+                When::At(at("2026-11-22T15:00:00.500000Z")),
+            ),
         ] {
             assert_eq!(When::parse("--since", text).unwrap(), when, "{text}");
         }
-        for text in ["", "h", "1", "1.5h", "1y", "yesterday", "2026-13-01", "99999999999999999999h", "-1h"] {
+        for text in [
+            "",
+            "h",
+            "1",
+            "1.5h",
+            "1y",
+            "yesterday",
+            "2026-13-01",
+            "99999999999999999999h",
+            "-1h",
+        ] {
             assert!(When::parse("--since", text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn a_window_must_not_be_empty() {
-        let span = Span { since: Some(When::Ago(5)), until: Some(When::Ago(5)) };
+        let span = Span {
+            since: Some(When::Ago(5)),
+            until: Some(When::Ago(5)),
+        };
         assert!(span.at(Timestamp(100)).is_err());
-        let span = Span { since: Some(When::Ago(5)), until: None };
-        assert_eq!(span.at(Timestamp(100)).unwrap(), Window { since: Some(Timestamp(95)), until: None });
+        let span = Span {
+            since: Some(When::Ago(5)),
+            until: None,
+        };
+        assert_eq!(
+            span.at(Timestamp(100)).unwrap(),
+            Window {
+                since: Some(Timestamp(95)),
+                until: None
+            }
+        );
     }
 }

@@ -49,7 +49,12 @@ pub trait World {
     /// The time.
     fn now(&self) -> Timestamp;
     /// Asks and waits for the whole answer, or Ctrl-C.
-    fn ask(&mut self, target: &Target, request: &Request, progress: Progress) -> Result<Received, Failure>;
+    fn ask(
+        &mut self,
+        target: &Target,
+        request: &Request,
+        progress: Progress,
+    ) -> Result<Received, Failure>;
     /// Waits, or until Ctrl-C.
     fn pause(&mut self, duration: Duration) -> Pause;
 }
