@@ -49,10 +49,10 @@ struct Inner {
     next_port: AtomicU16,
 }
 
-/// Local ports that the kernel chooses from. It wanders through them in strides, so a wide range keeps tuples distinct.
-pub(crate) const KERNEL_PORTS: &str = "10000 57999";
+/// Local ports that the kernel chooses from. It may come back to one within some hundred connections.
+pub(crate) const KERNEL_PORTS: &str = "10000 29999";
 /// First local port of [`Host::take_ports`].
-const FIRST_PORT: u16 = 58_000;
+const FIRST_PORT: u16 = 30_000;
 
 /// A process that the lab started; killed when this is dropped.
 pub struct Process {

@@ -9,7 +9,7 @@ use crate::error::{LabError, Result};
 use crate::topology::{Flow, Topology};
 use crate::truth::{Connection, Ledger};
 use crate::wait;
-use crate::workload::{Fetch, Fetched, Ports, Server, Servers, fetch, redis_benchmark};
+use crate::workload::{Fetch, Fetched, Server, Servers, fetch, redis_benchmark};
 
 /// Time between two rounds of [`keep_driving`]: load enough, and the local ports last.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -17,9 +17,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Runs a flow's jobs, given by its number, all flows at the same time; gives what curl reported.
 pub fn drive(topology: &Topology, jobs: impl Fn(usize) -> Vec<Fetch> + Sync) -> Result<Ledger> {
     collect(topology, |number, flow| {
-        let done = jobs(number)
-            .into_iter()
-            .map(|job| fetch(flow, job, Ports::Kernel));
+        let done = jobs(number).into_iter().map(|job| fetch(flow, job));
         Ok(done.collect::<Result<Vec<_>>>()?.concat())
     })
 }
@@ -40,7 +38,7 @@ where
                 let mut all = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     for job in jobs {
-                        all.extend(fetch(flow, *job, Ports::Distinct)?);
+                        all.extend(fetch(flow, *job)?);
                     }
                     thread::sleep(PAUSE);
                 }
@@ -58,13 +56,13 @@ where
 pub fn drive_redis(
     topology: &Topology,
     flows: &[(usize, u16)],
-    requests: u32,
+    connections: u32,
     ledger: &mut Ledger,
 ) -> Result<()> {
     for (number, port) in flows {
         let flow = &topology.flows[*number];
         let _server = Server::redis(&flow.server)?;
-        redis_benchmark(flow, *port, requests)?;
+        redis_benchmark(flow, *port, connections)?;
         ledger.note_redis(*number, *port);
     }
     Ok(())

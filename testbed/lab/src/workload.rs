@@ -94,15 +94,6 @@ pub enum Fetch {
     },
 }
 
-/// Which local ports curl uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ports {
-    /// What the kernel chooses. It comes back to a port after some hundred connections.
-    Kernel,
-    /// Every connection of the host another, so that long runs have no two connections with the same addresses.
-    Distinct,
-}
-
 /// The line that curl writes for a transfer.
 const REPORT: &str = "weft %{exitcode} %{local_ip} %{local_port} %{remote_ip} %{remote_port} %{size_request} \
      %{size_upload} %{size_header} %{size_download}\\n";
@@ -297,8 +288,8 @@ impl Server {
 }
 
 /// Runs one curl on a flow to its end; gives its connections.
-pub fn fetch(flow: &Flow, what: Fetch, ports: Ports) -> Result<Vec<Fetched>> {
-    let config = curl_config(flow, what, ports)?;
+pub fn fetch(flow: &Flow, what: Fetch) -> Result<Vec<Fetched>> {
+    let config = curl_config(flow, what)?;
     let mut args = vec![
         "-q",
         "--silent",
@@ -316,27 +307,25 @@ pub fn fetch(flow: &Flow, what: Fetch, ports: Ports) -> Result<Vec<Fetched>> {
 }
 
 /// The configuration for curl: one section a transfer, as some options hold for one only.
-fn curl_config(flow: &Flow, what: Fetch, ports: Ports) -> Result<String> {
+fn curl_config(flow: &Flow, what: Fetch) -> Result<String> {
     let transfers = match what {
         Fetch::Small(n) | Fetch::KeptAlive(n) | Fetch::Large(n) | Fetch::Upload(n) => n,
         Fetch::FromPorts { count, .. } => count,
         Fetch::Slow(_) => 1,
     };
     let kept = matches!(what, Fetch::KeptAlive(_));
-    let first = match (what, ports) {
-        (Fetch::FromPorts { first, .. }, _) => Some(first),
-        (_, Ports::Kernel) => None,
-        (_, Ports::Distinct) => Some(flow.client.take_ports(if kept { 1 } else { transfers })?),
+    // The kernel would come back to a port soon, and two connections with the same addresses cannot be told apart in the logs.
+    let first = match what {
+        Fetch::FromPorts { first, .. } => first,
+        _ => flow.client.take_ports(if kept { 1 } else { transfers })?,
     };
     let mut sections = Vec::new();
     for number in 0..transfers {
         let mut section = transfer(flow, what, number)?;
-        if let Some(first) = first {
-            section += &format!(
-                "local-port = {}\n",
-                if kept { first } else { first + number }
-            );
-        }
+        section += &format!(
+            "local-port = {}\n",
+            if kept { first } else { first + number }
+        );
         sections.push(section);
     }
     Ok(sections.join("next\n"))
@@ -406,16 +395,12 @@ fn connections_of(report: &str) -> Result<Vec<Fetched>> {
     Ok(connections.into_values().collect())
 }
 
-/// Runs redis-benchmark against the flow's host, a new connection for every request.
-pub fn redis_benchmark(flow: &Flow, port: u16, requests: u32) -> Result<()> {
-    let (ip, port, requests) = (
-        flow.target.ip().to_string(),
-        port.to_string(),
-        requests.to_string(),
-    );
+/// Runs redis-benchmark against the flow's host: this many connections at the same time, ten requests each.
+pub fn redis_benchmark(flow: &Flow, port: u16, connections: u32) -> Result<()> {
+    let (ip, port) = (flow.target.ip().to_string(), port.to_string());
+    let (clients, requests) = (connections.to_string(), (connections * 10).to_string());
     let args = [
-        "-h", &ip, "-p", &port, "-n", &requests, "-c", "8", "-k", "0", "-q", "-t", "get", "-d",
-        "64",
+        "-h", &ip, "-p", &port, "-n", &requests, "-c", &clients, "-q", "-t", "get", "-d", "64",
     ];
     flow.client.run("redis-benchmark", &args).map(drop)
 }

@@ -24,7 +24,7 @@ fn stitched(make: fn() -> Result<Topology>, jobs: fn(usize) -> Vec<Fetch>, redis
     let servers = ok(Servers::start(&topology));
     let mut weft = ok(Weft::start(&topology));
     let mut ledger = ok(traffic::drive(&topology, jobs));
-    ok(traffic::drive_redis(&topology, redis, 100, &mut ledger));
+    ok(traffic::drive_redis(&topology, redis, 50, &mut ledger));
     let truth = settle(&topology, &servers, &ledger);
     let score = compare(&mut weft, &truth);
     println!("{}: {score} ({})", topology.name, traffic::by_nat(&truth));
@@ -106,7 +106,7 @@ fn relay() {
 #[test]
 fn overlap() {
     let jobs = |number| {
-        let first = if number < 2 { 58_000 } else { 62_000 };
+        let first = if number < 2 { 62_000 } else { 63_000 };
         [vec![Fetch::FromPorts { first, count: 150 }], mixed(20)].concat()
     };
     stitched(topology::overlap, jobs, &[]);
