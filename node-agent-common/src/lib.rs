@@ -157,8 +157,6 @@ pub struct Meta {
     pub attached_ns: u64,
     /// Hash of the programs that are attached, their settings and their cgroup.
     pub attachment: u64,
-    /// The snapshot of connections older than the hooks was taken: 0 or 1.
-    pub snapshot_taken: u64,
     /// UTC microseconds minus monotonic microseconds, so that a time stays the same across the agent's restarts.
     pub clock_offset_us: i64,
 }
@@ -173,5 +171,5 @@ const _: () = {
     assert!(size_of::<SocketState>() == 56);
     assert!(offset_of!(SocketState, pid) == 24);
     assert!(offset_of!(SocketState, netns) == 48);
-    assert!(size_of::<Meta>() == 40);
+    assert!(size_of::<Meta>() == 32);
 };

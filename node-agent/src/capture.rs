@@ -4,7 +4,7 @@
 //! record go to the sink together; only then is the space given back. Killed in between, the next agent starts at
 //! the later of the two positions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -36,7 +36,9 @@ pub struct Capture<H, S> {
     sink: S,
     counters: Arc<Counters>,
     position: u64,
-    unsent: Option<HalfBatch>,
+    /// Batches that the sink has not taken, with the position that goes with each.
+    unsent: VecDeque<(HalfBatch, u64)>,
+    flushed: u64,
 }
 
 impl<H: Host, S: BatchSink> Capture<H, S> {
@@ -50,14 +52,14 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         counters: Arc<Counters>,
     ) -> Self {
         let position = resume_at(&hooks, sink.last_ring_position());
-        Self { hooks, table, attribution, clock, sink, counters, position, unsent: None }
+        Self { hooks, table, attribution, clock, sink, counters, position, unsent: VecDeque::new(), flushed: position }
     }
 
     /// Reads what is in the ring. `now_ns` is monotonic. Reads nothing while the sink refuses: the ring buffers.
     pub fn poll(&mut self, now_ns: u64) {
         let mut read = 0;
         let end = self.hooks.ring.produced();
-        while self.unsent.is_none() && self.position < end {
+        while self.unsent.is_empty() && self.position < end {
             let Some((bytes, next)) = self.hooks.ring.peek(self.position) else { break };
             match decode(bytes) {
                 Ok(event) => {
@@ -80,20 +82,32 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
 
     /// Hands over everything that is due. On an error nothing is lost: the same batch is offered again next time.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.unsent.is_none() {
-            let rows = self.table.drain();
-            self.unsent = (!rows.is_empty()).then(|| batch(self.table.identity().boot, rows));
+        if self.unsent.is_empty() {
+            self.cut_batches();
         }
-        if let Some(batch) = &self.unsent {
-            let position = self.hooks.state.ring_base.saturating_add(self.position);
+        while let Some((batch, position)) = self.unsent.front() {
+            let position = self.hooks.state.ring_base.saturating_add(*position);
             self.sink.append(batch, position).inspect_err(|_| {
                 self.counters.append_failures.fetch_add(1, Relaxed);
             })?;
             self.counters.halves.fetch_add(batch.halves.len() as u64, Relaxed);
-            self.unsent = None;
+            self.unsent.pop_front();
         }
+        self.flushed = self.position;
         self.hooks.ring.consume(self.position);
         Ok(())
+    }
+
+    /// Everything that is due, in batches. Only the last may carry the new position: with any other, records whose rows
+    /// are in a later batch would count as taken.
+    fn cut_batches(&mut self) {
+        let mut rows = self.table.drain();
+        while !rows.is_empty() {
+            let rest = rows.split_off(rows.len().min(MAX_BATCH_ROWS));
+            let position = if rest.is_empty() { self.position } else { self.flushed };
+            self.unsent.push_back((batch(self.table.identity().boot, rows), position));
+            rows = rest;
+        }
     }
 
     /// Brings the shared counters up to date.

@@ -103,13 +103,13 @@ impl Table {
         self.finished.push(Row { half, owner: Arc::clone(owner) });
     }
 
-    /// Closes what is tracked, opened before `dumped_ns` and not among the sockets that the kernel still has: its end
+    /// Closes what is tracked, last seen before `dumped_at` and not among the sockets that the kernel still has: its end
     /// was lost with a full ring. Its last known counters stand.
-    pub fn reconcile(&mut self, alive: impl Fn(ConnectionKey) -> bool, dumped_at: weft_wire::Timestamp) -> usize {
+    pub fn reconcile(&mut self, alive: impl Fn(ConnectionKey, &Owner) -> bool, dumped_at: weft_wire::Timestamp) -> usize {
         let gone: Vec<ConnectionKey> = self
             .open
             .iter()
-            .filter(|(key, tracked)| tracked.row.half.seen_at < dumped_at && !alive(**key))
+            .filter(|(key, tracked)| tracked.row.half.seen_at < dumped_at && !alive(**key, &tracked.row.owner))
             .map(|(key, _)| *key)
             .collect();
         for key in &gone {
@@ -285,7 +285,7 @@ mod tests {
         apply(&mut table, &event(2, HalfState::Open, 2_000));
         apply(&mut table, &event(3, HalfState::Open, 9_000_000));
         table.drain();
-        let gone = table.reconcile(|key| key == ConnectionKey(1), weft_wire::Timestamp(5_000));
+        let gone = table.reconcile(|key, _| key == ConnectionKey(1), weft_wire::Timestamp(5_000));
         let rows = table.drain();
         assert_eq!((gone, rows.len()), (1, 1));
         assert_eq!(rows[0].half.closed_at, Some(weft_wire::Timestamp(5_000)));

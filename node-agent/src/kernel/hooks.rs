@@ -99,7 +99,6 @@ pub enum HookError {
 pub struct Hooks {
     /// The ring.
     pub ring: Ring,
-    meta: Array<MapData, Plain<Meta>>,
     drops: PerCpuArray<MapData, u64>,
     sockets: SkStorage<MapData, Plain<SocketState>>,
     /// What was written down when the ring was made.
@@ -143,12 +142,11 @@ impl Hooks {
         let map = |name: &str| MapData::from_pin(dir.join(name));
         let ring = map("RING")?;
         let size = ring.info()?.max_entries();
-        let meta = Array::try_from(Map::Array(map("META")?))?;
+        let meta: Array<MapData, Plain<Meta>> = Array::try_from(Map::Array(map("META")?))?;
         let state: Plain<Meta> = meta.get(&0, 0)?;
         let links = LINKS.iter().map(|(link, _)| PinnedLink::from_pin(dir.join(link))).collect::<Result<_, _>>()?;
         Ok(Self {
             ring: Ring::map(ring.fd(), size).map_err(HookError::Ring)?,
-            meta,
             drops: PerCpuArray::try_from(Map::PerCpuArray(map("DROPS")?))?,
             sockets: SkStorage::try_from(Map::SkStorage(map("SOCKETS")?))?,
             state: state.0,
@@ -167,16 +165,9 @@ impl Hooks {
         self.dropped(counter::RING_FULL)
     }
 
-    /// Writes down a change of what is remembered about the ring.
-    pub fn remember(&mut self, state: Meta) -> Result<(), HookError> {
-        self.meta.set(0, Plain(state), 0)?;
-        self.state = state;
-        Ok(())
-    }
-
-    /// Whether a socket is tracked by the hooks.
-    pub fn tracks(&self, socket: &impl std::os::fd::AsRawFd) -> bool {
-        self.sockets.get(socket, 0).is_ok()
+    /// What the hooks remember with a socket; `None` when they do not know it.
+    pub fn state_of(&self, socket: &impl std::os::fd::AsRawFd) -> Option<SocketState> {
+        self.sockets.get(socket, 0).ok().map(|state| state.0)
     }
 
     /// Makes the hooks track a socket that is older than they are.

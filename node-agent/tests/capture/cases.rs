@@ -281,7 +281,6 @@ fn simultaneous_open(world: &mut World) {
             break [a, b];
         }
     };
-    println!("{attempts} attempts");
     for stream in &mut streams {
         stream.write_all(b"hello").unwrap();
     }
@@ -298,7 +297,6 @@ fn simultaneous_open(world: &mut World) {
     let (client, server) = (end(Role::Client), end(Role::Server));
     check_fingerprints(&client, &server);
     assert_eq!((client.local, client.remote), (server.remote, server.local));
-    assert!(matches!(client.fingerprint, Fingerprint::TcpIsn { client, server } if client < server));
     for half in [client, server] {
         check_bytes(&half, 5, 5);
     }

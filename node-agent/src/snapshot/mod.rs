@@ -1,0 +1,274 @@
+//! Sockets older than the hooks, and ends that the hooks lost.
+//!
+//! At the agent's start every listener of the watched processes that the hooks do not know is made known to them, so that
+//! what it accepts has an owner; every established connection that they do not know is reported without initial
+//! sequence numbers. Those are looked at again now and then, since no hook will say when they end. Whether the
+//! hooks know a socket, its own storage tells; so a restarted agent needs no memory of what an earlier one did.
+
+pub mod diag;
+pub mod processes;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use weft_agent_common::{SocketState, phase};
+use weft_wire::{Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Timestamp};
+
+use crate::attribution::Host;
+use crate::capture::Capture;
+use crate::decode::{ConnectionKey, OwnerKey};
+use crate::kernel::sys;
+use crate::sink::BatchSink;
+use crate::time;
+use diag::{Listed, Progress};
+use processes::{Holder, Resident};
+
+/// Bytes of one datagram of an answer; the kernel makes none larger.
+const DATAGRAM_BYTES: usize = 64 << 10;
+/// Most older connections followed; some 400 bytes each. Beyond it they are reported once, as open, and counted.
+const MAX_FOLLOWED: usize = 65_536;
+
+/// What is followed between two looks.
+pub struct Snapshot {
+    cgroup: PathBuf,
+    namespaces: HashMap<u32, OwnedFd>,
+    followed: HashMap<u64, (Half, Arc<Owner>)>,
+    dropped: u64,
+}
+
+impl Snapshot {
+    /// Of the processes in this cgroup.
+    pub fn new(cgroup: &Path) -> Self {
+        Self { cgroup: cgroup.into(), namespaces: HashMap::new(), followed: HashMap::new(), dropped: 0 }
+    }
+
+    /// Once, when the agent starts, after the hooks are there.
+    pub fn start<H: Host, S: BatchSink>(&mut self, capture: &mut Capture<H, S>) {
+        self.dropped = capture.hooks.ring_full();
+        let (residents, left_out) = processes::residents(&self.cgroup);
+        capture.counters().snapshot_skipped.fetch_add(left_out, Relaxed);
+        self.enter(&residents, capture);
+        let holders = processes::holders(&residents);
+        for (netns, sockets) in self.list(capture) {
+            let listening = sockets.iter().filter(|socket| socket.state == diag::state::LISTEN);
+            let ports: HashSet<u16> = listening.map(|socket| socket.local.port()).collect();
+            for socket in &sockets {
+                if let Some(holder) = holders.get(&socket.inode) {
+                    self.adopt(capture, netns, socket, holder, ports.contains(&socket.local.port()));
+                }
+            }
+        }
+        tracing::info!(connections = self.followed.len(), "connections older than the hooks");
+    }
+
+    /// Now and then: how the older connections are doing, and, where records were lost, which ends were among them.
+    pub fn sweep<H: Host, S: BatchSink>(&mut self, capture: &mut Capture<H, S>) {
+        let dropped = capture.hooks.ring_full();
+        let lost = dropped > self.dropped;
+        if lost {
+            let (residents, _) = processes::residents(&self.cgroup);
+            self.enter(&residents, capture);
+        }
+        if !lost && self.followed.is_empty() {
+            return;
+        }
+        self.dropped = dropped;
+        let looked_at = time::now();
+        let sockets = self.list(capture);
+        if lost {
+            let alive: HashSet<u64> = sockets.values().flatten().map(|socket| socket.cookie).collect();
+            let cookie = |key: ConnectionKey| key.0 & ((1 << 48) - 1);
+            let found = capture.table.reconcile(
+                |key, owner| !sockets.contains_key(&owner.netns) || alive.contains(&cookie(key)),
+                looked_at,
+            );
+            tracing::warn!(lost_ends = found, "the kernel's ring was full");
+        }
+        self.follow(capture, &sockets, looked_at);
+    }
+
+    /// Opens a socket into every network namespace that residents live in.
+    fn enter<H: Host, S: BatchSink>(&mut self, residents: &[Resident], capture: &Capture<H, S>) {
+        let wanted: HashMap<u32, u32> = residents.iter().map(|resident| (resident.netns, resident.pid)).collect();
+        self.namespaces.retain(|netns, _| wanted.contains_key(netns));
+        for (netns, pid) in wanted {
+            if self.namespaces.contains_key(&netns) {
+                continue;
+            }
+            match diag_socket(pid) {
+                Ok(fd) => drop(self.namespaces.insert(netns, fd)),
+                Err(error) => {
+                    tracing::debug!(%error, netns, "namespace left out");
+                    capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
+                }
+            }
+        }
+    }
+
+    fn list<H: Host, S: BatchSink>(&self, capture: &Capture<H, S>) -> HashMap<u32, Vec<Listed>> {
+        let mut all = HashMap::new();
+        for (netns, fd) in &self.namespaces {
+            match sockets(fd) {
+                Ok(sockets) => drop(all.insert(*netns, sockets)),
+                Err(error) => {
+                    tracing::debug!(%error, netns, "namespace left out");
+                    capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
+                }
+            }
+        }
+        all
+    }
+
+    fn adopt<H: Host, S: BatchSink>(
+        &mut self,
+        capture: &mut Capture<H, S>,
+        netns: u32,
+        socket: &Listed,
+        holder: &Holder,
+        accepted: bool,
+    ) {
+        let listener = socket.state == diag::state::LISTEN;
+        if !listener && socket.half_state().is_none() {
+            return;
+        }
+        // Gone since it was listed: then there is nothing to adopt.
+        let Ok(fd) = sys::descriptor_of(holder.pid, holder.fd) else { return };
+        let owner = OwnerKey {
+            pid: holder.pid,
+            uid: socket.uid,
+            comm: processes::comm(holder.pid),
+            cgroup: holder.cgroup,
+            netns,
+        };
+        match capture.hooks.state_of(&fd) {
+            Some(known) if known.pid != 0 || !listener => {}
+            None if !listener => self.adopt_connection(capture, socket, &owner, accepted),
+            _ => {
+                let state = SocketState {
+                    cgroup: owner.cgroup,
+                    pid: owner.pid,
+                    uid: owner.uid,
+                    comm: owner.comm,
+                    netns,
+                    phase: phase::IDLE,
+                    ..SocketState::default()
+                };
+                if let Err(error) = capture.hooks.track(&fd, state) {
+                    tracing::debug!(%error, "listener left out");
+                    capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
+                }
+            }
+        }
+    }
+
+    fn adopt_connection<H: Host, S: BatchSink>(
+        &mut self,
+        capture: &mut Capture<H, S>,
+        socket: &Listed,
+        owner: &OwnerKey,
+        accepted: bool,
+    ) {
+        let now_ns = time::monotonic_ns();
+        let owner = capture.attribution.owner(owner, now_ns, now_ns, &capture.clock);
+        // Nobody knows when it was opened; the hooks came after.
+        let opened_at = capture.clock.utc(capture.hooks.state.attached_ns);
+        let role = if accepted { Role::Server } else { Role::Client };
+        let half = observed(socket, role, opened_at, time::now());
+        capture.table.adopt(ConnectionKey(socket.cookie), half, &owner);
+        if self.followed.len() < MAX_FOLLOWED {
+            self.followed.insert(socket.cookie, (half, owner));
+        } else {
+            capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Reports what changed on followed connections; those that are gone are closed with their last counters.
+    fn follow<H: Host, S: BatchSink>(
+        &mut self,
+        capture: &mut Capture<H, S>,
+        sockets: &HashMap<u32, Vec<Listed>>,
+        looked_at: Timestamp,
+    ) {
+        let alive: HashMap<u64, &Listed> =
+            sockets.values().flatten().filter(|socket| socket.half_state().is_some()).map(|socket| (socket.cookie, socket)).collect();
+        self.followed.retain(|cookie, (half, owner)| {
+            let before = *half;
+            match alive.get(cookie) {
+                Some(socket) => *half = observed(socket, half.role, half.opened_at, looked_at),
+                None => {
+                    half.state = HalfState::Closed;
+                    half.closed_at = Some(looked_at);
+                }
+            }
+            let moved = (before.bytes_sent, before.bytes_received) != (half.bytes_sent, half.bytes_received);
+            if moved || half.state.finished() {
+                capture.table.adopt(ConnectionKey(*cookie), *half, owner);
+            }
+            !half.state.finished()
+        });
+    }
+}
+
+fn observed(socket: &Listed, role: Role, opened_at: Timestamp, seen_at: Timestamp) -> Half {
+    let (bytes_sent, bytes_received) = socket.payload(role == Role::Client);
+    Half {
+        id: HalfId::default(),
+        cookie: socket.cookie,
+        protocol: Protocol::Tcp,
+        role,
+        state: HalfState::Open,
+        fingerprint: Fingerprint::Unknown,
+        local: socket.local,
+        remote: socket.remote,
+        opened_at,
+        closed_at: None,
+        seen_at,
+        bytes_sent,
+        bytes_received,
+        packets_sent: u64::from(socket.info.segments_out),
+        packets_received: u64::from(socket.info.segments_in),
+        rtt_us: socket.info.rtt_us,
+        retransmits: socket.info.retransmits,
+        owner: 0,
+    }
+}
+
+/// A sock_diag socket in the network namespace of a process. A socket stays in the namespace it was made in, so a thread
+/// goes there for a moment.
+fn diag_socket(pid: u32) -> io::Result<OwnedFd> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    std::thread::Builder::new()
+        .name("weft-netns".into())
+        .spawn(move || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            let protocol = SockProtocol::NetlinkSockDiag;
+            Ok(socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?)
+        })?
+        .join()
+        .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+}
+
+/// Every TCP socket of a namespace.
+fn sockets(fd: &OwnedFd) -> io::Result<Vec<Listed>> {
+    let mut all = Vec::new();
+    let mut datagram = vec![0; DATAGRAM_BYTES];
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        send(fd.as_raw_fd(), &diag::request(family as u8), MsgFlags::empty())?;
+        loop {
+            let length = recv(fd.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
+            match diag::parse(&datagram[..length], |listed| all.push(listed)) {
+                Ok(Progress::More) => {}
+                Ok(Progress::Done) => break,
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+    }
+    Ok(all)
+}
