@@ -7,20 +7,25 @@
 //! When one cannot follow, the queue before it fills up and the one before waits: down to the agents, by QUIC's flow control.
 //! When one fails, nothing goes on: [`Pipeline::failed`] says why, and the program ends. What was acknowledged is in the journal.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use anyhow::Context;
+use tokio::sync::{mpsc, oneshot, watch};
+use weft_mesh::MeshKey;
+use weft_wire::control::PeerMessage;
 use weft_wire::{AgentInfo, AgentKey, HalfBatch, Timestamp, batch, codec, frame::Kind};
 
 use crate::agents::AgentState;
 use crate::clock;
 use crate::config::Config;
-use crate::core::{Core, CoreConfig, CoreCounters, Input};
-use crate::journal::{AgentEntry, BatchEntry, Entry, EntryRef, Journal};
+use crate::core::{Contact, Core, CoreConfig, CoreCounters, Input, Told};
+use crate::journal::{AgentEntry, BatchEntry, Entry, EntryRef, Journal, PeerEntry};
+use crate::peers::Peers;
 use crate::record::Flush;
 use crate::store::{Readers, Store, StoreOptions};
 
@@ -63,6 +68,33 @@ pub enum Submission {
         /// What it said.
         info: AgentInfo,
     },
+    /// A peer said something that outlives this process.
+    Peer {
+        /// When.
+        at: Timestamp,
+        /// Its name.
+        peer: String,
+        /// What it said.
+        message: PeerMessage,
+        /// Number within its session.
+        seq: u64,
+        /// Told when it is durable.
+        acks: Arc<watch::Sender<u64>>,
+    },
+    /// Something between us and a peer that needs no journal.
+    Contact {
+        /// Number of our session to that peer, where it is about that.
+        session: u64,
+        /// What happened.
+        contact: Contact,
+    },
+    /// What a peer said before needs no journal, or is durable with this.
+    Acknowledge {
+        /// Number within its session.
+        seq: u64,
+        /// Told.
+        acks: Arc<watch::Sender<u64>>,
+    },
     /// Answered when everything submitted before is in the store.
     Barrier(oneshot::Sender<()>),
 }
@@ -72,6 +104,7 @@ pub const SEQ_BYTES: usize = 8;
 
 enum ToCore {
     Entry { position: u64, at: Timestamp, input: Input },
+    Contact { session: u64, contact: Contact },
     Barrier(oneshot::Sender<()>),
 }
 
@@ -117,7 +150,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Opens store and journal, replays, and starts the threads.
-    pub fn start(config: &Config) -> anyhow::Result<Self> {
+    pub fn start(config: &Config, peers: Arc<Peers>) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&config.data_dir)?;
         let store = Store::open(&StoreOptions {
             path: config.store_file(),
@@ -128,7 +161,7 @@ impl Pipeline {
         let loaded = store.load()?;
         let from = loaded.position;
         let live = loaded.live.len();
-        let mut core = Core::new(core_config(config), loaded);
+        let mut core = Core::new(core_config(config)?, loaded);
         let mut last = None;
         let (mut journal, recovery) = Journal::open(&config.journal_folder(), from, |position, entry| {
             let (at, input) = replayed(entry);
@@ -153,17 +186,12 @@ impl Pipeline {
             tracing::error!(bytes = recovery.missing_bytes, "journal segments are missing: what they held is lost");
         }
         let sequences = core.sequences().iter().map(|(key, seq)| (*key, *seq)).collect();
-        Ok(Self::spawn(config, journal, core, store, readers, sequences)?)
+        let parts = Parts { journal, core, store, readers, peers };
+        Ok(Self::spawn(config, parts, sequences)?)
     }
 
-    fn spawn(
-        config: &Config,
-        journal: Journal,
-        core: Core,
-        store: Store,
-        readers: Readers,
-        sequences: Vec<(AgentKey, u64)>,
-    ) -> std::io::Result<Self> {
+    fn spawn(config: &Config, parts: Parts, sequences: Vec<(AgentKey, u64)>) -> std::io::Result<Self> {
+        let Parts { journal, core, store, readers, peers } = parts;
         let progress = Arc::new(Progress::default());
         progress.journal_bytes.store(journal.bytes(), Relaxed);
         let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
@@ -176,7 +204,8 @@ impl Pipeline {
         let mut thread = |name: &str, work: Box<dyn FnOnce() -> anyhow::Result<()> + Send>| {
             let failed = failed.clone();
             let run = move || {
-                if let Err(error) = work() {
+                let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                if let Err(error) = worked.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked"))) {
                     // Fails only when the program is ending already.
                     let _ = failed.blocking_send(error);
                 }
@@ -187,7 +216,7 @@ impl Pipeline {
         let shared = progress.clone();
         thread("journal", Box::new(move || run_journal(journal, submitted, &to_core, &shared)))?;
         let shared = progress.clone();
-        thread("core", Box::new(move || run_core(core, &entries, &to_store, interval, &shared)))?;
+        thread("core", Box::new(move || run_core(core, &entries, &to_store, interval, &shared, &peers)))?;
         let shared = progress.clone();
         thread("store", Box::new(move || run_store(store, &flushes, retention_us, &shared)))?;
         Ok(Self { submissions, progress, readers, sequences, threads, failures })
@@ -211,18 +240,42 @@ impl Pipeline {
     }
 }
 
-fn core_config(config: &Config) -> CoreConfig {
-    CoreConfig {
+struct Parts {
+    journal: Journal,
+    core: Core,
+    store: Store,
+    readers: Readers,
+    peers: Arc<Peers>,
+}
+
+/// Reads the mesh's key.
+pub fn mesh_key(path: &std::path::Path) -> anyhow::Result<MeshKey> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = text.trim();
+    let mut bytes = [0; 32];
+    anyhow::ensure!(text.len() == 64 && text.is_ascii(), "{} does not hold 32 bytes in hexadecimal", path.display());
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16)
+            .with_context(|| format!("{} does not hold 32 bytes in hexadecimal", path.display()))?;
+    }
+    Ok(MeshKey::new(bytes))
+}
+
+fn core_config(config: &Config) -> anyhow::Result<CoreConfig> {
+    let peers = config.mesh.peers.iter().map(|peer| peer.name.clone()).collect();
+    let key = config.mesh.key_file.as_deref().map(mesh_key).transpose()?;
+    Ok(CoreConfig {
+        mesh: key.map(|key| (peers, key)),
         name: config.name.clone(),
         hold_us: i64::try_from(config.stitch.hold_ms * 1000).unwrap_or(i64::MAX),
         expiry_us: i64::try_from(config.stitch.expiry_s * 1_000_000).unwrap_or(i64::MAX),
         max_open: config.stitch.max_open,
         seed: random_seed(),
-    }
+    })
 }
 
-/// Not the same in two runs; no result depends on it.
-fn random_seed() -> u64 {
+/// Not the same in two runs.
+pub fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish()
 }
@@ -239,7 +292,10 @@ fn replayed(entry: Entry) -> (Timestamp, Option<Input>) {
             let batch = batch::decode(&bytes, agent).ok();
             (arrived_at, batch.map(|batch| Input::Batch { agent, seq, skew_us, batch }))
         }
-        Entry::Peer(entry) => (entry.arrived_at, None),
+        Entry::Peer(PeerEntry { arrived_at, message }) => {
+            let said: Option<(String, PeerMessage)> = codec::from_bytes(Kind::PeerMessages, &message).ok();
+            (arrived_at, said.map(|(peer, message)| Input::Peer { peer, message }))
+        }
     }
 }
 
@@ -263,9 +319,11 @@ fn run_journal(
             progress.syncs.fetch_add(1, Relaxed);
         }
         let now = clock::now();
-        for (agent, seq, newest) in durable.drain(..) {
-            let agent: Arc<AgentState> = agent;
-            agent.became_durable(seq, newest, now);
+        for durable in durable.drain(..) {
+            match durable {
+                Durable::Agent(agent, seq, newest) => agent.became_durable(seq, newest, now),
+                Durable::Peer(acks, seq) => drop(acks.send_replace(seq)),
+            }
         }
         for message in onward.drain(..) {
             if to_core.send(message).is_err() {
@@ -278,7 +336,10 @@ fn run_journal(
     Ok(())
 }
 
-type Durable = (Arc<AgentState>, u64, Option<Timestamp>);
+enum Durable {
+    Agent(Arc<AgentState>, u64, Option<Timestamp>),
+    Peer(Arc<watch::Sender<u64>>, u64),
+}
 
 fn write_entry(
     journal: &mut Journal,
@@ -293,7 +354,7 @@ fn write_entry(
             let entry = BatchEntry { arrived_at: at, agent: key, seq, skew_us, batch: bytes };
             let position = journal.append(EntryRef::Batch(entry))?;
             let newest = batch.halves.iter().map(|half| half.seen_at.0.saturating_sub(skew_us)).max();
-            durable.push((agent, seq, newest.map(Timestamp)));
+            durable.push(Durable::Agent(agent, seq, newest.map(Timestamp)));
             onward.push(ToCore::Entry { position, at, input: Input::Batch { agent: key, seq, skew_us, batch } });
         }
         Submission::Agent { at, key, info } => {
@@ -302,6 +363,16 @@ fn write_entry(
             let position = journal.append(EntryRef::Agent(entry))?;
             onward.push(ToCore::Entry { position, at, input: Input::Agent { key, info } });
         }
+        Submission::Peer { at, peer, message, seq, acks } => {
+            let said = (peer, message);
+            let bytes = codec::to_bytes(Kind::PeerMessages, &said)?;
+            let position = journal.append(EntryRef::Peer(PeerEntry { arrived_at: at, message: &bytes }))?;
+            durable.push(Durable::Peer(acks, seq));
+            let (peer, message) = said;
+            onward.push(ToCore::Entry { position, at, input: Input::Peer { peer, message } });
+        }
+        Submission::Acknowledge { seq, acks } => durable.push(Durable::Peer(acks, seq)),
+        Submission::Contact { session, contact } => onward.push(ToCore::Contact { session, contact }),
         Submission::Barrier(done) => onward.push(ToCore::Barrier(done)),
     }
     Ok(())
@@ -313,7 +384,10 @@ fn run_core(
     to_store: &SyncSender<ToStore>,
     interval: Duration,
     progress: &Progress,
+    peers: &Peers,
 ) -> anyhow::Result<()> {
+    // Our sessions to peers by number: what is said is only right for the session that it was made for.
+    let mut sessions = HashMap::new();
     let mut flushed = Instant::now();
     let mut done = Vec::new();
     loop {
@@ -321,13 +395,24 @@ fn run_core(
         let ended = matches!(received, Err(RecvTimeoutError::Disconnected));
         match received {
             Ok(ToCore::Entry { position, at, input }) => core.apply(position, at, input),
+            Ok(ToCore::Contact { session, contact }) => {
+                if let Contact::Up { peer, .. } = &contact {
+                    sessions.insert(peer.clone(), session);
+                }
+                core.contact(&contact);
+            }
             Ok(ToCore::Barrier(waiting)) => done.push(waiting),
             Err(_) => core.advance(clock::now()),
+        }
+        while let Some(told) = core.poll_told() {
+            let (Told::Send { peer, .. } | Told::Redial { peer }) = &told;
+            let session = sessions.get(peer).copied().unwrap_or(0);
+            peers.tell(session, told);
         }
         if ended || !done.is_empty() || flushed.elapsed() >= interval || core.unflushed() >= FLUSH_ROWS {
             core.advance(clock::now());
             flushed = Instant::now();
-            report(&core, progress);
+            report(&core, progress, peers);
             let changed = core.changed();
             if changed || !done.is_empty() {
                 let flush = changed.then(|| core.flush());
@@ -342,7 +427,10 @@ fn run_core(
     }
 }
 
-fn report(core: &Core, progress: &Progress) {
+fn report(core: &Core, progress: &Progress, peers: &Peers) {
+    for peer in peers.all() {
+        peer.queued.store(core.queued(&peer.name) as u64, Relaxed);
+    }
     progress.in_memory.store(core.in_memory() as u64, Relaxed);
     progress.waiting.store(core.waiting() as u64, Relaxed);
     if let Ok(mut counters) = progress.core.lock() {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use weft_mesh::Link;
 use weft_wire::query::{Confidence, ConnectionState, PathClass, Unmatched};
 use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Timestamp};
 
@@ -41,7 +42,7 @@ pub struct Row {
     pub joined: Option<Joined>,
     /// Why one end is missing.
     pub unmatched: Option<Unmatched>,
-    /// The other end's home has not yet acknowledged our end's last card.
+    /// The two homes have not yet told each other everything.
     pub card_due: bool,
     /// Nothing more is expected: the row leaves memory.
     pub settled: bool,
@@ -73,6 +74,10 @@ pub struct Flush {
     pub replaced_done: Vec<HalfId>,
     /// Rows.
     pub rows: Vec<Row>,
+    /// Halves whose link to another home changed or is gone.
+    pub links_changed: Vec<HalfId>,
+    /// Links to other homes that are not done.
+    pub links: Vec<(HalfId, Link)>,
     /// Highest sequence number of each agent that is covered.
     pub sequences: Vec<(AgentKey, u64)>,
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tokio::sync::Semaphore;
-use weft_transport::{Identity, Listener, PeerRole};
+use weft_transport::{Dialler, Identity, Listener, PeerRole};
 use weft_wire::control::CloseCode;
 
 use crate::agents::AgentStates;
 use crate::config::Config;
-use crate::pipeline::Pipeline;
+use crate::peers::Peers;
+use crate::pipeline::{Pipeline, random_seed};
 use crate::query::Queries;
 use crate::server::{Server, ServerCounters};
 
@@ -23,6 +24,7 @@ pub struct Federator {
     listener: Arc<Listener>,
     server: Arc<Server>,
     accepting: tokio::task::JoinHandle<()>,
+    dialling: tokio::task::JoinHandle<()>,
 }
 
 /// Loads the identity, and holds it against the configuration.
@@ -44,8 +46,9 @@ impl Federator {
     /// Restores the state and begins to take sessions.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let identity = identity(&config)?;
-        let starting = config.clone();
-        let pipeline = tokio::task::spawn_blocking(move || Pipeline::start(&starting)).await??;
+        let peers = Arc::new(Peers::new(&config.name, &config.region, &config.mesh.peers, random_seed()));
+        let (starting, known) = (config.clone(), peers.clone());
+        let pipeline = tokio::task::spawn_blocking(move || Pipeline::start(&starting, known)).await??;
         let listener = Arc::new(Listener::bind(config.listen, &identity).context("cannot listen")?);
         let queries = Arc::new(Queries {
             name: config.name.clone(),
@@ -60,11 +63,14 @@ impl Federator {
             progress: pipeline.progress.clone(),
             journal_max_bytes: config.journal.max_bytes,
             queries,
+            peers: peers.clone(),
             counters: ServerCounters::default(),
         });
         let accepting = tokio::spawn(server.clone().run(listener.clone()));
+        let dialler = Dialler::new(&identity)?;
+        let dialling = tokio::spawn(peers.run(dialler, pipeline.submissions.clone()));
         tracing::info!(name = config.name, address = %listener.local_addr()?, "listening");
-        Ok(Self { pipeline, listener, server, accepting })
+        Ok(Self { pipeline, listener, server, accepting, dialling })
     }
 
     /// Where it listens.
@@ -87,6 +93,8 @@ impl Federator {
         self.listener.close(CloseCode::Draining, "shutting down").await;
         self.accepting.abort();
         let _ = self.accepting.await;
+        self.dialling.abort();
+        let _ = self.dialling.await;
         // Sessions hold the server, and with it the way into the pipeline, until they have noticed.
         let ended = async {
             while Arc::strong_count(&self.server) > 1 {

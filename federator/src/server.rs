@@ -7,15 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use weft_transport::{FrameReceiver, FrameSender, Listener, PeerRole, Session, TransportError};
-use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION};
+use weft_wire::control::{
+    Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage,
+};
 use weft_wire::frame::{Frame, Kind};
 use weft_wire::query::Request;
 use weft_wire::{batch, codec};
 
 use crate::agents::{AgentState, AgentStates};
 use crate::clock;
+use crate::core::Contact;
+use crate::peers::Peers;
 use crate::pipeline::{Progress, SEQ_BYTES, Submission};
 use crate::query::Queries;
 
@@ -38,6 +42,8 @@ pub struct Server {
     pub progress: Arc<Progress>,
     /// Beyond it agents are refused.
     pub journal_max_bytes: u64,
+    /// The other federators.
+    pub peers: Arc<Peers>,
     /// Answers.
     pub queries: Arc<Queries>,
     /// Totals.
@@ -204,7 +210,80 @@ impl Server {
                 let request: Request = session.decode(&first)?;
                 self.queries.answer(sender, request).await
             }
+            Kind::PeerHello => {
+                session.require_role(&[PeerRole::Federator])?;
+                let hello: PeerHello = session.decode(&first)?;
+                session.require_name(&hello.name)?;
+                self.serve_peer(&session, &hello, sender, receiver).await
+            }
             other => Err(session.misbehaved(CloseCode::Unexpected, format!("{other:?} opens no conversation"))),
+        }
+    }
+
+    async fn serve_peer(
+        &self,
+        session: &Session,
+        hello: &PeerHello,
+        mut sender: FrameSender,
+        mut receiver: FrameReceiver,
+    ) -> Result<(), TransportError> {
+        let Some(link) = self.peers.find(&hello.name) else {
+            return Err(session.misbehaved(CloseCode::Role, format!("{} is no peer here", session.peer())));
+        };
+        sender.send(&self.peers.hello(), SEND_TIMEOUT).await?;
+        link.begin_inbound(session, hello);
+        let up = Contact::PeerUp { peer: hello.name.clone(), instance: hello.instance };
+        self.submit(session, Submission::Contact { session: 0, contact: up }).await?;
+        let acks = Arc::new(watch::Sender::new(0));
+        let mut durable = acks.subscribe();
+        let acknowledge = async {
+            while durable.changed().await.is_ok() {
+                let seq = *durable.borrow_and_update();
+                sender.send(&Ack { seq }, SEND_TIMEOUT).await?;
+            }
+            Ok(())
+        };
+        let listen = async {
+            while let Some(frame) = receiver.recv().await? {
+                let (seq, message) = codec::decode_peer(&frame).map_err(|error| session.undecodable(&error))?;
+                self.take_message(session, &hello.name, seq, message, &acks).await?;
+            }
+            Ok(())
+        };
+        tokio::select! {
+            ended = acknowledge => ended,
+            ended = listen => ended,
+        }
+    }
+
+    async fn take_message(
+        &self,
+        session: &Session,
+        peer: &str,
+        seq: u64,
+        message: PeerMessage,
+        acks: &Arc<watch::Sender<u64>>,
+    ) -> Result<(), TransportError> {
+        if let PeerMessage::Cards(cards) = &message
+            && cards.iter().any(|card| card.federator != peer)
+        {
+            return Err(session.misbehaved(CloseCode::Identity, "a card in another federator's name"));
+        }
+        let peer = peer.to_owned();
+        match message {
+            // Soft state: nothing to make durable.
+            message @ (PeerMessage::Offers(_) | PeerMessage::Withdraw(_)) => {
+                let contact = Contact::Said { peer, message };
+                self.submit(session, Submission::Contact { session: 0, contact }).await?;
+                // Only what was submitted before may be acknowledged with it: the journal tells, in order.
+                let soft = Submission::Acknowledge { seq, acks: acks.clone() };
+                self.submit(session, soft).await
+            }
+            message => {
+                self.check_journal(session)?;
+                let at = clock::now();
+                self.submit(session, Submission::Peer { at, peer, message, seq, acks: acks.clone() }).await
+            }
         }
     }
 }

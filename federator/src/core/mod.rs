@@ -17,15 +17,19 @@
 //! meanwhile, and their halves must find those that came before.
 
 mod departed;
+mod exchange;
 mod names;
 mod slots;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use weft_mesh::{Link, Mesh, MeshKey, Withdrawn};
 use weft_stitching::{self as stitching, Candidate, Output, Reason, Rule, Stitcher, judge};
+use weft_wire::control::PeerMessage;
 use weft_wire::query::{Confidence, Unmatched};
 use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, Timestamp};
 
+pub use self::exchange::{Contact, Told};
 pub use self::slots::view_of;
 use self::departed::Departed;
 use self::names::{Agents, Owners};
@@ -53,6 +57,8 @@ pub struct CoreConfig {
     pub max_open: usize,
     /// Random, from outside: keeps peers from choosing collisions. No result depends on it.
     pub seed: u64,
+    /// Names of the other federators, and the mesh's key; `None` for a federator alone.
+    pub mesh: Option<(Vec<String>, MeshKey)>,
 }
 
 /// What happened.
@@ -80,6 +86,13 @@ pub enum Input {
         skew_us: i64,
         /// The halves.
         batch: HalfBatch,
+    },
+    /// A peer said something that outlives this process.
+    Peer {
+        /// Its name.
+        peer: String,
+        /// What it said.
+        message: PeerMessage,
     },
 }
 
@@ -112,6 +125,12 @@ pub struct CoreCounters {
     pub repeated_batches: u64,
     /// Established halves that got their partner.
     pub matched_halves: u64,
+    /// Of the pairs, those whose other end is at another home.
+    pub joined: u64,
+    /// Halves that the mesh was not asked about, because it had too many.
+    pub not_offered: u64,
+    /// Messages of peers that may not say what they said.
+    pub peer_misbehaved: u64,
 }
 
 /// See the module.
@@ -126,6 +145,8 @@ pub struct Core {
     owners: Owners,
     agents: Agents,
     stitcher: Stitcher,
+    mesh: Option<Mesh>,
+    told: VecDeque<Told>,
     departed: Departed,
     dirty: Vec<SlotNumber>,
     leaving: VecDeque<(i64, SlotNumber)>,
@@ -159,6 +180,8 @@ impl Core {
             owners: Owners::default(),
             agents: Agents::default(),
             stitcher,
+            mesh: exchange::mesh(&config),
+            told: VecDeque::new(),
             departed: Departed::new(config.seed),
             dirty: Vec::new(),
             leaving: VecDeque::new(),
@@ -176,19 +199,20 @@ impl Core {
         core.owners.load(loaded.owners, loaded.next_owner);
         core.agents.load(loaded.agents);
         for row in &loaded.live {
-            core.restore(row);
+            core.restore(row, &loaded.links);
         }
+        core.converse();
         core
     }
 
     /// Puts a live row back into memory.
-    fn restore(&mut self, row: &Row) {
+    fn restore(&mut self, row: &Row, links: &HashMap<HalfId, Link>) {
         let numbers = [row.client, row.server].map(|side| {
             let side = side?;
             let agent = self.agents.find(side.agent)?;
             let remote = agent.record.federator != self.config.name;
             let netns = self.owners.find(side.half.owner).map_or(0, |owner| owner.netns);
-            let (network, host) = (agent.network, agent.host ^ u64::from(netns));
+            let (network, host) = (agent.network, agent.host(netns));
             let mut slot = Slot::new(side.half, side.agent, network, host, 0);
             slot.remote = remote;
             self.owners.hold(side.half.owner);
@@ -216,6 +240,7 @@ impl Core {
                 if self.slots[number].matched() {
                     self.stitcher.settle(&candidate);
                 }
+                self.restore_link(number, links.get(&self.slots[number].half.id));
             }
         }
         while self.stitcher.poll().is_some() {}
@@ -235,6 +260,10 @@ impl Core {
                 self.advance(at);
                 self.batch(agent, seq, skew_us, &batch);
             }
+            Input::Peer { peer, message } => {
+                self.advance(at);
+                self.heard(&peer, &message);
+            }
         }
     }
 
@@ -252,6 +281,7 @@ impl Core {
             self.decide();
         }
         self.now = now;
+        self.converse();
         self.leave(now);
     }
 
@@ -306,12 +336,10 @@ impl Core {
         }
         self.sequences.insert(key, seq);
         self.sequences_changed.insert(key, seq);
-        let (network, host) = self.agents.find(agent).map_or((0, 0), |agent| (agent.network, agent.host));
-        let owners: Vec<(u32, u64)> = batch
-            .owners
-            .iter()
-            .map(|owner| (self.owners.number(owner), host ^ u64::from(owner.netns)))
-            .collect();
+        let Some(known) = self.agents.find(agent) else { return };
+        let network = known.network;
+        let owners: Vec<(u32, u64)> =
+            batch.owners.iter().map(|owner| (self.owners.number(owner), known.host(owner.netns))).collect();
         for half in &batch.halves {
             let Some((owner, host)) = owners.get(half.owner as usize) else { continue };
             let half = Half { owner: *owner, ..*half };
@@ -406,6 +434,11 @@ impl Core {
         if !was_finished && merged.state.finished() && slot.waiting && !slot.matched() {
             self.closed.push(after);
         }
+        if slot.offered
+            && let Some(mesh) = &mut self.mesh
+        {
+            mesh.updated(merged.id, &slot.view());
+        }
         self.touch(number);
     }
 
@@ -422,7 +455,7 @@ impl Core {
         while let Some(output) = self.stitcher.poll() {
             match output {
                 Output::Stitched { client, server, rule } => self.stitched(client.0, server.0, rule),
-                Output::Offer(handle) => self.slots[handle.0].offered = true,
+                Output::Offer(handle) => self.offer(handle.0),
                 Output::Ambiguous { handle, .. } => self.ambiguous(handle.0),
                 Output::Contested { handle } => self.contested(handle.0),
                 Output::Expired { handle, reason } => self.expired(handle.0, reason),
@@ -435,17 +468,14 @@ impl Core {
             return;
         }
         let verdict = judge(&self.slots[client].view(), &self.slots[server].view());
-        let confidence = match verdict.map(|verdict| verdict.confidence) {
-            Some(stitching::Confidence::Exact) => Confidence::Exact,
-            Some(stitching::Confidence::High) => Confidence::High,
-            Some(stitching::Confidence::Medium) => Confidence::Medium,
-            Some(stitching::Confidence::Low) | None => Confidence::Low,
-        };
+        let confidence = verdict.map_or(Confidence::Low, |verdict| confidence(verdict.confidence));
         self.link(client, server, Joined { evidence: rule.evidence(), confidence });
         self.counters.stitched += 1;
         self.counters.matched_halves += 2;
-        self.touch(client);
-        self.touch(server);
+        for number in [client, server] {
+            self.withdraw(number, Withdrawn::Matched);
+            self.touch(number);
+        }
     }
 
     fn link(&mut self, client: SlotNumber, server: SlotNumber, joined: Joined) {
@@ -463,6 +493,7 @@ impl Core {
         }
         self.counters.ambiguous += 1;
         self.slots[number].unmatched = Unmatched::Ambiguous;
+        self.withdraw(number, Withdrawn::Ambiguous);
         self.touch(number);
     }
 
@@ -473,11 +504,37 @@ impl Core {
         };
         self.counters.contested += 1;
         for number in [number, partner] {
+            self.withdraw(number, Withdrawn::Ambiguous);
+        }
+        self.part(number);
+    }
+
+    /// Undoes a match: its halves are ambiguous, and one that a peer told is forgotten.
+    fn part(&mut self, number: SlotNumber) {
+        let partner = self.slots[number].partner;
+        for number in [number, partner] {
+            self.unstore(number);
             let slot = &mut self.slots[number];
             slot.partner = NONE;
             slot.evidence = "";
+            slot.card_due = false;
             slot.unmatched = Unmatched::Ambiguous;
-            self.touch(number);
+            if slot.remote {
+                self.owners.release(self.slots[number].half.owner);
+                self.slots.remove(number);
+            } else {
+                self.touch(number);
+            }
+        }
+    }
+
+    /// The row under the half's id, if there is one, goes with the next flush.
+    fn unstore(&mut self, number: SlotNumber) {
+        let slot = &mut self.slots[number];
+        match std::mem::replace(&mut slot.stored, Stored::No) {
+            Stored::No => {}
+            Stored::Live => self.replaced.push(slot.half.id),
+            Stored::Done => self.replaced_done.push(slot.half.id),
         }
     }
 
@@ -498,6 +555,7 @@ impl Core {
         if slot.unmatched != Unmatched::Ambiguous {
             self.slots[number].unmatched = reason;
         }
+        self.withdraw(number, Withdrawn::Expired);
         self.touch(number);
     }
 
@@ -515,8 +573,10 @@ impl Core {
         self.flushed_position = self.position;
         let mut rows = std::mem::take(&mut self.overflow);
         rows.reserve(self.dirty.len());
+        let (mut links, mut links_changed) = (Vec::new(), Vec::new());
         for number in std::mem::take(&mut self.dirty) {
             if self.slots.find(number).is_some_and(|slot| slot.dirty) {
+                self.write_link(number, &mut links, &mut links_changed);
                 rows.push(self.row(number));
             }
         }
@@ -527,6 +587,8 @@ impl Core {
             replaced: std::mem::take(&mut self.replaced),
             replaced_done: std::mem::take(&mut self.replaced_done),
             rows,
+            links_changed,
+            links,
             sequences: std::mem::take(&mut self.sequences_changed).into_iter().collect(),
         }
     }
@@ -537,14 +599,9 @@ impl Core {
         let settled = self.settled(&self.slots[number]);
         let (mut client, mut server) = (None, None);
         for number in [Some(number), (partner != NONE).then_some(partner)].into_iter().flatten() {
+            self.unstore(number);
             let slot = &mut self.slots[number];
             slot.dirty = false;
-            match slot.stored {
-                Stored::No => {}
-                Stored::Live => self.replaced.push(slot.half.id),
-                Stored::Done => self.replaced_done.push(slot.half.id),
-            }
-            slot.stored = Stored::No;
             *(if is_client(&slot.half) { &mut client } else { &mut server }) = Some(number);
         }
         // A socket connected to itself is both ends.
@@ -600,8 +657,10 @@ impl Core {
     }
 
     fn depart(&mut self, number: SlotNumber) {
-        let slot = &self.slots[number];
-        let partner = slot.partner;
+        // The number may have been given to another half since.
+        let Some(partner) = self.slots.find(number).filter(|slot| slot.leaving).map(|slot| slot.partner) else {
+            return;
+        };
         self.slots[number].leaving = false;
         // Touched since: it will be written and leave again.
         let numbers = [Some(number), (partner != NONE && partner != number).then_some(partner)];
@@ -622,6 +681,15 @@ impl Core {
             self.owners.release(owner);
             self.slots.remove(number);
         }
+    }
+}
+
+fn confidence(confidence: stitching::Confidence) -> Confidence {
+    match confidence {
+        stitching::Confidence::Low => Confidence::Low,
+        stitching::Confidence::Medium => Confidence::Medium,
+        stitching::Confidence::High => Confidence::High,
+        stitching::Confidence::Exact => Confidence::Exact,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hasher;
 use std::sync::Arc;
 
-use weft_stitching::scope_key;
+use weft_mesh::{host_key, network_key};
 use weft_wire::{AgentKey, Owner};
 
 use crate::record::{AgentNumber, AgentRecord, OwnerNumber};
@@ -109,8 +109,13 @@ pub struct Agent {
     pub record: Arc<AgentRecord>,
     /// The network in which its addresses mean something.
     pub network: u64,
-    /// Its host, before the network namespace.
-    pub host: u64,
+}
+
+impl Agent {
+    /// The scope of addresses that mean something in one network namespace of its host only.
+    pub fn host(&self, netns: u32) -> u64 {
+        host_key(&self.record.federator, &self.record.info.name, netns)
+    }
 }
 
 /// Agents' descriptions, ours and peers'. A description that changes gets a new number, so that old rows keep the old
@@ -151,14 +156,12 @@ impl Agents {
     }
 
     fn place(&mut self, number: AgentNumber, record: Arc<AgentRecord>) {
-        let site = &record.info.site;
-        let network = scope_key([site.cloud.as_bytes(), site.account.as_bytes(), site.network.as_bytes()]);
-        let host = scope_key([record.federator.as_bytes(), record.info.name.as_bytes()]);
+        let network = network_key(&record.info.site);
         if let Some(key) = record.key {
             self.by_key.insert(key, number);
         }
         self.by_name.insert((record.federator.clone(), record.info.name.clone()), number);
-        self.list.insert(number, Agent { record, network, host });
+        self.list.insert(number, Agent { record, network });
     }
 
     /// The latest description of one of our own agents.

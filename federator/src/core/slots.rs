@@ -51,10 +51,12 @@ pub struct Slot {
     pub remote: bool,
     /// Given to the stitcher and not taken back.
     pub waiting: bool,
-    /// Offered to an owner.
+    /// Given to the mesh.
     pub offered: bool,
-    /// The peer has not acknowledged the card with its present state.
+    /// Its other end is at another home, and the two have not yet told each other everything.
     pub card_due: bool,
+    /// A link to another home is in the store.
+    pub link_stored: bool,
     /// Changed since the last flush.
     pub dirty: bool,
     /// In the queue of those that leave.
@@ -82,6 +84,7 @@ impl Slot {
             waiting: false,
             offered: false,
             card_due: false,
+            link_stored: false,
             dirty: false,
             leaving: false,
             stored: Stored::No,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use weft_wire::{Owner, Protocol, Role, Site};
 
 fn config() -> CoreConfig {
-    CoreConfig { name: "fed-a".into(), hold_us: 1_500_000, expiry_us: 120_000_000, max_open: 10_000, seed: 3 }
+    CoreConfig { name: "fed-a".into(), hold_us: 1_500_000, expiry_us: 120_000_000, max_open: 10_000, seed: 3, mesh: None }
 }
 
 fn core() -> Core {

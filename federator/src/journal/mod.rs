@@ -184,7 +184,7 @@ impl Journal {
     /// Deletes segments that hold nothing above `covered`; returns how many.
     pub fn release(&mut self, covered: u64) -> Result<usize, JournalError> {
         let next_starts = self.older.iter().skip(1).map(|(start, _)| *start).chain([self.start]);
-        let releasable = next_starts.take_while(|next| *next <= covered).count();
+        let releasable = next_starts.take(self.older.len()).take_while(|next| *next <= covered).count();
         for (_, path) in self.older.drain(..releasable) {
             std::fs::remove_file(&path).map_err(|source| io_error(&path, source))?;
         }

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use duckdb::arrow::datatypes::SchemaRef;
 use duckdb::{Config, Connection, params};
 use weft_cloud_context::{End, classify, classify_unmatched};
+use weft_mesh::Link;
 use weft_wire::query::{PathClass, Unmatched};
 use weft_wire::{AgentKey, HalfId, Owner, Timestamp};
 
@@ -77,6 +78,8 @@ pub struct Loaded {
     pub owners: HashMap<OwnerNumber, Arc<Owner>>,
     /// First owner number that was never used.
     pub next_owner: OwnerNumber,
+    /// Links to other homes that are not done.
+    pub links: HashMap<HalfId, Link>,
     /// Durable sequence numbers.
     pub sequences: Vec<(AgentKey, u64)>,
 }
@@ -152,7 +155,8 @@ impl Store {
         let sequences = statement
             .query_map([], |row| Ok((AgentKey(row.get(0)?), row.get(1)?)))?
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Loaded { position, live, agents: self.agents.clone(), owners, next_owner, sequences })
+        let links = read::links(&self.connection)?;
+        Ok(Loaded { position, live, agents: self.agents.clone(), owners, next_owner, links, sequences })
     }
 
     /// Writes one transaction.
@@ -169,10 +173,18 @@ impl Store {
 
     fn write(&mut self, flush: &Flush) -> Result<(), StoreError> {
         self.write_names(flush)?;
-        self.delete_replaced(&flush.replaced, "connections_live")?;
-        self.delete_replaced(&flush.replaced_done, "connections_done")?;
+        self.delete_ids(&flush.replaced, "connections_live", "id")?;
+        self.delete_ids(&flush.replaced_done, "connections_done", "id")?;
         self.append(flush.rows.iter().filter(|row| !row.settled), "connections_live")?;
         self.append(flush.rows.iter().filter(|row| row.settled), "connections_done")?;
+        self.delete_ids(&flush.links_changed, "links", "half")?;
+        let mut appender = self.connection.appender("links")?;
+        for (half, link) in &flush.links {
+            let Link { peer, theirs, partial, joined, heard_final, told_final } = link;
+            appender.append_row(params![half.0, peer, theirs.0, partial, joined, heard_final, told_final])?;
+        }
+        appender.flush()?;
+        drop(appender);
         let mut forget = self.connection.prepare("DELETE FROM sequences WHERE agent = ?")?;
         let mut remember = self.connection.prepare("INSERT INTO sequences VALUES (?, ?)")?;
         for (agent, seq) in &flush.sequences {
@@ -230,7 +242,7 @@ impl Store {
         Ok(())
     }
 
-    fn delete_replaced(&self, ids: &[HalfId], table: &str) -> Result<(), StoreError> {
+    fn delete_ids(&self, ids: &[HalfId], table: &str, column: &str) -> Result<(), StoreError> {
         if ids.is_empty() {
             return Ok(());
         }
@@ -241,7 +253,7 @@ impl Store {
         }
         appender.flush()?;
         drop(appender);
-        self.connection.execute_batch(&format!("DELETE FROM {table} WHERE id IN (SELECT id FROM replaced_ids)"))?;
+        self.connection.execute_batch(&format!("DELETE FROM {table} WHERE {column} IN (SELECT id FROM replaced_ids)"))?;
         Ok(())
     }
 

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use duckdb::arrow::array::{Array, PrimitiveArray, RecordBatch, StringArray};
+use duckdb::arrow::array::{Array, PrimitiveArray, RecordBatch};
 use duckdb::arrow::datatypes::{
     ArrowPrimitiveType, TimestampMicrosecondType as Time, UInt8Type as U8, UInt16Type as U16, UInt32Type as U32,
     UInt64Type as U64,
 };
 use duckdb::{Connection, Params};
+use weft_mesh::Link;
+use weft_wire::control::Handle;
 use weft_wire::{
     AgentInfo, AgentKey, Fingerprint, Half, HalfId, Owner, Process, Protocol, Role, Site, Timestamp,
 };
@@ -163,8 +165,22 @@ pub fn owners(
     Ok(found)
 }
 
-/// A text column of a batch.
-pub fn text(batch: &RecordBatch, column: usize, at: usize) -> Option<&str> {
-    let array = batch.column(column).as_any().downcast_ref::<StringArray>()?;
-    array.is_valid(at).then(|| array.value(at))
+/// Links to other homes.
+pub fn links(connection: &Connection) -> Result<HashMap<HalfId, Link>, StoreError> {
+    let mut statement =
+        connection.prepare("SELECT half, peer, theirs, partial, joined, heard_final, told_final FROM links")?;
+    let mut rows = statement.query([])?;
+    let mut found = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let link = Link {
+            peer: row.get(1)?,
+            theirs: Handle(row.get(2)?),
+            partial: row.get(3)?,
+            joined: row.get(4)?,
+            heard_final: row.get(5)?,
+            told_final: row.get(6)?,
+        };
+        found.insert(HalfId(row.get(0)?), link);
+    }
+    Ok(found)
 }

@@ -104,6 +104,8 @@ pub fn create() -> String {
              cluster VARCHAR, namespace VARCHAR);
          CREATE TABLE IF NOT EXISTS owners (id UINTEGER, pid UINTEGER, started_at TIMESTAMP, process VARCHAR, exe VARCHAR,
              uid UINTEGER, username VARCHAR, cgroup VARCHAR, container VARCHAR, netns UINTEGER, workload VARCHAR);
+         CREATE TABLE IF NOT EXISTS links (half UBIGINT, peer VARCHAR, theirs UBIGINT, partial BOOLEAN, joined BOOLEAN,
+             heard_final BOOLEAN, told_final BOOLEAN);
          CREATE TABLE IF NOT EXISTS sequences (agent UBIGINT, seq UBIGINT);
          CREATE TABLE IF NOT EXISTS progress (schema_version UBIGINT, position UBIGINT);
          CREATE OR REPLACE VIEW connections AS

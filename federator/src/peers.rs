@@ -1,0 +1,255 @@
+//! The other federators: a session of our own to each, dialled again and again, for what we have to say and to ask.
+//!
+//! One that does not answer costs a dial now and then and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use weft_transport::{Dialler, Expect, Session, TransportError};
+use weft_wire::Timestamp;
+use weft_wire::control::{Ack, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage};
+use weft_wire::query::PeerHealth;
+
+use crate::clock;
+use crate::config::Peer;
+use crate::core::{Contact, Told};
+use crate::pipeline::Submission;
+use crate::server::{HELLO_TIMEOUT, SEND_TIMEOUT};
+
+/// First pause before a peer is dialled again; doubles up to [`BACK_OFF_MAX`].
+const BACK_OFF_MIN: Duration = Duration::from_millis(100);
+/// Longest pause between two dials.
+const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+/// Messages that wait to be sent to one peer; the mesh leaves at most `weft_mesh::mesh::IN_FLIGHT` unacknowledged.
+const OUTBOX: usize = 2 * weft_mesh::mesh::IN_FLIGHT;
+
+/// One peer.
+#[derive(Debug)]
+pub struct PeerLink {
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    address: String,
+    /// Number of the present session of ours, and where its messages go.
+    outbox: Mutex<Option<(u64, mpsc::Sender<(u64, PeerMessage)>)>>,
+    session: Mutex<Option<Session>>,
+    /// The peer's session to us.
+    inbound: Mutex<Option<Session>>,
+    last_seen: AtomicI64,
+    skew_us: AtomicI64,
+    /// Items that the mesh has for it.
+    pub queued: AtomicU64,
+    error: Mutex<String>,
+}
+
+/// All peers by name.
+#[derive(Debug)]
+pub struct Peers {
+    /// This federator, as it says hello.
+    me: (String, String),
+    /// Which run of the program this is.
+    pub instance: u64,
+    links: BTreeMap<String, Arc<PeerLink>>,
+}
+
+impl Peers {
+    /// Those of the configuration.
+    pub fn new(name: &str, region: &str, peers: &[Peer], instance: u64) -> Self {
+        let link = |peer: &Peer| PeerLink {
+            name: peer.name.clone(),
+            region: peer.region.clone(),
+            address: peer.address.clone(),
+            outbox: Mutex::default(),
+            session: Mutex::default(),
+            inbound: Mutex::default(),
+            last_seen: AtomicI64::new(i64::MIN),
+            skew_us: AtomicI64::new(0),
+            queued: AtomicU64::new(0),
+            error: Mutex::new("not dialled yet".into()),
+        };
+        let links = peers.iter().map(|peer| (peer.name.clone(), Arc::new(link(peer)))).collect();
+        Self { me: (name.into(), region.into()), instance, links }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<PeerLink>> {
+        self.links.values()
+    }
+
+    /// The one of this name.
+    pub fn find(&self, name: &str) -> Option<&Arc<PeerLink>> {
+        self.links.get(name)
+    }
+
+    /// What we say of ourselves.
+    pub fn hello(&self) -> PeerHello {
+        PeerHello {
+            version: PROTOCOL_VERSION,
+            name: self.me.0.clone(),
+            region: self.me.1.clone(),
+            instance: self.instance,
+            now: clock::now(),
+        }
+    }
+
+    /// Hands a message to the session that it was made for; one that has ended loses it, and the mesh says it again.
+    pub fn tell(&self, session: u64, told: Told) {
+        match told {
+            Told::Send { peer, seq, message } => {
+                let Some(link) = self.find(&peer) else { return };
+                let mut outbox = lock(&link.outbox);
+                let Some((_, sender)) = outbox.as_ref().filter(|(number, _)| *number == session) else { return };
+                // Full: the peer acknowledges what it was not sent. The session ends.
+                if sender.try_send((seq, message)).is_err() {
+                    *outbox = None;
+                }
+            }
+            Told::Redial { peer } => {
+                if let Some(link) = self.find(&peer) {
+                    *lock(&link.outbox) = None;
+                }
+            }
+        }
+    }
+
+    /// Dials all peers until the task is aborted.
+    pub async fn run(self: Arc<Self>, dialler: Dialler, submissions: mpsc::Sender<Submission>) {
+        let mut tasks = tokio::task::JoinSet::new();
+        for link in self.links.values().cloned() {
+            tasks.spawn(keep_in_touch(self.clone(), link, dialler.clone(), submissions.clone()));
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+impl PeerLink {
+    /// Our session, while there is one.
+    pub fn session(&self) -> Option<Session> {
+        lock(&self.session).clone().filter(|session| session.close_reason().is_none())
+    }
+
+    /// Why there is none.
+    pub fn error(&self) -> String {
+        lock(&self.error).clone()
+    }
+
+    /// The peer's session to us begins; an older one ends.
+    pub fn begin_inbound(&self, session: &Session, hello: &PeerHello) {
+        self.heard(hello.now);
+        let older = lock(&self.inbound).replace(session.clone());
+        if let Some(older) = older {
+            older.close(CloseCode::Superseded, "a newer session of this federator took over");
+        }
+    }
+
+    fn heard(&self, clock_of_peer: Timestamp) {
+        let now = clock::now();
+        self.last_seen.store(now.0, Relaxed);
+        self.skew_us.store(clock_of_peer.0.saturating_sub(now.0), Relaxed);
+    }
+
+    /// For `weft health`.
+    pub fn health(&self) -> PeerHealth {
+        let session = self.session();
+        let last_seen = self.last_seen.load(Relaxed);
+        PeerHealth {
+            name: self.name.clone(),
+            connected: session.is_some(),
+            last_seen: if session.is_some() {
+                Some(clock::now())
+            } else {
+                (last_seen != i64::MIN).then_some(Timestamp(last_seen))
+            },
+            clock_skew_us: self.skew_us.load(Relaxed),
+            rtt_us: session.map_or(0, |session| session.rtt().as_micros() as u64),
+            queued: self.queued.load(Relaxed),
+        }
+    }
+}
+
+async fn keep_in_touch(
+    peers: Arc<Peers>,
+    link: Arc<PeerLink>,
+    dialler: Dialler,
+    submissions: mpsc::Sender<Submission>,
+) {
+    let mut pause = BACK_OFF_MIN;
+    let mut number = 0;
+    loop {
+        number += 1;
+        match dialler.dial(&link.address, &Expect::federator(&link.name)).await {
+            Ok(session) => {
+                let ended = talk(&peers, &link, session, number, &submissions, &mut pause).await;
+                let error = ended.err().map_or_else(|| "the session ended".to_owned(), |error| error.to_string());
+                tracing::info!(peer = link.name, error, "session to a peer ended");
+                *lock(&link.error) = error;
+            }
+            Err(error) => {
+                tracing::debug!(peer = link.name, %error, "a peer does not answer");
+                *lock(&link.error) = error.to_string();
+            }
+        }
+        if submissions.is_closed() {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BACK_OFF_MAX);
+    }
+}
+
+/// One session, from hello to end.
+async fn talk(
+    peers: &Peers,
+    link: &PeerLink,
+    session: Session,
+    number: u64,
+    submissions: &mpsc::Sender<Submission>,
+    pause: &mut Duration,
+) -> Result<(), TransportError> {
+    let (mut sender, mut receiver) = session.open_bi().await?;
+    sender.send(&peers.hello(), SEND_TIMEOUT).await?;
+    let hello: PeerHello = receiver.expect(HELLO_TIMEOUT).await?;
+    session.require_name(&hello.name)?;
+    link.heard(hello.now);
+    *pause = BACK_OFF_MIN;
+    let (outbox, mut messages) = mpsc::channel(OUTBOX);
+    *lock(&link.outbox) = Some((number, outbox));
+    *lock(&link.session) = Some(session.clone());
+    tracing::info!(peer = link.name, "session to a peer");
+    let name = link.name.clone();
+    let contact = |contact| submissions.send(Submission::Contact { session: number, contact });
+    let up = Contact::Up { peer: name.clone(), instance: hello.instance };
+    // A send fails only while the program ends.
+    let _ = contact(up).await;
+    let say = async {
+        while let Some((seq, message)) = messages.recv().await {
+            sender.send_peer(seq, &message, SEND_TIMEOUT).await?;
+        }
+        Ok(())
+    };
+    let listen = async {
+        loop {
+            let Some(frame) = receiver.recv().await? else { return Ok(()) };
+            let ack: Ack = session.decode(&frame)?;
+            link.last_seen.store(clock::now().0, Relaxed);
+            let _ = contact(Contact::Acked { peer: name.clone(), seq: ack.seq }).await;
+        }
+    };
+    let ended = tokio::select! {
+        ended = say => ended,
+        ended = listen => ended,
+    };
+    *lock(&link.session) = None;
+    *lock(&link.outbox) = None;
+    session.close(CloseCode::Done, "");
+    let _ = contact(Contact::Down { peer: name.clone() }).await;
+    ended
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,149 @@
+//! Several federators on loopback: connections whose ends are at home in two of them.
+
+use std::time::Duration;
+
+use weft_federator::run::Federator;
+use weft_federator::testing::{Agent, Operator, World, batch_of, half, local};
+use weft_wire::query::Connection;
+use weft_wire::{HalfState, Role};
+
+struct Mesh {
+    world: World,
+    addresses: Vec<(String, String)>,
+    federators: Vec<Option<Federator>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Mesh {
+    async fn start(names: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let world = World::new(folder.path()).unwrap();
+        // Held until all are chosen, so that no two are the same.
+        let sockets: Vec<_> = names.iter().map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let address = |socket: &std::net::UdpSocket| socket.local_addr().unwrap().to_string();
+        let addresses = names.iter().zip(&sockets).map(|(name, socket)| ((*name).to_owned(), address(socket))).collect();
+        drop(sockets);
+        let federators = names.iter().map(|_| None).collect();
+        let mut mesh = Self { world, addresses, federators, _folder: folder };
+        for index in 0..names.len() {
+            mesh.restart(index).await;
+        }
+        mesh
+    }
+
+    async fn restart(&mut self, index: usize) {
+        if let Some(federator) = self.federators[index].take() {
+            federator.drain().await;
+        }
+        let (name, address) = &self.addresses[index];
+        let peers: Vec<(&str, &str)> = self
+            .addresses
+            .iter()
+            .filter(|(other, _)| other != name)
+            .map(|(name, address)| (name.as_str(), address.as_str()))
+            .collect();
+        let config = self.world.config(name, address, &peers).unwrap();
+        self.federators[index] = Some(Federator::start(config).await.unwrap());
+    }
+
+    async fn agent(&self, index: usize, name: &str) -> Agent {
+        let (federator, address) = &self.addresses[index];
+        self.world.agent(federator, address, name).await.unwrap()
+    }
+
+    async fn operator(&self, index: usize) -> Operator {
+        self.world.operator(&self.addresses[index].1).await.unwrap()
+    }
+
+    /// The connections of one federator, once `good` says so of them.
+    async fn until(&self, index: usize, good: impl Fn(&[Connection]) -> bool) -> Vec<Connection> {
+        let operator = self.operator(index).await;
+        let mut last = Vec::new();
+        for _ in 0..200 {
+            last = operator.connections(local()).await.unwrap().connections;
+            if good(&last) {
+                return last;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("never became good: {last:#?}");
+    }
+
+    async fn stop(mut self) {
+        for federator in self.federators.iter_mut().filter_map(Option::take) {
+            federator.drain().await;
+        }
+    }
+}
+
+fn all_joined(count: usize) -> impl Fn(&[Connection]) -> bool {
+    move |all| all.len() == count && all.iter().all(|c| c.matched.is_some() && c.closed_at.is_some())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_federators_join_what_neither_can_alone() {
+    let mesh = Mesh::start(&["fed-a", "fed-b"]).await;
+    let (mut client, mut server) = (mesh.agent(0, "a1").await, mesh.agent(1, "b1").await);
+    let of = |agent, role, state, range: std::ops::Range<u32>| -> Vec<_> { range.map(|n| half(agent, n, role, state)).collect() };
+    // Some open at first, some closed at once.
+    let mut clients = of(client.key, Role::Client, HalfState::Open, 1..6);
+    clients.extend(of(client.key, Role::Client, HalfState::Closed, 6..31));
+    client.send(1, &batch_of("web", clients)).await.unwrap();
+    server.send(1, &batch_of("db", of(server.key, Role::Server, HalfState::Closed, 1..31))).await.unwrap();
+    for index in 0..2 {
+        mesh.until(index, |all| all.len() == 30 && all.iter().all(|c| c.matched.is_some())).await;
+    }
+    client.send(2, &batch_of("web", of(client.key, Role::Client, HalfState::Closed, 1..6))).await.unwrap();
+    let (mut a, mut b) = (mesh.until(0, all_joined(30)).await, mesh.until(1, all_joined(30)).await);
+    a.sort_by_key(|c| c.id);
+    b.sort_by_key(|c| c.id);
+    for (a, b) in a.iter().zip(&b) {
+        assert_eq!(a.id, b.id);
+        assert_eq!((a.client.as_ref().unwrap().half, b.client.as_ref().unwrap().half), (a.id, a.id));
+        assert_eq!(a.server.as_ref().unwrap().federator, "fed-b");
+        assert_eq!(a.server.as_ref().unwrap().workload, "db");
+        assert_eq!(b.client.as_ref().unwrap().process, a.client.as_ref().unwrap().process);
+        assert_eq!(a.matched.as_ref().unwrap().evidence, "tcp-isn-pair");
+        assert!(b.matched.as_ref().unwrap().checks.iter().all(|check| check.agrees));
+    }
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_is_neither_home_brings_them_together() {
+    let mesh = Mesh::start(&["fed-a", "fed-b", "fed-c"]).await;
+    let (mut client, mut server) = (mesh.agent(0, "a1").await, mesh.agent(1, "b1").await);
+    // Of so many, some belong to each of the three.
+    let of = |agent, role| (1..=60).map(|n| half(agent, n, role, HalfState::Closed)).collect();
+    client.send(1, &batch_of("web", of(client.key, Role::Client))).await.unwrap();
+    server.send(1, &batch_of("db", of(server.key, Role::Server))).await.unwrap();
+    mesh.until(0, all_joined(60)).await;
+    mesh.until(1, all_joined(60)).await;
+    assert!(mesh.operator(2).await.connections(local()).await.unwrap().connections.is_empty());
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_federator_that_was_away_catches_up() {
+    let mut mesh = Mesh::start(&["fed-a", "fed-b"]).await;
+    let mut client = mesh.agent(0, "a1").await;
+    let of = |agent, role, state| -> Vec<_> { (1..=20).map(|n| half(agent, n, role, state)).collect() };
+    client.send(1, &batch_of("web", of(client.key, Role::Client, HalfState::Open))).await.unwrap();
+    client.acknowledged(1).await.unwrap();
+    if let Some(federator) = mesh.federators[1].take() {
+        federator.drain().await;
+    }
+    client.send(2, &batch_of("web", of(client.key, Role::Client, HalfState::Closed))).await.unwrap();
+    client.acknowledged(2).await.unwrap();
+    mesh.restart(1).await;
+    let mut server = mesh.agent(1, "b1").await;
+    server.send(1, &batch_of("db", of(server.key, Role::Server, HalfState::Closed))).await.unwrap();
+    mesh.until(0, all_joined(20)).await;
+    mesh.until(1, all_joined(20)).await;
+    // Restarted after the match: the same, and no more.
+    mesh.restart(0).await;
+    mesh.restart(1).await;
+    mesh.until(0, all_joined(20)).await;
+    mesh.until(1, all_joined(20)).await;
+    mesh.stop().await;
+}
