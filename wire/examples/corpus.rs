@@ -1,0 +1,251 @@
+//! Writes the fuzz targets' first inputs for this crate: one valid example of everything.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use weft_wire::batch;
+use weft_wire::codec::{self, Message};
+use weft_wire::control::*;
+use weft_wire::frame::{HEADER_BYTES, Kind};
+use weft_wire::query::*;
+use weft_wire::testing::{Generator, Workload};
+use weft_wire::*;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Result<()> {
+    let corpus = PathBuf::from(std::env::args().nth(1).ok_or("the corpus directory")?);
+    let frames = control(&corpus.join("control"))?;
+    write(
+        &corpus.join("frame"),
+        "all-kinds",
+        &[[6].as_slice(), &frames].concat(),
+    )?;
+    batches(&corpus.join("batch"))
+}
+
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    Ok(fs::write(dir.join(name), bytes)?)
+}
+
+/// Writes a message as the target takes it (index of the kind, payload), and its frame to `frames`.
+fn message(dir: &Path, name: &str, frame: &[u8], frames: &mut Vec<u8>) -> Result<()> {
+    frames.extend_from_slice(frame);
+    let kind = Kind::ALL
+        .iter()
+        .position(|kind| *kind as u8 == frame[HEADER_BYTES - 1])
+        .ok_or("an unknown kind")?;
+    write(dir, name, &[&[kind as u8], &frame[HEADER_BYTES..]].concat())
+}
+
+fn framed<M: Message>(message: &M) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    codec::append(&mut bytes, message)?;
+    Ok(bytes)
+}
+
+fn control(dir: &Path) -> Result<Vec<u8>> {
+    let site = Site {
+        cloud: "aws".into(),
+        zone: "use1-az1".into(),
+        ..Site::default()
+    };
+    let agent = AgentInfo {
+        name: "node-a1".into(),
+        version: "0.1.0".into(),
+        site: site.clone(),
+        ..AgentInfo::default()
+    };
+    let now = Timestamp(1_795_361_335_123_456);
+    let mut all = Vec::new();
+    let mut put = |name: &str, frame: Vec<u8>| message(dir, name, &frame, &mut all);
+    put(
+        "agent-hello",
+        framed(&AgentHello {
+            version: PROTOCOL_VERSION,
+            agent,
+            now,
+        })?,
+    )?;
+    put(
+        "agent-welcome",
+        framed(&AgentWelcome {
+            version: 1,
+            federator: "fed-a".into(),
+            durable_seq: 7,
+            now,
+        })?,
+    )?;
+    put(
+        "agent-status",
+        framed(&AgentStatus {
+            now,
+            halves: 1_000_000,
+            ..AgentStatus::default()
+        })?,
+    )?;
+    put("ack", framed(&Ack { seq: 300 })?)?;
+    let hello = PeerHello {
+        version: 1,
+        name: "fed-b".into(),
+        region: "gcp-euw1".into(),
+        instance: u64::MAX,
+        now,
+    };
+    put("peer-hello", framed(&hello)?)?;
+    for (name, peer) in peer_messages(now, site) {
+        let mut frame = Vec::new();
+        codec::append_peer(&mut frame, 5, &peer)?;
+        put(name, frame)?;
+    }
+    let filter = Filter {
+        since: Some(now),
+        from: Some("checkout".into()),
+        ..Filter::default()
+    };
+    for (name, what) in [
+        (
+            "request-connections",
+            Question::Connections {
+                filter: filter.clone(),
+                limit: 20,
+            },
+        ),
+        (
+            "request-explain",
+            Question::Explain {
+                id_prefix: "00c0ffee".into(),
+            },
+        ),
+        (
+            "request-report",
+            Question::Report {
+                report: Report::Hairpins,
+                filter,
+                by: ReportOrder::Bytes,
+                top: 5,
+            },
+        ),
+        ("request-health", Question::Health),
+    ] {
+        put(
+            name,
+            framed(&Request {
+                version: 1,
+                scope: Scope::Local {
+                    absent: vec!["fed-b".into()],
+                },
+                what,
+            })?,
+        )?;
+    }
+    let values = vec![
+        SqlValue::Null,
+        SqlValue::Int(-5),
+        SqlValue::Float(0.5),
+        SqlValue::Text("x".into()),
+    ];
+    put(
+        "response-sql-rows",
+        framed(&Response::SqlRows(vec![values]))?,
+    )?;
+    put(
+        "response-sql-columns",
+        framed(&Response::SqlColumns(vec!["workload".into()]))?,
+    )?;
+    let health = FederatorHealth {
+        name: "fed-a".into(),
+        closes: vec![(CloseCode::Limit, 2)],
+        ..FederatorHealth::default()
+    };
+    put("response-health", framed(&Response::Health(vec![health]))?)?;
+    Ok(all)
+}
+
+fn peer_messages(now: Timestamp, site: Site) -> Vec<(&'static str, PeerMessage)> {
+    let batch = Generator::new(Workload::default(), 1).batch(1);
+    let (half, owner) = (batch.halves[0], batch.owners[0].clone());
+    let (yours, theirs) = (Handle(1), Handle(u64::MAX));
+    let offer = Offer {
+        routing_key: 1,
+        matching_key: 2,
+        role: Role::Client,
+        opened_at: now,
+        handle: yours,
+    };
+    let notice = MatchNotice {
+        yours,
+        theirs,
+        home: "fed-b".into(),
+        partial: true,
+    };
+    let (agent, federator) = ("node-a1".into(), "fed-a".into());
+    let card = EndpointCard {
+        yours,
+        theirs,
+        partial: false,
+        half,
+        owner,
+        agent,
+        federator,
+        site,
+    };
+    vec![
+        ("peer-offers", PeerMessage::Offers(vec![offer; 3])),
+        ("peer-withdraw", PeerMessage::Withdraw(vec![yours])),
+        ("peer-matched", PeerMessage::Matched(vec![notice])),
+        ("peer-cards", PeerMessage::Cards(vec![card])),
+    ]
+}
+
+fn batches(dir: &Path) -> Result<()> {
+    for rows in [0, 1, 5, 300] {
+        let batch = Generator::new(
+            Workload {
+                workloads: 2,
+                ..Workload::default()
+            },
+            3,
+        )
+        .batch(rows);
+        let bytes = batch::encode(&batch)?;
+        write(
+            dir,
+            &format!("rows-{rows}"),
+            &[[0].as_slice(), &bytes].concat(),
+        )?;
+        write(
+            dir,
+            &format!("parts-{rows}"),
+            &[[1].as_slice(), &parts(&bytes)?].concat(),
+        )?;
+    }
+    Ok(())
+}
+
+/// A batch as the target puts it together: rows, length of the plain part, that, the rest.
+fn parts(batch: &[u8]) -> Result<Vec<u8>> {
+    let mut at = 1;
+    let mut varint = || {
+        let (mut value, mut shift) = (0usize, 0);
+        loop {
+            let byte = batch[at];
+            at += 1;
+            value |= usize::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte < 0x80 {
+                return value;
+            }
+        }
+    };
+    let (rows, plain_bytes, compressed) = (varint(), varint(), varint());
+    let start = at + 8;
+    let plain = zstd::bulk::decompress(&batch[start..start + compressed], plain_bytes)?;
+    let mut out = Vec::new();
+    out.extend_from_slice(&u16::try_from(rows)?.to_le_bytes());
+    out.extend_from_slice(&u16::try_from(plain.len())?.to_le_bytes());
+    out.extend_from_slice(&plain);
+    out.extend_from_slice(&batch[start + compressed..]);
+    Ok(out)
+}
