@@ -59,7 +59,7 @@ pub mod phase {
 pub mod counter {
     /// Records lost because the ring buffer was full.
     pub const RING_FULL: u32 = 0;
-    /// Sockets not tracked because the kernel had no memory for their state.
+    /// Connections not tracked because the map of connections was full, or the kernel had no memory.
     pub const NO_STORAGE: u32 = 1;
     /// Number of slots.
     pub const SLOTS: u32 = 2;
@@ -121,7 +121,7 @@ pub struct Record {
     pub comm: [u8; COMM_LEN],
 }
 
-/// What the kernel remembers with each tracked socket. An accepted socket starts with a copy of its listener's.
+/// What the kernel remembers of a connection, or of a socket that is none yet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketState {
@@ -145,6 +145,30 @@ pub struct SocketState {
     pub role: u8,
     /// One of [`phase`].
     pub phase: u8,
+}
+
+/// Where a listening socket is: what accepted sockets have in common with it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ListenerKey {
+    /// Address; all zero for every address of the socket's family.
+    pub address: Address,
+    /// As [`Record::netns`].
+    pub netns: u32,
+    /// Port, host order.
+    pub port: u16,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u16,
+}
+
+/// A listening socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listener {
+    /// Its cookie: it alone takes its entry away.
+    pub cookie: u64,
+    /// What accepted sockets start with.
+    pub state: SocketState,
 }
 
 /// What the agent writes down about pinned state when it makes it.
@@ -171,5 +195,7 @@ const _: () = {
     assert!(size_of::<SocketState>() == 56);
     assert!(offset_of!(SocketState, pid) == 24);
     assert!(offset_of!(SocketState, netns) == 48);
+    assert!(size_of::<ListenerKey>() == 24);
+    assert!(size_of::<Listener>() == 64);
     assert!(size_of::<Meta>() == 32);
 };

@@ -1,10 +1,10 @@
 //! The maps, their limits, and what happens when they are full.
 
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE};
-use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use core::marker::{PhantomData, Sync};
-use weft_agent_common::{Meta, Record, SocketState, counter};
+use weft_agent_common::{Listener, ListenerKey, Meta, Record, SocketState, counter};
 
 /// Default size of the ring; the agent's configuration overrides it when it makes the map.
 const RING_BYTES: usize = 16 << 20;
@@ -24,7 +24,24 @@ pub static DROPS: PerCpuArray<u64, { counter::SLOTS as usize }> = PerCpuArray::n
 #[btf_map]
 pub static META: Array<Meta, 1> = Array::new();
 
-/// What is remembered with each socket. No memory: the socket is not tracked, and counted in [`DROPS`]. Kernel 5.9.
+/// Default size of [`CONNECTIONS`]; the agent's configuration overrides it when it makes the map.
+const MAX_CONNECTIONS: usize = 262_144;
+/// Most listening sockets in [`LISTENERS`].
+const MAX_LISTENERS: usize = 16_384;
+
+/// Connections by socket cookie, from their SYN to their end. Allocated at once: an entry comes and goes with every
+/// connection, and this is half the cost of socket storage. Full: the connection is not tracked, and counted in [`DROPS`].
+#[btf_map]
+pub static CONNECTIONS: HashMap<u64, SocketState, MAX_CONNECTIONS> = HashMap::new();
+
+/// Listening sockets by where they listen, so that accepted ones find their owner. Full, or taken by another socket
+/// (`SO_REUSEPORT`): the listener gets an entry in [`SOCKETS`] instead.
+#[btf_map]
+pub static LISTENERS: HashMap<ListenerKey, Listener, MAX_LISTENERS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// What is remembered with a socket itself, for the few that need it: created where `sock_ops` cannot name the process,
+/// listeners that [`LISTENERS`] has no place for or that are older than the hooks, sockets that may connect again.
+/// No memory: counted in [`DROPS`]. Kernel 5.9.
 #[btf_map]
 pub static SOCKETS: ClonedSkStorage<SocketState> = ClonedSkStorage::new();
 

@@ -6,13 +6,15 @@ use aya_ebpf::helpers::generated::bpf_skc_to_tcp_sock;
 use aya_ebpf::programs::SockOpsContext;
 use core::ffi::c_void;
 use core::ptr::{addr_of, read_volatile};
-use weft_agent_common::{Address, Record, SocketState, counter, role};
+use weft_agent_common::{Address, ListenerKey, Record, SocketState, counter, role};
 
 use crate::maps::{RING, count};
 use crate::{OFFSET_NET_INUM, OFFSET_SK_ERR, OFFSET_SK_FLAGS, OFFSET_SKC_NET, OFFSET_WRITE_SEQ, Skip};
 
 /// `AF_INET`.
 const INET: u32 = 2;
+/// Bit of `SOCK_DEAD` in `sk_flags`: the process let go of the socket.
+const SOCK_DEAD: u64 = 1 << 0;
 /// Bit of `SOCK_DONE` in `sk_flags`: set when the peer's FIN was received in order, and by nothing else.
 const SOCK_DONE: u64 = 1 << 1;
 /// TCP states in which this end has sent or queued a FIN: FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING.
@@ -27,6 +29,8 @@ pub struct Counters {
     isn_local: u32,
     isn_remote: u32,
     error: u32,
+    /// No process has the socket any more; assumed where BTF does not show it.
+    pub orphan: bool,
 }
 
 impl Counters {
@@ -54,6 +58,7 @@ impl Counters {
             isn_local: una.wrapping_sub(acked as u32).wrapping_sub(u32::from(passive)),
             isn_remote: rcv_nxt.wrapping_sub(received as u32).wrapping_sub(1),
             error: hidden.error,
+            orphan: !hidden.known || hidden.flags & SOCK_DEAD != 0,
         }
     }
 }
@@ -120,6 +125,29 @@ pub fn socket(ctx: &SockOpsContext) -> Result<*mut c_void, Skip> {
     if sk.is_null() { Err(Skip::NoSocket) } else { Ok(sk.cast()) }
 }
 
+/// A socket's cookie.
+#[inline(always)]
+pub fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper checks the context.
+    unsafe { bpf_get_socket_cookie(ctx.ops.cast()) }
+}
+
+/// Where a listener listens, or an accepted socket was accepted if its listener has an address.
+#[inline(always)]
+pub fn listener_key(ctx: &SockOpsContext, netns: u32) -> ListenerKey {
+    let ops = ctx.ops;
+    // SAFETY: the verifier checks every access to the context. All fields are read before any choice, as in `Tuple`.
+    unsafe {
+        let family = read_volatile(addr_of!((*ops).family));
+        let local4 = read_volatile(addr_of!((*ops).local_ip4));
+        let local6 = words(addr_of!((*ops).local_ip6).cast());
+        let port = read_volatile(addr_of!((*ops).local_port));
+        let any = family == INET && local4 == 0;
+        let address = if any { [0; 16] } else { address(family, local4, local6) };
+        ListenerKey { address, netns, port: port as u16, family: family as u16 }
+    }
+}
+
 /// Both ends of a connection as the context shows them.
 struct Tuple {
     local: Address,
@@ -184,8 +212,7 @@ pub fn emit(
     // SAFETY: the verifier checks every access to the context.
     let (packets_sent, packets_received, srtt, retransmits) =
         unsafe { ((*ops).segs_out, (*ops).segs_in, (*ops).srtt_us, (*ops).total_retrans) };
-    // SAFETY: the helper checks the context.
-    let cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
+    let cookie = cookie(ctx);
     let Some(mut entry) = RING.reserve(0) else {
         count(counter::RING_FULL);
         return Err(Skip::RingFull);

@@ -1,16 +1,16 @@
 //! A socket's life: which callback means what, and what is remembered between them.
 
 use aya_ebpf::bindings::{
-    BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
     BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::programs::{SockContext, SockOpsContext};
-use weft_agent_common::{SocketState, counter, kind, phase, role};
+use weft_agent_common::{Listener, SocketState, counter, kind, phase, role};
 
-use crate::maps::{SOCKETS, count};
+use crate::maps::{CONNECTIONS, LISTENERS, SOCKETS, count};
 use crate::record::{self, Counters};
 use crate::{CURRENT_IN_SOCK_OPS, Skip, UPDATE_INTERVAL_NS, owner};
 
@@ -20,6 +20,21 @@ const TCP: u32 = 6;
 const STREAM: u32 = 1;
 /// The SYN flag of a segment.
 const SYN: u32 = 0x02;
+/// `TCP_LISTEN` of the kernel's TCP states.
+const LISTEN: u32 = 10;
+/// A socket of which nothing is known.
+const EMPTY: SocketState = SocketState {
+    opened_ns: 0,
+    next_update_ns: 0,
+    cgroup: 0,
+    pid: 0,
+    uid: 0,
+    comm: [0; 16],
+    netns: 0,
+    generation: 0,
+    role: 0,
+    phase: phase::IDLE,
+};
 /// `TCP_CLOSE` of the kernel's TCP states.
 const CLOSE: u32 = 7;
 
@@ -53,14 +68,15 @@ pub fn event(ctx: &SockOpsContext) -> Result<(), Skip> {
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) -> Result<(), Skip> {
     let sk = record::socket(ctx)?;
-    let state = storage(sk, true)?;
-    describe(sk, state);
-    if state.phase != phase::IDLE {
-        state.generation = state.generation.wrapping_add(1);
-    }
+    let mut state = match storage(sk, false) {
+        Ok(known) => *known,
+        Err(_) => EMPTY,
+    };
+    describe(sk, &mut state);
     state.phase = phase::CONNECTING;
     state.role = role::CLIENT;
     state.opened_ns = now();
+    remember(record::cookie(ctx), &state)?;
     let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     Ok(())
 }
@@ -69,10 +85,37 @@ fn connecting(ctx: &SockOpsContext) -> Result<(), Skip> {
 #[inline(always)]
 fn listening(ctx: &SockOpsContext) -> Result<(), Skip> {
     let sk = record::socket(ctx)?;
-    let state = storage(sk, true)?;
-    describe(sk, state);
-    state.phase = phase::IDLE;
+    if CURRENT_IN_SOCK_OPS.load() == 0 {
+        describe(sk, storage(sk, true)?);
+        return Ok(());
+    }
+    let mut listener = Listener { cookie: record::cookie(ctx), state: EMPTY };
+    describe(sk, &mut listener.state);
+    let key = record::listener_key(ctx, listener.state.netns);
+    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    if LISTENERS.insert(key, listener, u64::from(BPF_NOEXIST)).is_err() {
+        *storage(sk, true)? = listener.state;
+    }
     Ok(())
+}
+
+/// What a newly accepted socket starts with: its listener's own copy, or the entry of where it listens.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext, sk: *mut core::ffi::c_void) -> SocketState {
+    if let Ok(inherited) = storage(sk, false) {
+        return *inherited;
+    }
+    let mut key = record::listener_key(ctx, record::netns(sk));
+    // SAFETY: entries are replaced, never changed in place.
+    if let Some(listener) = unsafe { LISTENERS.get(&key) } {
+        return listener.state;
+    }
+    key.address = [0; 16];
+    // SAFETY: as above.
+    match unsafe { LISTENERS.get(&key) } {
+        Some(listener) => listener.state,
+        None => EMPTY,
+    }
 }
 
 /// Established. `side` is what the kernel calls it: an end whose SYN met the other's is told it was passive, and is
@@ -81,34 +124,43 @@ fn listening(ctx: &SockOpsContext) -> Result<(), Skip> {
 #[inline(always)]
 fn established(ctx: &SockOpsContext, side: u8) -> Result<(), Skip> {
     let sk = record::socket(ctx)?;
-    let state = storage(sk, true)?;
+    let cookie = record::cookie(ctx);
     let time = now();
-    if side == role::SERVER && state.phase == phase::CONNECTING {
-        // SAFETY: the verifier checks every access to the context.
-        let met = unsafe { (*ctx.ops).skb_tcp_flags } & SYN != 0;
-        state.role = if met { role::SIMULTANEOUS } else { role::CROSSED };
-    } else {
-        state.role = side;
-    }
+    // SAFETY: the verifier checks every access to the context.
+    let met = unsafe { (*ctx.ops).skb_tcp_flags } & SYN != 0;
+    let known = connection(cookie);
+    let mut state = match &known {
+        Ok(connecting) => **connecting,
+        Err(_) => accepted(ctx, sk),
+    };
+    state.role = match (side, &known) {
+        (role::SERVER, Ok(_)) if met => role::SIMULTANEOUS,
+        (role::SERVER, Ok(_)) => role::CROSSED,
+        _ => side,
+    };
     state.phase = phase::ESTABLISHED;
     state.opened_ns = time;
     state.next_update_ns = time.wrapping_add(UPDATE_INTERVAL_NS.load());
+    match known {
+        Ok(entry) => *entry = state,
+        Err(_) => remember(cookie, &state)?,
+    }
     let _ = ctx.set_cb_flags((BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG) as i32);
     // SAFETY: the verifier checks every access to the context.
     let tcp_state = unsafe { (*ctx.ops).state };
-    record::emit(ctx, state, kind::OPEN, time, Counters::read(ctx, sk, state, tcp_state))
+    record::emit(ctx, &state, kind::OPEN, time, Counters::read(ctx, sk, &state, tcp_state))
 }
 
 /// A round-trip time was measured: the moment to say how a connection that stays open is doing.
 #[inline(always)]
 fn measured(ctx: &SockOpsContext) -> Result<(), Skip> {
-    let sk = record::socket(ctx)?;
-    let state = storage(sk, false)?;
+    let state = connection(record::cookie(ctx))?;
     let time = now();
     if time < state.next_update_ns || state.phase != phase::ESTABLISHED {
         return Err(Skip::NotOurs);
     }
     state.next_update_ns = time.wrapping_add(UPDATE_INTERVAL_NS.load());
+    let sk = record::socket(ctx)?;
     // SAFETY: the verifier checks every access to the context.
     let tcp_state = unsafe { (*ctx.ops).state };
     record::emit(ctx, state, kind::UPDATE, time, Counters::read(ctx, sk, state, tcp_state))
@@ -122,15 +174,54 @@ fn changed(ctx: &SockOpsContext) -> Result<(), Skip> {
         return Err(Skip::NotOurs);
     }
     let sk = record::socket(ctx)?;
-    let state = storage(sk, false)?;
-    let kind = match state.phase {
-        phase::CONNECTING => kind::FAILED,
-        phase::ESTABLISHED => kind::CLOSE,
-        _ => return Err(Skip::NotOurs),
-    };
-    state.phase = phase::DONE;
+    let cookie = record::cookie(ctx);
+    if old == LISTEN {
+        return unlisten(ctx, sk, cookie);
+    }
+    let state = connection(cookie)?;
+    let kind = if state.phase == phase::CONNECTING { kind::FAILED } else { kind::CLOSE };
     let counters = Counters::read(ctx, sk, state, old);
-    record::emit(ctx, state, kind, now(), counters)
+    if kind == kind::FAILED || !counters.orphan {
+        // The process has the socket still, and may connect it again: the next connection is another one.
+        if let Ok(kept) = storage(sk, true) {
+            *kept = *state;
+            kept.phase = phase::DONE;
+            kept.generation = state.generation.wrapping_add(1);
+        }
+    }
+    let emitted = record::emit(ctx, state, kind, now(), counters);
+    let _ = CONNECTIONS.remove(cookie);
+    emitted
+}
+
+/// A listener is gone, and its entry with it, if it is its own.
+#[inline(always)]
+fn unlisten(ctx: &SockOpsContext, sk: *mut core::ffi::c_void, cookie: u64) -> Result<(), Skip> {
+    let key = record::listener_key(ctx, record::netns(sk));
+    // SAFETY: entries are replaced, never changed in place.
+    match unsafe { LISTENERS.get(&key) } {
+        Some(listener) if listener.cookie == cookie => LISTENERS.remove(key).map_err(|_| Skip::NoState),
+        _ => Err(Skip::NoState),
+    }
+}
+
+/// A connection that is followed.
+#[inline(always)]
+fn connection(cookie: u64) -> Result<&'static mut SocketState, Skip> {
+    match CONNECTIONS.get_ptr_mut(cookie) {
+        // SAFETY: callbacks of one socket run one at a time, and the entry lives at least until the program returns.
+        Some(state) => Ok(unsafe { &mut *state }),
+        None => Err(Skip::NoState),
+    }
+}
+
+/// Follows a connection from now on.
+#[inline(always)]
+fn remember(cookie: u64, state: &SocketState) -> Result<(), Skip> {
+    CONNECTIONS.insert(cookie, state, u64::from(BPF_ANY)).map_err(|_| {
+        count(counter::NO_STORAGE);
+        Skip::NoState
+    })
 }
 
 /// The facts about a socket that only a system call's context, or BTF, can tell.

@@ -61,8 +61,9 @@ pub struct Capture {
     pub ring_bytes: u32,
     /// Seconds between two updates of a connection that stays open.
     pub update_interval_s: u32,
-    /// Most connections tracked while open; about 400 bytes each. Beyond it a connection is reported when it closes.
-    pub max_connections: usize,
+    /// Most connections tracked while open: 120 bytes of kernel memory each, taken at once, and about 400 of the agent's as
+    /// they come. Beyond it connections are not seen, and counted. Changing it takes `weft-agent unload` first.
+    pub max_connections: u32,
     /// Directory in bpffs for maps and links; by default one named after the agent.
     pub pin_dir: Option<PathBuf>,
 }

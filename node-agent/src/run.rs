@@ -82,6 +82,7 @@ pub fn plan(config: &Config) -> Plan {
         cgroup: config.cgroup.clone(),
         pin_dir: config.pin_dir(),
         ring_bytes: config.capture.ring_bytes,
+        max_connections: config.capture.max_connections,
         update_interval_ns: u64::from(config.capture.update_interval_s) * 1_000_000_000,
         clock_offset_us: time::clock_offset_us(),
         now_ns: time::utc_ns(),
@@ -103,7 +104,7 @@ fn capture(
     let mut clock = Clock::new(hooks.state.clock_offset_us);
     clock.adjust(plan.clock_offset_us);
     let identity = Identity { agent: certificate.key(), boot: boot()? };
-    let table = Table::new(identity, config.capture.max_connections);
+    let table = Table::new(identity, config.capture.max_connections as usize);
     let attribution = Attribution::new(RealHost::new(&config.cgroup), config.clone());
     Ok(Capture::new(hooks, table, attribution, clock, spool, Arc::clone(counters)))
 }

@@ -1,15 +1,16 @@
 //! Loading, attaching, pinning, taking over, removing.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, Map, MapData, PerCpuArray, SkStorage};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, SkStorage};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSock, SockOps};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use weft_agent_common::{LAYOUT_VERSION, Meta, SocketState, counter};
+use weft_agent_common::{LAYOUT_VERSION, Listener, ListenerKey, Meta, SocketState, counter};
 
 use super::btf::Btf;
 use super::sys::{Plain, Ring};
@@ -18,9 +19,10 @@ use super::sys::{Plain, Ring};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that are pinned, by their name in the object.
-const MAPS: [&str; 4] = ["RING", "DROPS", "META", "SOCKETS"];
-/// Links that are pinned, and the program of each.
-const LINKS: [(&str, &str); 2] = [("link_create", "weft_create"), ("link_ops", "weft_ops")];
+const MAPS: [&str; 6] = ["RING", "DROPS", "META", "CONNECTIONS", "LISTENERS", "SOCKETS"];
+/// Links that are pinned, and the program of each. The first is attached only where `sock_ops` cannot name the process.
+const LINKS: [(&str, &str); 2] = [(CREATE, "weft_create"), ("link_ops", "weft_ops")];
+const CREATE: &str = "link_create";
 /// Size of the ring that nobody reads.
 const TRIAL_RING_BYTES: u32 = 1 << 16;
 /// The kernel's own BTF.
@@ -43,6 +45,8 @@ pub struct Plan {
     pub pin_dir: PathBuf,
     /// Size of the ring.
     pub ring_bytes: u32,
+    /// Most connections followed by the kernel.
+    pub max_connections: u32,
     /// Time between updates.
     pub update_interval_ns: u64,
     /// UTC minus monotonic microseconds, measured now; kept with a new ring.
@@ -100,6 +104,8 @@ pub struct Hooks {
     /// The ring.
     pub ring: Ring,
     drops: PerCpuArray<MapData, u64>,
+    connections: HashMap<MapData, u64, Plain<SocketState>>,
+    listeners: HashMap<MapData, Plain<ListenerKey>, Plain<Listener>>,
     sockets: SkStorage<MapData, Plain<SocketState>>,
     /// What was written down when the ring was made.
     pub state: Meta,
@@ -144,10 +150,13 @@ impl Hooks {
         let size = ring.info()?.max_entries();
         let meta: Array<MapData, Plain<Meta>> = Array::try_from(Map::Array(map("META")?))?;
         let state: Plain<Meta> = meta.get(&0, 0)?;
-        let links = LINKS.iter().map(|(link, _)| PinnedLink::from_pin(dir.join(link))).collect::<Result<_, _>>()?;
+        let links = LINKS.iter().map(|(link, _)| dir.join(link)).filter(|link| !link.ends_with(CREATE) || link.exists());
+        let links = links.map(PinnedLink::from_pin).collect::<Result<_, _>>()?;
         Ok(Self {
             ring: Ring::map(ring.fd(), size).map_err(HookError::Ring)?,
             drops: PerCpuArray::try_from(Map::PerCpuArray(map("DROPS")?))?,
+            connections: HashMap::try_from(Map::HashMap(map("CONNECTIONS")?))?,
+            listeners: HashMap::try_from(Map::HashMap(map("LISTENERS")?))?,
             sockets: SkStorage::try_from(Map::SkStorage(map("SOCKETS")?))?,
             state: state.0,
             resumed: true,
@@ -165,7 +174,17 @@ impl Hooks {
         self.dropped(counter::RING_FULL)
     }
 
-    /// What the hooks remember with a socket; `None` when they do not know it.
+    /// Whether the hooks follow this connection.
+    pub fn follows(&self, cookie: u64) -> bool {
+        self.connections.get(&cookie, 0).is_ok()
+    }
+
+    /// Cookies of the listeners that the hooks know without looking at the socket.
+    pub fn listeners(&self) -> HashSet<u64> {
+        self.listeners.iter().filter_map(|entry| entry.ok().map(|(_, listener)| listener.0.cookie)).collect()
+    }
+
+    /// What the hooks remember with a socket itself.
     pub fn state_of(&self, socket: &impl std::os::fd::AsRawFd) -> Option<SocketState> {
         self.sockets.get(socket, 0).ok().map(|state| state.0)
     }
@@ -192,6 +211,7 @@ pub fn try_program(plan: &Plan, name: &'static str, current: bool) -> Result<(),
     let cgroup = File::open(&plan.cgroup).map_err(|error| path(&plan.cgroup, error))?;
     let mut small = plan.clone();
     small.ring_bytes = TRIAL_RING_BYTES;
+    small.max_connections = 1;
     attach_program(&mut load(&small, None, current)?, name, &cgroup).map(drop)
 }
 
@@ -200,7 +220,7 @@ fn attach_new(plan: &Plan, dir: &Path, attachment: u64, current: bool) -> Result
     let cgroup = File::open(&plan.cgroup).map_err(|error| path(&plan.cgroup, error))?;
     let mut object = load(plan, Some(dir), current)?;
     remember_new(plan, &mut object, attachment)?;
-    for (link, program) in LINKS {
+    for (link, program) in LINKS.into_iter().filter(|(link, _)| !current || *link != CREATE) {
         attach_program(&mut object, program, &cgroup)?.pin(dir.join(link))?;
     }
     Ok(())
@@ -214,7 +234,8 @@ fn load(plan: &Plan, dir: Option<&Path>, current: bool) -> Result<Ebpf, HookErro
         .verifier_log_level(VerifierLogLevel::DISABLE)
         .override_global("UPDATE_INTERVAL_NS", &plan.update_interval_ns, true)
         .override_global("CURRENT_IN_SOCK_OPS", &current, true)
-        .map_max_entries("RING", plan.ring_bytes);
+        .map_max_entries("RING", plan.ring_bytes)
+        .map_max_entries("CONNECTIONS", plan.max_connections);
     for ((global, _, _), offset) in FIELDS.iter().zip(&offsets) {
         loader.override_global(global, offset, true);
     }

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use weft_agent_common::{Meta, SocketState};
+use weft_agent_common::{Listener, ListenerKey, Meta, SocketState};
 
 /// A shared type as map value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,11 @@ pub struct Plain<T>(pub T);
 unsafe impl aya::Pod for Plain<Meta> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<SocketState> {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<ListenerKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Listener> {}
 
 /// Bit of a record's length word: the kernel is still writing it.
 const BUSY: u32 = 1 << 31;

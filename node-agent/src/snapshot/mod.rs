@@ -2,8 +2,8 @@
 //!
 //! At the agent's start every listener of the watched processes that the hooks do not know is made known to them, so that
 //! what it accepts has an owner; every established connection that they do not know is reported without initial
-//! sequence numbers. Those are looked at again now and then, since no hook will say when they end. Whether the
-//! hooks know a socket, its own storage tells; so a restarted agent needs no memory of what an earlier one did.
+//! sequence numbers. Those are looked at again now and then, since no hook will say when they end. What the
+//! hooks know, their maps tell; so a restarted agent needs no memory of what an earlier one did.
 
 pub mod diag;
 pub mod processes;
@@ -56,12 +56,13 @@ impl Snapshot {
         capture.counters().snapshot_skipped.fetch_add(left_out, Relaxed);
         self.enter(&residents, capture);
         let holders = processes::holders(&residents);
+        let listeners = capture.hooks.listeners();
         for (netns, sockets) in self.list(capture) {
             let listening = sockets.iter().filter(|socket| socket.state == diag::state::LISTEN);
             let ports: HashSet<u16> = listening.map(|socket| socket.local.port()).collect();
             for socket in &sockets {
                 if let Some(holder) = holders.get(&socket.inode) {
-                    self.adopt(capture, netns, socket, holder, ports.contains(&socket.local.port()));
+                    self.adopt(capture, netns, socket, holder, &ports, &listeners);
                 }
             }
         }
@@ -132,14 +133,18 @@ impl Snapshot {
         netns: u32,
         socket: &Listed,
         holder: &Holder,
-        accepted: bool,
+        ports: &HashSet<u16>,
+        listeners: &HashSet<u64>,
     ) {
+        let accepted = ports.contains(&socket.local.port());
         let listener = socket.state == diag::state::LISTEN;
         if !listener && socket.half_state().is_none() {
             return;
         }
-        // Gone since it was listed: then there is nothing to adopt.
-        let Ok(fd) = sys::descriptor_of(holder.pid, holder.fd) else { return };
+        let known = if listener { listeners.contains(&socket.cookie) } else { capture.hooks.follows(socket.cookie) };
+        if known {
+            return;
+        }
         let owner = OwnerKey {
             pid: holder.pid,
             uid: socket.uid,
@@ -147,9 +152,13 @@ impl Snapshot {
             cgroup: holder.cgroup,
             netns,
         };
+        if !listener {
+            return self.adopt_connection(capture, socket, &owner, accepted);
+        }
+        // Gone since it was listed: then there is nothing to adopt.
+        let Ok(fd) = sys::descriptor_of(holder.pid, holder.fd) else { return };
         match capture.hooks.state_of(&fd) {
-            Some(known) if known.pid != 0 || !listener => {}
-            None if !listener => self.adopt_connection(capture, socket, &owner, accepted),
+            Some(known) if known.pid != 0 => {}
             _ => {
                 let state = SocketState {
                     cgroup: owner.cgroup,

@@ -205,6 +205,7 @@ fn start<S: BatchSink>(cgroup: &Path, pins: &Path, settings: Settings, sink: S) 
         cgroup: cgroup.into(),
         pin_dir: pins.into(),
         ring_bytes: settings.ring_bytes,
+        max_connections: 10_000,
         update_interval_ns: settings.update_interval_ns,
         clock_offset_us: time::clock_offset_us(),
         now_ns: time::utc_ns(),
