@@ -91,8 +91,8 @@ struct LinkState {
     told: Told,
     /// Queued or on its way in the present session.
     sent: Told,
-    /// A partial match's card that came before our own half was finished.
-    waiting: Option<Box<EndpointCard>>,
+    /// How often our card was begun anew: an acknowledgement of an earlier one counts no more.
+    round: u32,
 }
 
 struct OwnHalf {
@@ -187,7 +187,7 @@ impl Home {
             heard_final: link.heard_final,
             told,
             sent: told,
-            waiting: None,
+            round: 0,
         };
         self.handles.insert(offer.handle.0, id);
         self.halves.insert(
@@ -244,14 +244,6 @@ impl Home {
         }
         half.finished = true;
         self.send_card(id);
-        let waiting = self
-            .halves
-            .get_mut(&id.0)
-            .and_then(|half| half.link.as_mut())
-            .and_then(|link| link.waiting.take());
-        if let Some(card) = waiting {
-            self.weigh(id, own, card);
-        }
     }
 
     /// The owner names a partner.
@@ -314,18 +306,26 @@ impl Home {
     }
 
     /// The peer has made a card durable.
-    pub(crate) fn card_acknowledged(&mut self, now: i64, id: HalfId, finished: bool) {
-        let Some(link) = self
+    pub(crate) fn card_acknowledged(&mut self, now: i64, id: HalfId, finished: bool, round: u32) {
+        let link = self
             .halves
             .get_mut(&id.0)
-            .and_then(|half| half.link.as_mut())
-        else {
+            .and_then(|half| half.link.as_mut());
+        let Some(link) = link.filter(|link| link.round == round) else {
             return;
         };
         link.told = link
             .told
             .max(if finished { Told::Final } else { Told::Open });
         self.finish(now, id);
+    }
+
+    /// Which card of this half is the present one.
+    pub(crate) fn round(&self, id: HalfId) -> u32 {
+        self.halves
+            .get(&id.0)
+            .and_then(|half| half.link.as_ref())
+            .map_or(0, |link| link.round)
     }
 
     /// Forgets what is done, and partners that stayed silent, after `keep_us`.
@@ -436,15 +436,23 @@ impl Home {
             {
                 link.heard_final |= card.half.state.finished();
                 self.counters.joined += u64::from(!link.joined);
+                let again = link.partial && !link.joined;
                 if !link.joined {
                     link.joined = true;
                     self.acts
                         .push_back(Act::Withdraw(half.owner, half.offer.handle));
                 }
+                if again {
+                    // They may have had our card too early to make use of it.
+                    link.told = Told::Nothing;
+                    link.sent = Told::Nothing;
+                    link.round += 1;
+                }
                 self.acts.push_back(Act::Join(id, card, verdict));
+                self.send_card(id);
             }
-            // Both are judged again when ours is finished.
-            None if link.partial && own.closed_at.is_none() => link.waiting = Some(card),
+            // Too early: ours is not finished. When it is, our card makes the other home send its own again.
+            None if link.partial && own.closed_at.is_none() => {}
             _ if link.joined => {
                 // Identity and fingerprint cannot change; an update that looks otherwise is kept out.
                 self.counters.rejected += 1;
@@ -486,7 +494,7 @@ impl LinkState {
             heard_final,
             told: Told::Nothing,
             sent: Told::Nothing,
-            waiting: None,
+            round: 0,
         }
     }
 }

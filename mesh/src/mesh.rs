@@ -134,7 +134,8 @@ pub struct Counters {
 ///
 /// **What the federator must make durable** before it acknowledges: every message that [`received`](Self::received)
 /// was given of the kinds `Matched`, `Cards` and `Ambiguous` (offers and withdrawals change nothing that outlives this
-/// process, and may be acknowledged at once). After a restart, in this order: `offer` (with the stored state of the
+/// process, and may be acknowledged at once). What is stored with a half is its [`link`](Self::link) and what `Join`, `Undo` and
+/// `Done` said, read together after `advance` and a `poll` that gave `None`. After a restart, in this order: `offer` (with the stored state of the
 /// half) for every established half without partner that is within its expiry, [`restore`](Self::restore) for each
 /// half with a stored [`link`](Self::link) that is not `Done`, then `received` with the journalled messages that the store
 /// does not include, in their order, with what the stitcher says in between. Handles are hashes of the half's id, so those
@@ -190,7 +191,11 @@ struct Session {
 }
 
 enum InFlight {
-    Card { half: HalfId, finished: bool },
+    Card {
+        half: HalfId,
+        finished: bool,
+        round: u32,
+    },
     Doubt(Handle),
 }
 
@@ -375,8 +380,13 @@ impl Mesh {
                 .map(|(_, items)| items)
                 .unwrap_or_default()
             {
-                if let InFlight::Card { half, finished } = item {
-                    self.home.card_acknowledged(now, half, finished);
+                if let InFlight::Card {
+                    half,
+                    finished,
+                    round,
+                } = item
+                {
+                    self.home.card_acknowledged(now, half, finished, round);
                 }
             }
         }
@@ -455,8 +465,9 @@ impl Mesh {
             }
             Act::Card(to, half) if to == self.name => {
                 if let Some((card, finished)) = self.write_card(half, records) {
+                    let round = self.home.round(half);
                     self.take_card(to, Box::new(card), records);
-                    self.home.card_acknowledged(self.now, half, finished);
+                    self.home.card_acknowledged(self.now, half, finished, round);
                 }
             }
             Act::Card(to, half) => self.queue(to, |peer| peer.cards.push_back(half)),
@@ -589,7 +600,12 @@ impl Mesh {
         {
             if let Some((card, finished)) = self.write_card(half, records) {
                 cards.push(card);
-                in_flight.push(InFlight::Card { half, finished });
+                let round = self.home.round(half);
+                in_flight.push(InFlight::Card {
+                    half,
+                    finished,
+                    round,
+                });
             }
         }
         (!cards.is_empty()).then_some((PeerMessage::Cards(cards), in_flight))
