@@ -17,6 +17,8 @@ pub mod agents;
 pub mod peers;
 pub mod server;
 pub mod query;
+pub mod health;
+pub mod metrics;
 pub mod doctor;
 pub mod clock;
 pub mod testing;

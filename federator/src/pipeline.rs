@@ -132,6 +132,10 @@ pub struct Progress {
     pub syncs: AtomicU64,
     /// Totals of the core.
     pub core: Mutex<CoreCounters>,
+    /// Totals of the mesh.
+    pub mesh: Mutex<Option<weft_mesh::Counters>>,
+    /// Halves without partner that are past their hold.
+    pub past_hold: AtomicU64,
 }
 
 /// A running pipeline.
@@ -433,6 +437,10 @@ fn report(core: &Core, progress: &Progress, peers: &Peers) {
     }
     progress.in_memory.store(core.in_memory() as u64, Relaxed);
     progress.waiting.store(core.waiting() as u64, Relaxed);
+    progress.past_hold.store(core.past_hold() as u64, Relaxed);
+    if let Ok(mut counters) = progress.mesh.lock() {
+        *counters = core.mesh_counters();
+    }
     if let Ok(mut counters) = progress.core.lock() {
         *counters = core.counters();
     }

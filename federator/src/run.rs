@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use weft_transport::{Dialler, Identity, Listener, PeerRole};
 use weft_wire::control::CloseCode;
 
 use crate::agents::AgentStates;
 use crate::config::Config;
+use crate::health::{Sources, Vitals};
+use crate::metrics::serve;
 use crate::peers::Peers;
 use crate::pipeline::{Pipeline, random_seed};
 use crate::query::Queries;
@@ -23,8 +27,7 @@ pub struct Federator {
     pipeline: Pipeline,
     listener: Arc<Listener>,
     server: Arc<Server>,
-    accepting: tokio::task::JoinHandle<()>,
-    dialling: tokio::task::JoinHandle<()>,
+    tasks: JoinSet<()>,
 }
 
 /// Loads the identity, and holds it against the configuration.
@@ -50,27 +53,48 @@ impl Federator {
         let (starting, known) = (config.clone(), peers.clone());
         let pipeline = tokio::task::spawn_blocking(move || Pipeline::start(&starting, known)).await??;
         let listener = Arc::new(Listener::bind(config.listen, &identity).context("cannot listen")?);
+        let agents = Arc::new(AgentStates::new(&pipeline.sequences));
+        let counters = Arc::new(ServerCounters::default());
+        let sources = Sources {
+            identity: identity.clone(),
+            listener: listener.clone(),
+            agents: agents.clone(),
+            peers: peers.clone(),
+            progress: pipeline.progress.clone(),
+            sessions: counters.clone(),
+        };
+        let vitals = Arc::new(Vitals::new(&config, sources));
         let queries = Arc::new(Queries {
             name: config.name.clone(),
             readers: pipeline.readers.clone(),
             submissions: pipeline.submissions.clone(),
             room: Semaphore::new(config.query.concurrent),
+            peers: peers.clone(),
+            vitals: vitals.clone(),
+            limits: config.query.clone(),
         });
         let server = Arc::new(Server {
             name: config.name.clone(),
-            agents: Arc::new(AgentStates::new(&pipeline.sequences)),
+            agents,
             submissions: pipeline.submissions.clone(),
             progress: pipeline.progress.clone(),
             journal_max_bytes: config.journal.max_bytes,
             queries,
             peers: peers.clone(),
-            counters: ServerCounters::default(),
+            counters,
         });
-        let accepting = tokio::spawn(server.clone().run(listener.clone()));
         let dialler = Dialler::new(&identity)?;
-        let dialling = tokio::spawn(peers.run(dialler, pipeline.submissions.clone()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server.clone().run(listener.clone()));
+        tasks.spawn(peers.run(dialler, pipeline.submissions.clone()));
+        tasks.spawn(vitals.clone().sample());
+        if let Some(metrics) = &config.metrics {
+            let address = metrics.listen;
+            let http = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+            tasks.spawn(serve(http, vitals.clone()));
+        }
         tracing::info!(name = config.name, address = %listener.local_addr()?, "listening");
-        Ok(Self { pipeline, listener, server, accepting, dialling })
+        Ok(Self { pipeline, listener, server, tasks })
     }
 
     /// Where it listens.
@@ -89,12 +113,9 @@ impl Federator {
     }
 
     /// Ends: no more sessions, everything acknowledged into the store.
-    pub async fn drain(self) {
+    pub async fn drain(mut self) {
         self.listener.close(CloseCode::Draining, "shutting down").await;
-        self.accepting.abort();
-        let _ = self.accepting.await;
-        self.dialling.abort();
-        let _ = self.dialling.await;
+        self.tasks.shutdown().await;
         // Sessions hold the server, and with it the way into the pipeline, until they have noticed.
         let ended = async {
             while Arc::strong_count(&self.server) > 1 {

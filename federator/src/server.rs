@@ -47,7 +47,7 @@ pub struct Server {
     /// Answers.
     pub queries: Arc<Queries>,
     /// Totals.
-    pub counters: ServerCounters,
+    pub counters: Arc<ServerCounters>,
 }
 
 /// Totals since the start.

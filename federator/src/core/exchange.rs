@@ -183,8 +183,12 @@ impl Core {
 
     pub(super) fn offer(&mut self, number: SlotNumber) {
         let Some(slot) = self.slots.find(number).filter(|slot| !slot.matched()) else { return };
+        let (id, view) = (slot.half.id, slot.view());
+        if !std::mem::replace(&mut self.slots[number].past_hold, true) {
+            self.past_hold += 1;
+        }
         let Some(mesh) = &mut self.mesh else { return };
-        let taken = mesh.offer(slot.half.id, &slot.view());
+        let taken = mesh.offer(id, &view);
         self.slots[number].offered = taken;
         self.counters.not_offered += u64::from(!taken);
     }

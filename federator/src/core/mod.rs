@@ -158,6 +158,7 @@ pub struct Core {
     sequences: BTreeMap<AgentKey, u64>,
     sequences_changed: BTreeMap<AgentKey, u64>,
     counters: CoreCounters,
+    past_hold: usize,
     candidates: Vec<Candidate>,
     closed: Vec<Candidate>,
 }
@@ -192,6 +193,7 @@ impl Core {
             sequences: loaded.sequences.iter().copied().collect(),
             sequences_changed: BTreeMap::new(),
             counters: CoreCounters::default(),
+            past_hold: 0,
             candidates: Vec::new(),
             closed: Vec::new(),
             config,
@@ -303,6 +305,11 @@ impl Core {
     /// Halves that wait for a partner.
     pub fn waiting(&self) -> usize {
         self.stitcher.open()
+    }
+
+    /// Halves without partner that are past their hold.
+    pub fn past_hold(&self) -> usize {
+        self.past_hold
     }
 
     /// Owners in memory.
@@ -478,8 +485,14 @@ impl Core {
         }
     }
 
+    /// The half is no longer one that is past its hold without partner.
+    fn hold_over(&mut self, number: SlotNumber) {
+        self.past_hold -= usize::from(std::mem::take(&mut self.slots[number].past_hold));
+    }
+
     fn link(&mut self, client: SlotNumber, server: SlotNumber, joined: Joined) {
         for (number, partner) in [(client, server), (server, client)] {
+            self.hold_over(number);
             let slot = &mut self.slots[number];
             slot.partner = partner;
             slot.evidence = joined.evidence;
@@ -492,6 +505,7 @@ impl Core {
             return;
         }
         self.counters.ambiguous += 1;
+        self.hold_over(number);
         self.slots[number].unmatched = Unmatched::Ambiguous;
         self.withdraw(number, Withdrawn::Ambiguous);
         self.touch(number);
@@ -551,8 +565,10 @@ impl Core {
                 Unmatched::NoPartner
             }
         };
+        let ambiguous = slot.unmatched == Unmatched::Ambiguous;
         self.counters.expired += 1;
-        if slot.unmatched != Unmatched::Ambiguous {
+        self.hold_over(number);
+        if !ambiguous {
             self.slots[number].unmatched = reason;
         }
         self.withdraw(number, Withdrawn::Expired);
@@ -669,6 +685,7 @@ impl Core {
             return;
         }
         for number in numbers {
+            self.hold_over(number);
             let slot = &self.slots[number];
             let (id, owner, remote) = (slot.half.id, slot.half.owner, slot.remote);
             if slot.waiting {

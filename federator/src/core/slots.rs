@@ -51,6 +51,8 @@ pub struct Slot {
     pub remote: bool,
     /// Given to the stitcher and not taken back.
     pub waiting: bool,
+    /// Past its hold, without partner.
+    pub past_hold: bool,
     /// Given to the mesh.
     pub offered: bool,
     /// Its other end is at another home, and the two have not yet told each other everything.
@@ -82,6 +84,7 @@ impl Slot {
             skew_us,
             remote: false,
             waiting: false,
+            past_hold: false,
             offered: false,
             card_due: false,
             link_stored: false,

@@ -1,21 +1,33 @@
 //! Questions and answers.
 //!
-//! [`filter`] says which connections, [`rows`] reads them, and here the answers go out. Whatever was acknowledged before the
-//! question came is in the answer: the store is brought up to date first.
+//! [`filter`] says which connections, [`rows`] reads them, [`report`] sums them up, [`sql`] fences the user's statements in;
+//! [`merge`] makes one answer of several federators'. Whatever was acknowledged before the question came is in the answer: the
+//! store is brought up to date first.
 
 pub mod filter;
 pub mod rows;
+pub mod report;
+pub mod sql;
+pub mod merge;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use weft_transport::{FrameSender, TransportError};
+use weft_wire::control::PROTOCOL_VERSION;
 use weft_wire::query::{
-    Completeness, Connection, Filter, HalfCounts, QueryError, Question, Reach, Request, Response,
+    Completeness, Connection, FederatorHealth, HalfCounts, QueryError, Question, Reach, ReportRow, Request,
+    Response, Scope, SqlValue,
 };
 
+use self::report::Asked;
+use self::sql::SqlLimits;
+use crate::config;
+use crate::health::Vitals;
+use crate::peers::{PeerLink, Peers};
 use crate::pipeline::Submission;
 use crate::server::SEND_TIMEOUT;
 use crate::store::{Readers, StoreError};
@@ -35,8 +47,14 @@ pub struct Queries {
     pub readers: Readers,
     /// Brings the store up to date.
     pub submissions: mpsc::Sender<Submission>,
-    /// Questions answered at a time.
+    /// Questions that read at a time.
     pub room: Semaphore,
+    /// The other federators.
+    pub peers: Arc<Peers>,
+    /// How this federator is.
+    pub vitals: Arc<Vitals>,
+    /// Limits.
+    pub limits: config::Query,
 }
 
 /// An answer, whole.
@@ -44,32 +62,156 @@ pub struct Queries {
 pub struct Answer {
     /// Connections.
     pub connections: Vec<Connection>,
+    /// Rows of a report.
+    pub report: Vec<ReportRow>,
+    /// Columns of an SQL answer.
+    pub columns: Option<Vec<String>>,
+    /// Its rows.
+    pub rows: Vec<Vec<SqlValue>>,
+    /// Health.
+    pub health: Vec<FederatorHealth>,
+    /// Who was asked, and answered or not.
+    pub federators: Vec<Reach>,
     /// Halves by what became of them.
     pub halves: HalfCounts,
     /// The limit cut rows off.
     pub truncated: bool,
 }
 
+/// What a peer answered, or why it did not.
+type FromPeer = (Arc<PeerLink>, Result<Answer, String>);
+
 impl Queries {
     /// Answers one request.
     pub async fn answer(&self, mut sender: FrameSender, request: Request) -> Result<(), TransportError> {
-        let Ok(_permit) = self.room.acquire().await else { return Ok(()) };
-        let answer = self.find(request).await;
+        let answer = match request.scope {
+            Scope::Local { absent } => self.local(request.what, &absent).await,
+            Scope::Mesh => self.mesh(request.what).await,
+        };
         match answer {
-            Ok(answer) => self.send(&mut sender, answer).await?,
+            Ok(answer) => send(&mut sender, answer).await?,
             Err(error) => sender.send(&Response::Error(error), SEND_TIMEOUT).await?,
         }
         sender.finish();
         Ok(())
     }
 
-    async fn find(&self, request: Request) -> Result<Answer, QueryError> {
-        self.bring_up_to_date().await?;
-        match request.what {
-            Question::Connections { filter, limit } => self.connections(filter, limit).await,
-            Question::Explain { id_prefix } => self.explain(id_prefix).await,
-            _ => Err(failure("E-UNSUPPORTED", "this question", "is not answered yet", "")),
+    /// This federator's own answer.
+    async fn local(&self, what: Question, absent: &[String]) -> Result<Answer, QueryError> {
+        if matches!(what, Question::Health) {
+            let health = vec![self.vitals.health()];
+            return Ok(Answer { health, federators: vec![self.me()], ..Answer::default() });
         }
+        self.bring_up_to_date().await?;
+        let name = self.name.clone();
+        let mut answer = match what {
+            Question::Connections { filter, limit } => {
+                let limit = limit.clamp(1, MAX_CONNECTIONS);
+                self.read(move |db| rows::connections(db, &name, &filter, limit)).await?
+            }
+            Question::Explain { id_prefix } => self.read(move |db| rows::explain(db, &name, &id_prefix)).await?,
+            Question::Report { report, filter, by, top } => {
+                let asked = Asked { report, filter, by, top, absent: absent.to_vec() };
+                self.read(move |db| report::report(db, &name, &asked)).await?
+            }
+            Question::Sql { text, filter, limit } => {
+                let most = self.limits.sql_max_connections;
+                let seen = self.read(move |db| rows::connections(db, &name, &filter, most)).await?;
+                self.sql(seen, text, limit).await?
+            }
+            Question::Health => Answer::default(),
+        };
+        answer.halves.dropped = self.vitals.dropped();
+        answer.federators = vec![self.me()];
+        Ok(answer)
+    }
+
+    /// The answer of the whole mesh, as far as it can be reached.
+    async fn mesh(&self, what: Question) -> Result<Answer, QueryError> {
+        match what {
+            Question::Connections { filter, limit } => {
+                let limit = limit.clamp(1, MAX_CONNECTIONS);
+                self.everyones(Question::Connections { filter, limit }, limit as usize).await
+            }
+            Question::Explain { .. } => self.everyones(what, usize::MAX).await,
+            Question::Sql { text, filter, limit } => {
+                let most = self.limits.sql_max_connections;
+                let question = Question::Connections { filter, limit: most };
+                let seen = self.everyones(question, most as usize).await?;
+                self.sql(seen, text, limit).await
+            }
+            Question::Report { report, filter, by, top } => {
+                let question = Question::Report { report, filter, by, top: report::MAX_ROWS };
+                let mut parts = self.ask_all(&question, &[]).await?;
+                let absent: Vec<String> = parts.failed().map(|link| link.name.clone()).collect();
+                if !absent.is_empty() {
+                    // Their connections are counted by the copies of those that can be asked.
+                    parts = self.ask_all(&question, &absent).await?;
+                }
+                let (mut answer, cut) = parts.join();
+                let (rows, truncated) = report::merge(std::mem::take(&mut answer.report), by, top.max(1));
+                Ok(Answer { report: rows, truncated: truncated || cut, ..answer })
+            }
+            Question::Health => {
+                let parts = self.ask_all(&Question::Health, &[]).await?;
+                let unreached: Vec<_> = parts.failed().map(|link| not_reached(link)).collect();
+                let (mut answer, _) = parts.join();
+                answer.health.extend(unreached);
+                answer.health.sort_by(|a, b| a.name.cmp(&b.name));
+                Ok(answer)
+            }
+        }
+    }
+
+    /// Connections of all, merged.
+    async fn everyones(&self, question: Question, limit: usize) -> Result<Answer, QueryError> {
+        let (mut answer, cut) = self.ask_all(&question, &[]).await?.join();
+        let (connections, truncated) = merge::connections(std::mem::take(&mut answer.connections), limit);
+        Ok(Answer { connections, truncated: truncated || cut, ..answer })
+    }
+
+    /// Asks everyone at once; this federator too.
+    async fn ask_all(&self, question: &Question, absent: &[String]) -> Result<Parts, QueryError> {
+        let mut tasks = JoinSet::new();
+        let within = Duration::from_secs(self.limits.peer_timeout_s);
+        for link in self.peers.all().cloned() {
+            let request = Request {
+                version: PROTOCOL_VERSION,
+                scope: Scope::Local { absent: absent.to_vec() },
+                what: question.clone(),
+            };
+            tasks.spawn(async move {
+                let answer = match timeout(within, ask(&link, &request)).await {
+                    Ok(answer) => answer,
+                    Err(_) => Err(format!("no answer within {} s", within.as_secs())),
+                };
+                (link, answer)
+            });
+        }
+        let own = self.local(question.clone(), absent).await?;
+        let mut others = Vec::new();
+        while let Some(answered) = tasks.join_next().await {
+            others.extend(answered.ok());
+        }
+        others.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        Ok(Parts { own, others })
+    }
+
+    /// Runs the user's statement over what was seen.
+    async fn sql(&self, seen: Answer, text: String, limit: u32) -> Result<Answer, QueryError> {
+        if seen.truncated {
+            let cause = format!("it sees at most {} connections, the window has more", self.limits.sql_max_connections);
+            return Err(failure("E-SQL-SIZE", "the statement was not run", &cause, "a shorter --since, a --where, or --local"));
+        }
+        let limits = SqlLimits {
+            timeout: Duration::from_secs(self.limits.sql_timeout_s),
+            memory: self.limits.sql_memory_limit.clone(),
+            rows: limit,
+        };
+        let connections = seen.connections;
+        let answered = self.blocking(move || sql::run(&connections, &text, &limits)).await?;
+        let sql::SqlAnswer { columns, rows, truncated } = answered;
+        Ok(Answer { connections: Vec::new(), columns: Some(columns), rows, truncated, ..seen })
     }
 
     /// Waits until everything acknowledged so far is in the store.
@@ -77,49 +219,128 @@ impl Queries {
         let (done, waiting) = oneshot::channel();
         let failed = |cause: &str| failure("E-STORE", "the store cannot be brought up to date", cause, "weft health");
         self.submissions.send(Submission::Barrier(done)).await.map_err(|_| failed("shutting down"))?;
-        match tokio::time::timeout(BARRIER_TIMEOUT, waiting).await {
+        match timeout(BARRIER_TIMEOUT, waiting).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(failed("the store failed")),
             Err(_) => Err(failed("it is far behind")),
         }
     }
 
-    async fn connections(&self, filter: Filter, limit: u32) -> Result<Answer, QueryError> {
-        let limit = limit.clamp(1, MAX_CONNECTIONS);
-        let name = self.name.clone();
-        self.read(move |connection| rows::connections(connection, &name, &filter, limit)).await
-    }
-
-    async fn explain(&self, prefix: String) -> Result<Answer, QueryError> {
-        let name = self.name.clone();
-        self.read(move |connection| rows::explain(connection, &name, &prefix)).await
-    }
-
-    /// Runs a reader on a thread that may wait.
-    pub async fn read<T: Send + 'static>(
+    async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&duckdb::Connection) -> Result<T, QueryError> + Send + 'static,
     ) -> Result<T, QueryError> {
         let readers = self.readers.clone();
-        let task = tokio::task::spawn_blocking(move || {
-            let connection = readers.connection().map_err(store_failure)?;
-            work(&connection)
-        });
-        task.await.map_err(|error| failure("E-INTERNAL", "the question failed", &error.to_string(), "weft health"))?
+        self.blocking(move || work(&readers.connection().map_err(store_failure)?)).await
     }
 
-    async fn send(&self, sender: &mut FrameSender, answer: Answer) -> Result<(), TransportError> {
-        let mut rows = answer.connections.into_iter();
-        loop {
-            let piece: Vec<Connection> = rows.by_ref().take(PIECE_ROWS).collect();
-            if piece.is_empty() {
-                break;
-            }
-            sender.send(&Response::Connections(piece), SEND_TIMEOUT).await?;
+    /// Runs what may take long on a thread that may wait; only so many at a time.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
+    ) -> Result<T, QueryError> {
+        let internal = |cause: &str| failure("E-INTERNAL", "the question failed", cause, "weft health");
+        let _permit = self.room.acquire().await.map_err(|_| internal("shutting down"))?;
+        tokio::task::spawn_blocking(work).await.map_err(|error| internal(&error.to_string()))?
+    }
+
+    fn me(&self) -> Reach {
+        Reach { federator: self.name.clone(), reached: true, error: None }
+    }
+}
+
+/// The answers of all.
+struct Parts {
+    own: Answer,
+    others: Vec<FromPeer>,
+}
+
+impl Parts {
+    /// Those that did not answer.
+    fn failed(&self) -> impl Iterator<Item = &Arc<PeerLink>> {
+        self.others.iter().filter(|(_, answer)| answer.is_err()).map(|(link, _)| link)
+    }
+
+    /// One answer, its rows one after the other, and whether one was cut off.
+    fn join(self) -> (Answer, bool) {
+        let mut all = self.own;
+        let mut cut = all.truncated;
+        for (link, answer) in self.others {
+            let (answer, error) = match answer {
+                Ok(answer) => (answer, None),
+                Err(error) => (Answer::default(), Some(error)),
+            };
+            all.federators.push(Reach { federator: link.name.clone(), reached: error.is_none(), error });
+            all.connections.extend(answer.connections);
+            all.report.extend(answer.report);
+            all.health.extend(answer.health);
+            merge::add_counts(&mut all.halves, &answer.halves);
+            cut |= answer.truncated;
         }
-        let me = Reach { federator: self.name.clone(), reached: true, error: None };
-        let completeness = Completeness { federators: vec![me], halves: answer.halves };
-        sender.send(&Response::End { completeness, truncated: answer.truncated }, SEND_TIMEOUT).await
+        (all, cut)
+    }
+}
+
+fn not_reached(link: &PeerLink) -> FederatorHealth {
+    FederatorHealth {
+        name: link.name.clone(),
+        region: link.region.clone(),
+        error: Some(link.error()),
+        ..FederatorHealth::default()
+    }
+}
+
+/// Asks one peer over our session to it.
+async fn ask(link: &PeerLink, request: &Request) -> Result<Answer, String> {
+    let session = link.session().ok_or_else(|| link.error())?;
+    let (mut sender, mut receiver) = session.open_bi().await.map_err(|error| error.to_string())?;
+    sender.send(request, SEND_TIMEOUT).await.map_err(|error| error.to_string())?;
+    sender.finish();
+    let mut answer = Answer::default();
+    loop {
+        let piece = receiver.expect(SEND_TIMEOUT).await.map_err(|error| error.to_string())?;
+        match piece {
+            Response::Connections(mut rows) => answer.connections.append(&mut rows),
+            Response::Report(mut rows) => answer.report.append(&mut rows),
+            Response::Health(mut federators) => answer.health.append(&mut federators),
+            Response::End { completeness, truncated } => {
+                return Ok(Answer { halves: completeness.halves, truncated, ..answer });
+            }
+            Response::Error(error) => return Err(error.to_string()),
+            Response::SqlColumns(_) | Response::SqlRows(_) => return Err("an answer to another question".into()),
+        }
+        if answer.connections.len() > MAX_CONNECTIONS as usize || answer.report.len() > 2 * report::MAX_ROWS as usize {
+            return Err("an answer longer than was asked for".into());
+        }
+    }
+}
+
+async fn send(sender: &mut FrameSender, answer: Answer) -> Result<(), TransportError> {
+    send_pieces(sender, answer.connections, Response::Connections).await?;
+    send_pieces(sender, answer.report, Response::Report).await?;
+    if let Some(columns) = answer.columns {
+        sender.send(&Response::SqlColumns(columns), SEND_TIMEOUT).await?;
+        send_pieces(sender, answer.rows, Response::SqlRows).await?;
+    }
+    if !answer.health.is_empty() {
+        sender.send(&Response::Health(answer.health), SEND_TIMEOUT).await?;
+    }
+    let completeness = Completeness { federators: answer.federators, halves: answer.halves };
+    sender.send(&Response::End { completeness, truncated: answer.truncated }, SEND_TIMEOUT).await
+}
+
+async fn send_pieces<T>(
+    sender: &mut FrameSender,
+    rows: Vec<T>,
+    response: impl Fn(Vec<T>) -> Response,
+) -> Result<(), TransportError> {
+    let mut rows = rows.into_iter();
+    loop {
+        let piece: Vec<T> = rows.by_ref().take(PIECE_ROWS).collect();
+        if piece.is_empty() {
+            return Ok(());
+        }
+        sender.send(&response(piece), SEND_TIMEOUT).await?;
     }
 }
 
@@ -133,19 +354,3 @@ pub fn store_failure(error: impl Into<StoreError>) -> QueryError {
     failure("E-STORE", "the store cannot be read", &error.into().to_string(), "weft health")
 }
 
-/// Adds counts of another federator.
-pub fn add_counts(to: &mut HalfCounts, more: &HalfCounts) {
-    to.matched += more.matched;
-    to.dropped += more.dropped;
-    for (reason, count) in &more.unmatched {
-        *to.unmatched.entry(*reason).or_default() += count;
-    }
-}
-
-/// An empty set of counts.
-pub fn no_counts() -> HalfCounts {
-    HalfCounts { matched: 0, unmatched: BTreeMap::new(), dropped: 0 }
-}
-
-/// Shared by all sessions.
-pub type SharedQueries = Arc<Queries>;

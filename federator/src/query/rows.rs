@@ -62,7 +62,7 @@ fn select(db: &Database, condition: &Condition, limit: u32) -> Result<Answer, Qu
 }
 
 /// Our agents' halves among these connections, by what became of them.
-fn half_counts(db: &Database, name: &str, condition: &Condition) -> Result<HalfCounts, QueryError> {
+pub fn half_counts(db: &Database, name: &str, condition: &Condition) -> Result<HalfCounts, QueryError> {
     let sql = format!(
         "SELECT k.unmatched, sum((coalesce(ca.federator = ?, false))::BIGINT + (coalesce(sa.federator = ?, false))::BIGINT)::UBIGINT
          {FROM} WHERE {} GROUP BY 1",

@@ -1,0 +1,445 @@
+//! The user's SQL, fenced in: it runs in a DuckDB of its own, in memory, that holds a copy of the window's connections and
+//! nothing else, can reach neither files nor network, and is thrown away afterwards. Only one SELECT is taken.
+//!
+//! The one table is `connection`; its columns are those of a connection's JSON, flattened ([`columns`]).
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use duckdb::arrow::array::{ArrayRef, StringArray, TimestampMicrosecondArray, UInt64Array};
+use duckdb::arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use duckdb::arrow::record_batch::RecordBatch;
+use duckdb::types::{TimeUnit as ValueUnit, Value};
+use duckdb::{Config, Connection as Database};
+use weft_wire::Timestamp;
+use weft_wire::query::{Connection, Endpoint, QueryError, SqlValue};
+
+use super::failure;
+
+/// Most rows of one answer.
+pub const MAX_ROWS: u32 = 100_000;
+/// Connections copied at a time.
+const COPY_ROWS: usize = 2048;
+
+/// Limits of one statement.
+#[derive(Clone, Debug)]
+pub struct SqlLimits {
+    /// How long it may run.
+    pub timeout: Duration,
+    /// DuckDB's memory.
+    pub memory: String,
+    /// Most rows of the answer.
+    pub rows: u32,
+}
+
+/// An answer.
+#[derive(Debug, Default, PartialEq)]
+pub struct SqlAnswer {
+    /// Column names.
+    pub columns: Vec<String>,
+    /// Rows.
+    pub rows: Vec<Vec<SqlValue>>,
+    /// There are more.
+    pub truncated: bool,
+}
+
+enum Cell {
+    Text(Option<String>),
+    Number(Option<u64>),
+    Time(Option<Timestamp>),
+}
+
+type EndColumn = (&'static str, fn(&Endpoint) -> Cell);
+
+fn text(text: impl Into<String>) -> Cell {
+    Cell::Text(Some(text.into()))
+}
+
+/// Empty is not known.
+fn known(text: &str) -> Cell {
+    Cell::Text((!text.is_empty()).then(|| text.to_owned()))
+}
+
+const WHOLE: [(&str, fn(&Connection) -> Cell); 13] = [
+    ("id", |c| text(c.id.to_string())),
+    ("protocol", |c| text(c.protocol.as_str())),
+    ("opened_at", |c| Cell::Time(Some(c.opened_at))),
+    ("closed_at", |c| Cell::Time(c.closed_at)),
+    ("duration_us", |c| Cell::Number(c.closed_at.and_then(|at| u64::try_from(at.0 - c.opened_at.0).ok()))),
+    ("state", |c| text(c.state.as_str())),
+    ("evidence", |c| Cell::Text(c.matched.as_ref().map(|m| m.evidence.clone()))),
+    ("confidence", |c| Cell::Text(c.matched.as_ref().map(|m| m.confidence.as_str().to_owned()))),
+    ("nat", |c| Cell::Text(c.matched.as_ref().map(|m| m.nat.join(" ")))),
+    ("class", |c| text(c.path.class.as_str())),
+    ("crosses", |c| text(c.path.crosses.join(" "))),
+    ("via", |c| text(c.path.via.join(" "))),
+    ("unmatched", |c| Cell::Text(c.path.unmatched.map(|reason| reason.as_str().to_owned()))),
+];
+
+const END: [EndColumn; 26] = [
+    ("agent", |e| known(&e.agent)),
+    ("federator", |e| known(&e.federator)),
+    ("cloud", |e| known(&e.site.cloud)),
+    ("account", |e| known(&e.site.account)),
+    ("region", |e| known(&e.site.region)),
+    ("zone", |e| known(&e.site.zone)),
+    ("network", |e| known(&e.site.network)),
+    ("cluster", |e| known(&e.site.cluster)),
+    ("namespace", |e| known(&e.site.namespace)),
+    ("workload", |e| known(&e.workload)),
+    ("pid", |e| Cell::Number(e.process.as_ref().map(|p| p.pid.into()))),
+    ("process", |e| Cell::Text(e.process.as_ref().map(|p| p.name.clone()))),
+    ("exe", |e| Cell::Text(e.process.as_ref().and_then(|p| p.exe.clone()))),
+    ("uid", |e| Cell::Number(e.process.as_ref().map(|p| p.uid.into()))),
+    ("username", |e| Cell::Text(e.process.as_ref().and_then(|p| p.user.clone()))),
+    ("container", |e| Cell::Text(e.container.clone())),
+    ("local", |e| text(&*e.local)),
+    ("remote", |e| text(&*e.remote)),
+    ("address", |e| text(split(&e.local).0)),
+    ("port", |e| Cell::Number(split(&e.local).1)),
+    ("bytes_sent", |e| Cell::Number(Some(e.bytes_sent))),
+    ("bytes_received", |e| Cell::Number(Some(e.bytes_received))),
+    ("rtt_us", |e| Cell::Number(e.rtt_us.map(u64::from))),
+    ("retransmits", |e| Cell::Number(Some(e.retransmits.into()))),
+    ("state", |e| text(e.state.as_str())),
+    ("isn", |e| Cell::Text(e.isn.as_ref().map(|isn| isn.join("/")))),
+];
+
+fn split(endpoint: &str) -> (String, Option<u64>) {
+    match endpoint.parse::<std::net::SocketAddr>() {
+        Ok(socket) => (socket.ip().to_string(), Some(socket.port().into())),
+        Err(_) => (endpoint.to_owned(), None),
+    }
+}
+
+/// Names and SQL types of the table `connection`.
+pub fn columns() -> Vec<(String, &'static str)> {
+    let sample = |cell: Cell| match cell {
+        Cell::Text(_) => "VARCHAR",
+        Cell::Number(_) => "UBIGINT",
+        Cell::Time(_) => "TIMESTAMP",
+    };
+    let nothing = nothing();
+    let whole = WHOLE.iter().map(|(name, cell)| ((*name).to_owned(), sample(cell(&nothing))));
+    let nobody = nobody();
+    let ends = ["client", "server"].into_iter().flat_map(|end| {
+        END.iter().map(move |(name, cell)| (format!("{end}_{name}"), *cell))
+    });
+    whole.chain(ends.map(|(name, cell)| (name, sample(cell(&nobody))))).collect()
+}
+
+/// Runs one statement over these connections.
+pub fn run(connections: &[Connection], statement: &str, limits: &SqlLimits) -> Result<SqlAnswer, QueryError> {
+    let db = fenced(limits).map_err(refused)?;
+    copy(&db, connections).map_err(refused)?;
+    db.execute_batch("SET lock_configuration = true").map_err(refused)?;
+    let select = single_select(&db, statement)?;
+    let rows = limits.rows.clamp(1, MAX_ROWS);
+    let bounded = format!("SELECT * FROM (\n{select}\n) AS answer LIMIT {}", rows + 1);
+    let handle = db.interrupt_handle();
+    let (finished, watched) = channel::<()>();
+    let timeout = limits.timeout;
+    let watch = std::thread::spawn(move || {
+        let late = watched.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout);
+        if late {
+            handle.interrupt();
+        }
+        late
+    });
+    let answer = collect(&db, &bounded, rows as usize);
+    drop(finished);
+    let late = watch.join().unwrap_or(false);
+    answer.map_err(|error| {
+        if late {
+            let cause = format!("it ran longer than {} s", limits.timeout.as_secs());
+            return failure("E-SQL-TIME", "the statement was stopped", &cause, "a narrower window: --since 10m");
+        }
+        refused(error)
+    })
+}
+
+/// An empty database that can reach nothing.
+fn fenced(limits: &SqlLimits) -> Result<Database, duckdb::Error> {
+    let config = Config::default()
+        .enable_external_access(false)?
+        .enable_autoload_extension(false)?
+        .threads(1)?
+        .max_memory(&limits.memory)?
+        .with("autoinstall_known_extensions", "false")?
+        .with("allow_community_extensions", "false")?
+        .with("allow_persistent_secrets", "false")?;
+    Database::open_in_memory_with_flags(config)
+}
+
+/// The statement as DuckDB writes it, if it is one SELECT.
+fn single_select(db: &Database, statement: &str) -> Result<String, QueryError> {
+    let no = |cause: &str| failure("E-SQL", "the statement was refused", cause, "weft sql 'SELECT ... FROM connection'");
+    let tree: String =
+        db.query_row("SELECT json_serialize_sql(?)", [statement], |row| row.get(0)).map_err(refused)?;
+    let parsed: serde_json::Value = serde_json::from_str(&tree).map_err(|error| no(&error.to_string()))?;
+    if parsed["error"] != serde_json::Value::Bool(false) {
+        let message = parsed["error_message"].as_str().unwrap_or("it is not a SELECT");
+        let cause = if message.contains("Only SELECT") { "only one SELECT may be asked, which changes nothing" } else { message };
+        return Err(no(cause));
+    }
+    match parsed["statements"].as_array().map(Vec::len) {
+        Some(1) => {}
+        _ => return Err(no("there is more than one statement")),
+    }
+    db.query_row("SELECT json_deserialize_sql(?::JSON)", [&tree], |row| row.get(0)).map_err(refused)
+}
+
+fn refused(error: duckdb::Error) -> QueryError {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let hint = if first.contains("file system") || first.contains("disabled") || first.contains("Permission") {
+        "statements can only see the table connection"
+    } else {
+        "weft sql 'DESCRIBE SELECT * FROM connection' lists the columns"
+    };
+    let hint = if hint.contains("DESCRIBE") { "weft sql 'SELECT * FROM connection LIMIT 1' shows the columns" } else { hint };
+    failure("E-SQL", "the statement failed", first, hint)
+}
+
+fn collect(db: &Database, select: &str, limit: usize) -> Result<SqlAnswer, duckdb::Error> {
+    let mut statement = db.prepare(select)?;
+    let mut rows = statement.query([])?;
+    let mut answer = SqlAnswer::default();
+    while let Some(row) = rows.next()? {
+        if answer.rows.len() == limit {
+            answer.truncated = true;
+            break;
+        }
+        let width = row.as_ref().column_count();
+        let cells: Result<Vec<SqlValue>, duckdb::Error> = (0..width).map(|at| Ok(told(row.get::<_, Value>(at)?))).collect();
+        answer.rows.push(cells?);
+    }
+    drop(rows);
+    answer.columns = statement.column_names();
+    Ok(answer)
+}
+
+fn told(value: Value) -> SqlValue {
+    let unsigned = |number: u64| i64::try_from(number).map_or(SqlValue::UInt(number), SqlValue::Int);
+    match value {
+        Value::Null => SqlValue::Null,
+        Value::Boolean(value) => SqlValue::Bool(value),
+        Value::TinyInt(number) => SqlValue::Int(number.into()),
+        Value::SmallInt(number) => SqlValue::Int(number.into()),
+        Value::Int(number) => SqlValue::Int(number.into()),
+        Value::BigInt(number) => SqlValue::Int(number),
+        Value::HugeInt(number) => match (i64::try_from(number), u64::try_from(number)) {
+            (Ok(number), _) => SqlValue::Int(number),
+            (_, Ok(number)) => SqlValue::UInt(number),
+            _ => SqlValue::Text(number.to_string()),
+        },
+        Value::UTinyInt(number) => SqlValue::Int(number.into()),
+        Value::USmallInt(number) => SqlValue::Int(number.into()),
+        Value::UInt(number) => SqlValue::Int(number.into()),
+        Value::UBigInt(number) => unsigned(number),
+        Value::Float(number) => SqlValue::Float(number.into()),
+        Value::Double(number) => SqlValue::Float(number),
+        Value::Text(text) | Value::Enum(text) => SqlValue::Text(text),
+        Value::Timestamp(unit, at) => {
+            let micros = match unit {
+                ValueUnit::Second => at.saturating_mul(1_000_000),
+                ValueUnit::Millisecond => at.saturating_mul(1000),
+                ValueUnit::Microsecond => at,
+                ValueUnit::Nanosecond => at / 1000,
+            };
+            SqlValue::Text(Timestamp(micros).to_string())
+        }
+        Value::Decimal(decimal) => SqlValue::Text(decimal.to_string()),
+        other => SqlValue::Text(format!("{other:?}")),
+    }
+}
+
+fn copy(db: &Database, connections: &[Connection]) -> Result<(), duckdb::Error> {
+    let columns = columns();
+    let list: Vec<String> = columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
+    db.execute_batch(&format!("CREATE TABLE connection ({})", list.join(", ")))?;
+    let fields = columns.iter().map(|(name, kind)| {
+        let kind = match *kind {
+            "UBIGINT" => DataType::UInt64,
+            "TIMESTAMP" => DataType::Timestamp(TimeUnit::Microsecond, None),
+            _ => DataType::Utf8,
+        };
+        Field::new(name, kind, true)
+    });
+    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+    let mut appender = db.appender("connection")?;
+    for piece in connections.chunks(COPY_ROWS) {
+        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len());
+        for (_, cell) in WHOLE {
+            arrays.push(array(piece.iter().map(cell).collect()));
+        }
+        let (clients, servers): (Vec<_>, Vec<_>) =
+            piece.iter().map(|c| (c.client.as_ref(), c.server.as_ref())).unzip();
+        for ends in [clients, servers] {
+            for (_, cell) in END {
+                let empty = cell(&nobody());
+                arrays.push(array(ends.iter().map(|end| end.map_or_else(|| null(&empty), cell)).collect()));
+            }
+        }
+        let batch = RecordBatch::try_new(schema.clone(), arrays)
+            .map_err(|error| duckdb::Error::ToSqlConversionFailure(error.into()))?;
+        appender.append_record_batch(batch)?;
+    }
+    appender.flush()
+}
+
+fn array(cells: Vec<Cell>) -> ArrayRef {
+    match cells.first() {
+        Some(Cell::Number(_)) => Arc::new(
+            cells.into_iter().map(|cell| if let Cell::Number(n) = cell { n } else { None }).collect::<UInt64Array>(),
+        ),
+        Some(Cell::Time(_)) => Arc::new(
+            cells
+                .into_iter()
+                .map(|cell| if let Cell::Time(t) = cell { t.map(|t| t.0) } else { None })
+                .collect::<TimestampMicrosecondArray>(),
+        ),
+        _ => Arc::new(
+            cells.into_iter().map(|cell| if let Cell::Text(t) = cell { t } else { None }).collect::<StringArray>(),
+        ),
+    }
+}
+
+/// Not known, of the same type.
+fn null(cell: &Cell) -> Cell {
+    match cell {
+        Cell::Text(_) => Cell::Text(None),
+        Cell::Number(_) => Cell::Number(None),
+        Cell::Time(_) => Cell::Time(None),
+    }
+}
+
+fn nothing() -> Connection {
+    use weft_wire::query::{ConnectionState, Path, PathClass};
+    Connection {
+        id: weft_wire::HalfId(0),
+        protocol: weft_wire::Protocol::Tcp,
+        opened_at: Timestamp(0),
+        closed_at: None,
+        state: ConnectionState::Open,
+        client: None,
+        server: None,
+        matched: None,
+        path: Path { class: PathClass::Unknown, crosses: Vec::new(), via: Vec::new(), unmatched: None },
+    }
+}
+
+fn nobody() -> Endpoint {
+    Endpoint {
+        half: weft_wire::HalfId(0),
+        agent: String::new(),
+        federator: String::new(),
+        site: weft_wire::Site::default(),
+        workload: String::new(),
+        process: None,
+        container: None,
+        local: String::new(),
+        remote: String::new(),
+        bytes_sent: 0,
+        bytes_received: 0,
+        rtt_us: None,
+        retransmits: 0,
+        state: weft_wire::HalfState::Open,
+        isn: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> SqlLimits {
+        SqlLimits { timeout: Duration::from_secs(1), memory: "64MB".into(), rows: 100 }
+    }
+
+    fn some() -> Vec<Connection> {
+        let client = Endpoint { workload: "web".into(), local: "[2001:db8::1]:443".into(), bytes_sent: u64::MAX, ..nobody() };
+        let mut list = vec![nothing(); 3000];
+        list[7].client = Some(client);
+        list
+    }
+
+    #[test]
+    fn a_select_sees_the_connections() {
+        let answer = run(
+            &some(),
+            "SELECT client_workload, client_address, client_port, client_bytes_sent, opened_at, server_pid
+             FROM connection WHERE client_agent IS NULL AND client_workload = 'web' -- a comment",
+            &limits(),
+        )
+        .unwrap();
+        assert_eq!(answer.columns[..2], ["client_workload", "client_address"]);
+        let time = SqlValue::Text("1970-01-01T00:00:00.000000Z".into());
+        let text = |text: &str| SqlValue::Text(text.into());
+        assert_eq!(
+            answer.rows,
+            [vec![text("web"), text("2001:db8::1"), SqlValue::Int(443), SqlValue::UInt(u64::MAX), time, SqlValue::Null]]
+        );
+        let count = run(&some(), "WITH x AS (SELECT 1) SELECT count(*) AS n FROM connection, x;", &limits()).unwrap();
+        assert_eq!(count.rows, [[SqlValue::Int(3000)]]);
+        let cut = run(&some(), "SELECT id FROM connection", &limits()).unwrap();
+        assert_eq!((cut.rows.len(), cut.truncated), (100, true));
+        assert_eq!(run(&[], "SELECT id FROM connection", &limits()).unwrap().columns, ["id"]);
+    }
+
+    #[test]
+    fn nothing_else_is_let_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("out.csv");
+        let copy = format!("COPY connection TO '{}'", file.display());
+        let export = format!("EXPORT DATABASE '{}'", folder.path().join("dump").display());
+        let attach = format!("ATTACH '{}' AS other", folder.path().join("other.duckdb").display());
+        for attempt in [
+            copy.as_str(),
+            export.as_str(),
+            attach.as_str(),
+            "SELECT * FROM read_csv('/etc/passwd')",
+            "SELECT * FROM read_text('/etc/passwd')",
+            "SELECT * FROM read_blob('/etc/passwd')",
+            "SELECT * FROM glob('/etc/*')",
+            "SELECT * FROM '/etc/passwd.csv'",
+            "SELECT * FROM 'https://example.com/x.parquet'",
+            "INSTALL httpfs",
+            "LOAD httpfs",
+            "LOAD '/tmp/x.duckdb_extension'",
+            "PRAGMA enable_external_access=true",
+            "SET enable_external_access = true",
+            "SET memory_limit = '100GB'",
+            "RESET ALL",
+            "INSERT INTO connection (id) VALUES ('x')",
+            "DELETE FROM connection",
+            "DROP TABLE connection",
+            "CREATE TABLE t AS SELECT 1",
+            "CREATE SECRET s (TYPE s3)",
+            "SELECT 1; SELECT 2",
+            "SELECT 1; DROP TABLE connection",
+            "SELECT getenv('HOME')",
+            "SELECT 1) AS x; DROP TABLE connection; SELECT * FROM (SELECT 1",
+            "CALL pragma_version()",
+            "EXPLAIN ANALYZE SELECT 1",
+            "SELEC 1",
+            "",
+        ] {
+            let error = run(&some(), attempt, &limits()).expect_err(attempt);
+            assert!(error.code.starts_with("E-SQL") && !error.cause.is_empty(), "{attempt}: {error:?}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
+    }
+
+    #[test]
+    fn time_and_memory_are_limited() {
+        let endless = "SELECT count(*) FROM connection a, connection b, connection c, connection d WHERE a.id <> d.id || b.id";
+        let error = run(&some(), endless, &limits()).unwrap_err();
+        assert_eq!(error.code, "E-SQL-TIME");
+        let huge = "SELECT list(a.id || b.id || i::VARCHAR ORDER BY i) FROM connection a, connection b, range(100) t(i)";
+        let long = SqlLimits { timeout: Duration::from_secs(30), memory: "32MB".into(), ..limits() };
+        let error = run(&some(), huge, &long).unwrap_err();
+        assert!(error.code.starts_with("E-SQL"), "{error:?}");
+    }
+}
