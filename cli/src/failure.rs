@@ -333,6 +333,7 @@ fn told(error: &clap::Error) -> Told {
         (None, Some(usage)) => usage.to_owned(),
         (None, None) => "weft --help".to_owned(),
     };
+    let cause = cause.trim().trim_start_matches('[').trim_end_matches(']');
     let mut cause: String = cause.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut what = what.to_owned();
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand

@@ -133,6 +133,10 @@ fn once(ask: &Ask, world: &mut dyn World, output: &mut Output<'_>) -> Result<u8,
     let window = ask.window.at(now)?;
     let received = world.ask(&ask.target, &ask.request(&window), output.progress_style())?;
     let interrupted = received.interrupted;
+    if interrupted && received.responses.is_empty() {
+        output.interrupted();
+        return Ok(EXIT_INTERRUPTED);
+    }
     let answer = Answer::collect(received, window, now)?;
     let view = view::of(ask, &answer)?;
     output.show(&view, &answer)?;

@@ -12,7 +12,7 @@ use crate::Surroundings;
 use crate::answer::Answer;
 use crate::args::{Format, Global, When};
 use crate::failure::Failure;
-use crate::figures::{count, percent, plain};
+use crate::figures::{count, percent, plain, time};
 use crate::view::{Block, View, json};
 use crate::world::Progress;
 
@@ -124,6 +124,11 @@ impl<'a> Output<'a> {
             Format::Table => self.text(&format!("{}\n", self.coloured(&plain(line)))),
             _ => Ok(()),
         }
+    }
+
+    /// Says that Ctrl-C came before anything was known.
+    pub fn interrupted(&mut self) {
+        self.tell("interrupted: nothing was known by then");
     }
 
     /// A remark on stderr, unless quiet.
@@ -256,11 +261,13 @@ impl<'a> Output<'a> {
                 plain(why)
             ));
         }
+        let line = completeness_line(answer, &completeness.federators, &completeness.halves);
         if !self.watching {
-            self.remark(&completeness_line(
-                answer,
-                &completeness.federators,
-                &completeness.halves,
+            self.remark(&line);
+        } else if self.style.width.is_some() {
+            self.remark(&format!(
+                "{} UTC, until Ctrl-C; {line}",
+                time(answer.asked_at)
             ));
         }
     }

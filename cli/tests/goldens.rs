@@ -9,7 +9,7 @@
 mod common;
 
 use common::*;
-use snapbox::{assert_data_eq, file};
+use snapbox::assert_data_eq;
 use weft_cli::Surroundings;
 use weft_wire::query::{QueryError, Response, SqlValue};
 
@@ -270,5 +270,4 @@ fn every_golden_file_has_its_test() {
             "{name} belongs to no test"
         );
     }
-    let _ = file!["goldens/help.txt"];
 }
