@@ -1,74 +1,15 @@
 //! The stitcher against brute force over all observations, in spaces so small that collisions and ambiguity are the rule.
 
+mod common;
+
 use std::collections::BTreeMap;
 
+use common::{Fate, Ledger};
 use proptest::prelude::*;
 use weft_stitching::*;
 
 const SECOND: i64 = 1_000_000;
 const HOLD: i64 = 2 * SECOND;
-
-/// What became of a half in the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Stitched(u32, Rule),
-    Ambiguous,
-    Alone,
-}
-
-/// Follows the outputs as a caller would.
-#[derive(Default)]
-struct Ledger {
-    fates: BTreeMap<u32, Fate>,
-    offered: BTreeMap<u32, u32>,
-}
-
-impl Ledger {
-    fn drain(&mut self, stitcher: &mut Stitcher) {
-        while let Some(output) = stitcher.poll() {
-            match output {
-                Output::Stitched {
-                    client,
-                    server,
-                    rule,
-                } => {
-                    for (half, other) in [(client, server), (server, client)] {
-                        let before = self.fates.insert(half.0, Fate::Stitched(other.0, rule));
-                        assert!(
-                            matches!(before, None | Some(Fate::Alone)) || client == server,
-                            "{half:?} was {before:?}"
-                        );
-                    }
-                }
-                Output::Ambiguous { handle, .. } => {
-                    let before = self.fates.insert(handle.0, Fate::Ambiguous);
-                    assert_eq!(before, None, "{handle:?}");
-                }
-                Output::Contested { handle } => {
-                    let Some(Fate::Stitched(other, _)) =
-                        self.fates.insert(handle.0, Fate::Ambiguous)
-                    else {
-                        continue; // The other end of a pair that is undone already.
-                    };
-                    self.fates.insert(other, Fate::Ambiguous);
-                }
-                Output::Expired { handle, reason } => {
-                    assert_ne!(reason, Reason::Full);
-                    let before = self.fates.insert(handle.0, Fate::Alone);
-                    assert_eq!(before, None, "{handle:?} expired");
-                }
-                Output::Offer(handle) => {
-                    *self.offered.entry(handle.0).or_default() += 1;
-                    assert_eq!(self.offered[&handle.0], 1, "{handle:?} offered twice");
-                    assert!(
-                        !self.fates.contains_key(&handle.0),
-                        "{handle:?} offered though decided"
-                    );
-                }
-            }
-        }
-    }
-}
 
 fn run(views: &[HalfView], steps: &[u8]) -> BTreeMap<u32, Fate> {
     let config = Config {
