@@ -1,11 +1,10 @@
 //! Fuzz targets: each replays its committed corpus, then searches for its share of the time.
 //!
-//! libFuzzer, built by plain cargo: the coverage and address-sanitiser flags are unstable, so the compiler is told
-//! to be a nightly (RUSTC_BOOTSTRAP); no other toolchain and no cargo-fuzz is needed.
+//! libFuzzer, built by plain cargo: `fuzz/.cargo/config.toml` has the flags, and no other toolchain is needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -90,7 +89,11 @@ fn build(layout: &Layout) -> Result<Vec<PathBuf>> {
     if names.is_empty() {
         bail!("fuzz/ has no targets");
     }
-    let target_dir = layout.target.join("fuzz");
+    // Apart from the workspace's, whose compiler flags are others.
+    let target_dir = match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(_) => layout.target.join("fuzz"),
+        None => fuzz.join("target"),
+    };
     run(layout
         .cargo()
         .current_dir(&fuzz)
@@ -104,29 +107,13 @@ fn build(layout: &Layout) -> Result<Vec<PathBuf>> {
             "--target-dir",
         ])
         .arg(&target_dir)
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"))
-        .env_remove("RUSTFLAGS"))?;
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
     Ok(names
         .iter()
         .map(|name| target_dir.join(TRIPLE).join("release").join(name))
         .collect())
 }
-
-/// What libFuzzer needs: edge counters, tables of program counters, traced comparisons; and the checks that release
-/// builds leave out.
-const FLAGS: &[&str] = &[
-    "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=4",
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
-    "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
-    "-Zsanitizer=address",
-    "--cfg=fuzzing",
-    "-Cdebug-assertions",
-    "-Coverflow-checks",
-    "-Ccodegen-units=1",
-];
 
 /// One target: its corpus first, every input of it, then new ones.
 fn fuzz(layout: &Layout, target: &Path, seconds: u64) -> Result<()> {
@@ -143,11 +130,33 @@ fn fuzz(layout: &Layout, target: &Path, seconds: u64) -> Result<()> {
     // What the search finds stays in the cache: growing the corpus is a decision.
     let found = layout.cache.join("fuzz").join(&name);
     fs::create_dir_all(&found).context("cannot make the directory for new inputs")?;
-    run(libfuzzer(target, &artifacts).arg("-runs=0").arg(&corpus))?;
-    eprintln!("      {count} inputs of the corpus pass");
-    run(libfuzzer(target, &artifacts)
+    search(libfuzzer(target, &artifacts).arg("-runs=0").arg(&corpus))?;
+    let mut command = libfuzzer(target, &artifacts);
+    command
         .arg(format!("-max_total_time={seconds}"))
-        .args([&found, &corpus]))
+        .args([&found, &corpus]);
+    let executions = search(&mut command)?;
+    eprintln!("      {count} inputs of the corpus pass, and {executions} new ones");
+    Ok(())
+}
+
+/// Runs libFuzzer, whose words are of interest only when it found something; gives the number of inputs tried.
+fn search(command: &mut Command) -> Result<u64> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run the target")?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        eprintln!("{words}");
+        bail!("a failing input was found ({})", output.status);
+    }
+    let executions = words
+        .lines()
+        .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+    executions
+        .and_then(|number| number.trim().parse().ok())
+        .context("libFuzzer gave no statistics")
 }
 
 fn libfuzzer(target: &Path, artifacts: &Path) -> Command {
