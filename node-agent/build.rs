@@ -6,7 +6,10 @@ use std::{env, fs, process};
 fn main() {
     println!("cargo:rerun-if-env-changed=WEFT_EBPF_OBJECT");
     let Some(object) = env::var_os("WEFT_EBPF_OBJECT").map(PathBuf::from) else {
-        fail("WEFT_EBPF_OBJECT is not set", "build inside the workspace, whose .cargo/config.toml sets it");
+        fail(
+            "WEFT_EBPF_OBJECT is not set",
+            "build inside the workspace, whose .cargo/config.toml sets it",
+        );
     };
     println!("cargo:rerun-if-changed={}", object.display());
     let Some(out) = env::var_os("OUT_DIR") else {
@@ -18,8 +21,14 @@ fn main() {
                 fail(&error.to_string(), "is the target directory writable?");
             }
         }
-        Ok(_) => fail(&format!("{} is no ELF object", object.display()), "cargo xtask ebpf"),
-        Err(error) => fail(&format!("{}: {error}", object.display()), "cargo xtask ebpf"),
+        Ok(_) => fail(
+            &format!("{} is no ELF object", object.display()),
+            "cargo xtask ebpf",
+        ),
+        Err(error) => fail(
+            &format!("{}: {error}", object.display()),
+            "cargo xtask ebpf",
+        ),
     }
 }
 

@@ -37,7 +37,12 @@ pub static CONNECTIONS: HashMap<u64, SocketState, MAX_CONNECTIONS> = HashMap::ne
 /// Listening sockets by where they listen, so that accepted ones find their owner. Full, or taken by another socket
 /// (`SO_REUSEPORT`): the listener gets an entry in [`SOCKETS`] instead.
 #[btf_map]
-pub static LISTENERS: HashMap<ListenerKey, Listener, MAX_LISTENERS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub static LISTENERS: HashMap<
+    ListenerKey,
+    Listener,
+    MAX_LISTENERS,
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 
 /// What is remembered with a socket itself, for the few that need it: created where `sock_ops` cannot name the process,
 /// listeners that [`LISTENERS`] has no place for or that are older than the hooks, sockets that may connect again.

@@ -9,7 +9,9 @@ use core::ptr::{addr_of, read_volatile};
 use weft_agent_common::{Address, ListenerKey, Record, SocketState, counter, role};
 
 use crate::maps::{RING, count};
-use crate::{OFFSET_NET_INUM, OFFSET_SK_ERR, OFFSET_SK_FLAGS, OFFSET_SKC_NET, OFFSET_WRITE_SEQ, Skip};
+use crate::{
+    OFFSET_NET_INUM, OFFSET_SK_ERR, OFFSET_SK_FLAGS, OFFSET_SKC_NET, OFFSET_WRITE_SEQ, Skip,
+};
 
 /// `AF_INET`.
 const INET: u32 = 2;
@@ -40,22 +42,43 @@ impl Counters {
     /// `snd_una - bytes_acked` is the initial sequence number at any moment, whatever a fast open put into the SYN. An
     /// accepted socket starts counting after its SYN, a connecting one before.
     #[inline(always)]
-    pub fn read(ctx: &SockOpsContext, sk: *mut c_void, state: &SocketState, tcp_state: u32) -> Self {
+    pub fn read(
+        ctx: &SockOpsContext,
+        sk: *mut c_void,
+        state: &SocketState,
+        tcp_state: u32,
+    ) -> Self {
         let ops = ctx.ops;
         // SAFETY: the verifier checks every access to the context.
         let (acked, received, una, snd_nxt, rcv_nxt) = unsafe {
-            ((*ops).bytes_acked, (*ops).bytes_received, (*ops).snd_una, (*ops).snd_nxt, (*ops).rcv_nxt)
+            (
+                (*ops).bytes_acked,
+                (*ops).bytes_received,
+                (*ops).snd_una,
+                (*ops).snd_nxt,
+                (*ops).rcv_nxt,
+            )
         };
         let passive = state.role == role::SERVER;
         let hidden = Hidden::read(sk);
         let in_states = |set: u32| set >> (tcp_state & 31) & 1 == 1;
-        let sent_end = if hidden.known { hidden.write_seq } else { snd_nxt };
+        let sent_end = if hidden.known {
+            hidden.write_seq
+        } else {
+            snd_nxt
+        };
         let fin_acked = in_states(FIN_SENT) && una == sent_end;
-        let fin_received = if hidden.known { hidden.flags & SOCK_DONE != 0 } else { in_states(FIN_RECEIVED) };
+        let fin_received = if hidden.known {
+            hidden.flags & SOCK_DONE != 0
+        } else {
+            in_states(FIN_RECEIVED)
+        };
         Self {
             bytes_sent: acked.saturating_sub(u64::from(!passive) + u64::from(fin_acked)),
             bytes_received: received.saturating_sub(u64::from(fin_received)),
-            isn_local: una.wrapping_sub(acked as u32).wrapping_sub(u32::from(passive)),
+            isn_local: una
+                .wrapping_sub(acked as u32)
+                .wrapping_sub(u32::from(passive)),
             isn_remote: rcv_nxt.wrapping_sub(received as u32).wrapping_sub(1),
             error: hidden.error,
             orphan: !hidden.known || hidden.flags & SOCK_DEAD != 0,
@@ -74,7 +97,12 @@ struct Hidden {
 impl Hidden {
     #[inline(always)]
     fn read(sk: *mut c_void) -> Self {
-        let unknown = Self { known: false, write_seq: 0, flags: 0, error: 0 };
+        let unknown = Self {
+            known: false,
+            write_seq: 0,
+            flags: 0,
+            error: 0,
+        };
         if OFFSET_WRITE_SEQ.load() == 0 {
             return unknown;
         }
@@ -122,7 +150,11 @@ pub fn netns(sk: *mut c_void) -> u32 {
 pub fn socket(ctx: &SockOpsContext) -> Result<*mut c_void, Skip> {
     // SAFETY: the verifier checks every access to the context.
     let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    if sk.is_null() { Err(Skip::NoSocket) } else { Ok(sk.cast()) }
+    if sk.is_null() {
+        Err(Skip::NoSocket)
+    } else {
+        Ok(sk.cast())
+    }
 }
 
 /// A socket's cookie.
@@ -143,8 +175,17 @@ pub fn listener_key(ctx: &SockOpsContext, netns: u32) -> ListenerKey {
         let local6 = words(addr_of!((*ops).local_ip6).cast());
         let port = read_volatile(addr_of!((*ops).local_port));
         let any = family == INET && local4 == 0;
-        let address = if any { [0; 16] } else { address(family, local4, local6) };
-        ListenerKey { address, netns, port: port as u16, family: family as u16 }
+        let address = if any {
+            [0; 16]
+        } else {
+            address(family, local4, local6)
+        };
+        ListenerKey {
+            address,
+            netns,
+            port: port as u16,
+            family: family as u16,
+        }
     }
 }
 
@@ -187,13 +228,24 @@ impl Tuple {
 #[inline(always)]
 unsafe fn words(at: *const u32) -> [u32; 4] {
     // SAFETY: the caller's; the verifier checks every access.
-    unsafe { [read_volatile(at), read_volatile(at.add(1)), read_volatile(at.add(2)), read_volatile(at.add(3))] }
+    unsafe {
+        [
+            read_volatile(at),
+            read_volatile(at.add(1)),
+            read_volatile(at.add(2)),
+            read_volatile(at.add(3)),
+        ]
+    }
 }
 
 /// An address in network order, IPv4 mapped into IPv6. The context's words are in network order already.
 #[inline(always)]
 fn address(family: u32, v4: u32, v6: [u32; 4]) -> Address {
-    let words = if family == INET { [0, 0, 0xffff_u32.to_be(), v4] } else { v6 };
+    let words = if family == INET {
+        [0, 0, 0xffff_u32.to_be(), v4]
+    } else {
+        v6
+    };
     // SAFETY: four words are sixteen bytes, and every bit pattern is a byte's.
     unsafe { core::mem::transmute::<[u32; 4], Address>(words) }
 }
@@ -210,8 +262,14 @@ pub fn emit(
     let ops = ctx.ops;
     let tuple = Tuple::read(ops);
     // SAFETY: the verifier checks every access to the context.
-    let (packets_sent, packets_received, srtt, retransmits) =
-        unsafe { ((*ops).segs_out, (*ops).segs_in, (*ops).srtt_us, (*ops).total_retrans) };
+    let (packets_sent, packets_received, srtt, retransmits) = unsafe {
+        (
+            (*ops).segs_out,
+            (*ops).segs_in,
+            (*ops).srtt_us,
+            (*ops).total_retrans,
+        )
+    };
     let cookie = cookie(ctx);
     let Some(mut entry) = RING.reserve(0) else {
         count(counter::RING_FULL);

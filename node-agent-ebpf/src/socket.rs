@@ -1,9 +1,10 @@
 //! A socket's life: which callback means what, and what is remembered between them.
 
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-    BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_TCP_LISTEN_CB,
 };
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
@@ -89,11 +90,17 @@ fn listening(ctx: &SockOpsContext) -> Result<(), Skip> {
         describe(sk, storage(sk, true)?);
         return Ok(());
     }
-    let mut listener = Listener { cookie: record::cookie(ctx), state: EMPTY };
+    let mut listener = Listener {
+        cookie: record::cookie(ctx),
+        state: EMPTY,
+    };
     describe(sk, &mut listener.state);
     let key = record::listener_key(ctx, listener.state.netns);
     let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
-    if LISTENERS.insert(key, listener, u64::from(BPF_NOEXIST)).is_err() {
+    if LISTENERS
+        .insert(key, listener, u64::from(BPF_NOEXIST))
+        .is_err()
+    {
         *storage(sk, true)? = listener.state;
     }
     Ok(())
@@ -148,7 +155,13 @@ fn established(ctx: &SockOpsContext, side: u8) -> Result<(), Skip> {
     let _ = ctx.set_cb_flags((BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG) as i32);
     // SAFETY: the verifier checks every access to the context.
     let tcp_state = unsafe { (*ctx.ops).state };
-    record::emit(ctx, &state, kind::OPEN, time, Counters::read(ctx, sk, &state, tcp_state))
+    record::emit(
+        ctx,
+        &state,
+        kind::OPEN,
+        time,
+        Counters::read(ctx, sk, &state, tcp_state),
+    )
 }
 
 /// A round-trip time was measured: the moment to say how a connection that stays open is doing.
@@ -163,7 +176,13 @@ fn measured(ctx: &SockOpsContext) -> Result<(), Skip> {
     let sk = record::socket(ctx)?;
     // SAFETY: the verifier checks every access to the context.
     let tcp_state = unsafe { (*ctx.ops).state };
-    record::emit(ctx, state, kind::UPDATE, time, Counters::read(ctx, sk, state, tcp_state))
+    record::emit(
+        ctx,
+        state,
+        kind::UPDATE,
+        time,
+        Counters::read(ctx, sk, state, tcp_state),
+    )
 }
 
 /// The TCP state changed; only the end matters.
@@ -179,7 +198,11 @@ fn changed(ctx: &SockOpsContext) -> Result<(), Skip> {
         return unlisten(ctx, sk, cookie);
     }
     let state = connection(cookie)?;
-    let kind = if state.phase == phase::CONNECTING { kind::FAILED } else { kind::CLOSE };
+    let kind = if state.phase == phase::CONNECTING {
+        kind::FAILED
+    } else {
+        kind::CLOSE
+    };
     let counters = Counters::read(ctx, sk, state, old);
     if kind == kind::FAILED || !counters.orphan {
         // The process has the socket still, and may connect it again: the next connection is another one.
@@ -200,7 +223,9 @@ fn unlisten(ctx: &SockOpsContext, sk: *mut core::ffi::c_void, cookie: u64) -> Re
     let key = record::listener_key(ctx, record::netns(sk));
     // SAFETY: entries are replaced, never changed in place.
     match unsafe { LISTENERS.get(&key) } {
-        Some(listener) if listener.cookie == cookie => LISTENERS.remove(key).map_err(|_| Skip::NoState),
+        Some(listener) if listener.cookie == cookie => {
+            LISTENERS.remove(key).map_err(|_| Skip::NoState)
+        }
         _ => Err(Skip::NoState),
     }
 }
@@ -218,10 +243,12 @@ fn connection(cookie: u64) -> Result<&'static mut SocketState, Skip> {
 /// Follows a connection from now on.
 #[inline(always)]
 fn remember(cookie: u64, state: &SocketState) -> Result<(), Skip> {
-    CONNECTIONS.insert(cookie, state, u64::from(BPF_ANY)).map_err(|_| {
-        count(counter::NO_STORAGE);
-        Skip::NoState
-    })
+    CONNECTIONS
+        .insert(cookie, state, u64::from(BPF_ANY))
+        .map_err(|_| {
+            count(counter::NO_STORAGE);
+            Skip::NoState
+        })
 }
 
 /// The facts about a socket that only a system call's context, or BTF, can tell.
@@ -236,7 +263,11 @@ fn describe(sk: *mut core::ffi::c_void, state: &mut SocketState) {
 /// A socket's state; made when `create` says so and there is none.
 #[inline(always)]
 fn storage(sk: *mut core::ffi::c_void, create: bool) -> Result<&'static mut SocketState, Skip> {
-    let flags = if create { u64::from(BPF_SK_STORAGE_GET_F_CREATE) } else { 0 };
+    let flags = if create {
+        u64::from(BPF_SK_STORAGE_GET_F_CREATE)
+    } else {
+        0
+    };
     // SAFETY: the helper checks the map and the socket; its pointer stays valid until the program returns.
     let state = unsafe { bpf_sk_storage_get(SOCKETS.as_ptr(), sk, core::ptr::null_mut(), flags) };
     // SAFETY: as above; the storage holds a `SocketState`, which the kernel zeroes when it makes it.

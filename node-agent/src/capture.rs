@@ -52,7 +52,17 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         counters: Arc<Counters>,
     ) -> Self {
         let position = resume_at(&hooks, sink.last_ring_position());
-        Self { hooks, table, attribution, clock, sink, counters, position, unsent: VecDeque::new(), flushed: position }
+        Self {
+            hooks,
+            table,
+            attribution,
+            clock,
+            sink,
+            counters,
+            position,
+            unsent: VecDeque::new(),
+            flushed: position,
+        }
     }
 
     /// Reads what is in the ring. `now_ns` is monotonic. Reads nothing while the sink refuses: the ring buffers.
@@ -60,10 +70,14 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         let mut read = 0;
         let end = self.hooks.ring.produced();
         while self.unsent.is_empty() && self.position < end {
-            let Some((bytes, next)) = self.hooks.ring.peek(self.position) else { break };
+            let Some((bytes, next)) = self.hooks.ring.peek(self.position) else {
+                break;
+            };
             match decode(bytes) {
                 Ok(event) => {
-                    let owner = self.attribution.owner(&event.owner, event.at_ns, now_ns, &self.clock);
+                    let owner =
+                        self.attribution
+                            .owner(&event.owner, event.at_ns, now_ns, &self.clock);
                     self.table.apply(&event, &owner, &self.clock);
                 }
                 Err(error) => {
@@ -90,7 +104,9 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             self.sink.append(batch, position).inspect_err(|_| {
                 self.counters.append_failures.fetch_add(1, Relaxed);
             })?;
-            self.counters.halves.fetch_add(batch.halves.len() as u64, Relaxed);
+            self.counters
+                .halves
+                .fetch_add(batch.halves.len() as u64, Relaxed);
             self.unsent.pop_front();
         }
         self.flushed = self.position;
@@ -104,8 +120,13 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         let mut rows = self.table.drain();
         while !rows.is_empty() {
             let rest = rows.split_off(rows.len().min(MAX_BATCH_ROWS));
-            let position = if rest.is_empty() { self.position } else { self.flushed };
-            self.unsent.push_back((batch(self.table.identity().boot, rows), position));
+            let position = if rest.is_empty() {
+                self.position
+            } else {
+                self.flushed
+            };
+            self.unsent
+                .push_back((batch(self.table.identity().boot, rows), position));
             rows = rest;
         }
     }
@@ -113,13 +134,25 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
     /// Brings the shared counters up to date.
     pub fn publish(&self) {
         let counters = &self.counters;
-        counters.kernel_dropped.store(self.hooks.ring_full(), Relaxed);
-        counters.kernel_untracked.store(self.hooks.dropped(counter::NO_STORAGE), Relaxed);
+        counters
+            .kernel_dropped
+            .store(self.hooks.ring_full(), Relaxed);
+        counters
+            .kernel_untracked
+            .store(self.hooks.dropped(counter::NO_STORAGE), Relaxed);
         counters.table_dropped.store(self.table.dropped(), Relaxed);
         counters.open.store(self.table.open() as u64, Relaxed);
         counters.owners_gone.store(self.attribution.gone, Relaxed);
-        counters.owner_evictions.store(self.attribution.evictions, Relaxed);
-        counters.ring_used.store(self.hooks.ring.produced().saturating_sub(self.hooks.ring.consumed()), Relaxed);
+        counters
+            .owner_evictions
+            .store(self.attribution.evictions, Relaxed);
+        counters.ring_used.store(
+            self.hooks
+                .ring
+                .produced()
+                .saturating_sub(self.hooks.ring.consumed()),
+            Relaxed,
+        );
     }
 
     /// The shared counters.
@@ -143,7 +176,11 @@ fn resume_at(hooks: &Hooks, sink: Option<u64>) -> u64 {
 
 /// Rows to a batch: equal owners become one entry of its dictionary.
 fn batch(boot: u64, rows: Vec<Row>) -> HalfBatch {
-    let mut batch = HalfBatch { boot, owners: Vec::new(), halves: Vec::with_capacity(rows.len()) };
+    let mut batch = HalfBatch {
+        boot,
+        owners: Vec::new(),
+        halves: Vec::with_capacity(rows.len()),
+    };
     let mut known: HashMap<*const Owner, u32> = HashMap::new();
     for Row { mut half, owner } in rows {
         half.owner = *known.entry(Arc::as_ptr(&owner)).or_insert_with(|| {

@@ -50,6 +50,9 @@ mod tests {
         assert!(!clock.adjust(1_000_900));
         assert_eq!(clock.utc(5_999), Timestamp(1_000_005));
         assert!(clock.adjust(5_000_000));
-        assert_eq!(clock.utc(u64::MAX), Timestamp(5_000_000 + (u64::MAX / 1_000) as i64));
+        assert_eq!(
+            clock.utc(u64::MAX),
+            Timestamp(5_000_000 + (u64::MAX / 1_000) as i64)
+        );
     }
 }

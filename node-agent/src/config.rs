@@ -70,7 +70,12 @@ pub struct Capture {
 
 impl Default for Capture {
     fn default() -> Self {
-        Self { ring_bytes: 16 << 20, update_interval_s: 10, max_connections: 262_144, pin_dir: None }
+        Self {
+            ring_bytes: 16 << 20,
+            update_interval_s: 10,
+            max_connections: 262_144,
+            pin_dir: None,
+        }
     }
 }
 
@@ -86,7 +91,10 @@ pub struct Spool {
 
 impl Default for Spool {
     fn default() -> Self {
-        Self { max_bytes: 256 << 20, flush_interval_ms: 200 }
+        Self {
+            max_bytes: 256 << 20,
+            flush_interval_ms: 200,
+        }
     }
 }
 
@@ -125,7 +133,10 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
+            path: path.into(),
+            error,
+        })?;
         Self::parse(&text)
     }
 
@@ -137,7 +148,12 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let value = |field, problem: &str| Err(ConfigError::Value { field, problem: problem.into() });
+        let value = |field, problem: &str| {
+            Err(ConfigError::Value {
+                field,
+                problem: problem.into(),
+            })
+        };
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
             return value("name", "letters, digits, - _ . only");
@@ -159,7 +175,10 @@ impl Config {
 
     /// Where maps and links are pinned, below which the layout's version follows.
     pub fn pin_dir(&self) -> PathBuf {
-        self.capture.pin_dir.clone().unwrap_or_else(|| Path::new("/sys/fs/bpf/weft").join(&self.name))
+        self.capture
+            .pin_dir
+            .clone()
+            .unwrap_or_else(|| Path::new("/sys/fs/bpf/weft").join(&self.name))
     }
 
     /// What a process's workload is called.
@@ -194,7 +213,11 @@ mod tests {
         // Uncommenting every `#key = …` line must still parse: the sample is the reference.
         let all: String = text
             .lines()
-            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .map(|line| {
+                line.strip_prefix('#')
+                    .filter(|rest| !rest.starts_with(' '))
+                    .unwrap_or(line)
+            })
             .collect::<Vec<_>>()
             .join("\n");
         Config::parse(&all).unwrap();
@@ -203,7 +226,10 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         let with = |extra: &str| {
-            Config::parse(&format!("name = 'a'\nfederator = 'f:1'\nidentity = '/i'\n{extra}")).map(|_| ())
+            Config::parse(&format!(
+                "name = 'a'\nfederator = 'f:1'\nidentity = '/i'\n{extra}"
+            ))
+            .map(|_| ())
         };
         assert!(with("").is_ok());
         assert!(with("unknown = 1").is_err());

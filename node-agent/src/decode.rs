@@ -110,8 +110,14 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
     };
     let isn_local = field!(bytes, isn_local: u32);
     let isn_remote = field!(bytes, isn_remote: u32);
-    let local = socket(address(bytes, offset_of!(Record, local)), field!(bytes, local_port: u16));
-    let remote = socket(address(bytes, offset_of!(Record, remote)), field!(bytes, remote_port: u16));
+    let local = socket(
+        address(bytes, offset_of!(Record, local)),
+        field!(bytes, local_port: u16),
+    );
+    let remote = socket(
+        address(bytes, offset_of!(Record, remote)),
+        field!(bytes, remote_port: u16),
+    );
     let role = match bytes[offset_of!(Record, role)] {
         role::CLIENT => Role::Client,
         role::SERVER | role::CROSSED => Role::Server,
@@ -127,8 +133,16 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         remote,
         opened_ns: field!(bytes, opened_ns: u64),
         at_ns: field!(bytes, at_ns: u64),
-        bytes_sent: if state.established() { field!(bytes, bytes_sent: u64) } else { 0 },
-        bytes_received: if state.established() { field!(bytes, bytes_received: u64) } else { 0 },
+        bytes_sent: if state.established() {
+            field!(bytes, bytes_sent: u64)
+        } else {
+            0
+        },
+        bytes_received: if state.established() {
+            field!(bytes, bytes_received: u64)
+        } else {
+            0
+        },
         packets_sent: field!(bytes, packets_sent: u32),
         packets_received: field!(bytes, packets_received: u32),
         rtt_us: field!(bytes, rtt_us: u32),
@@ -151,14 +165,24 @@ fn failure(error: u32) -> HalfState {
 /// the client. Addresses cannot decide, because a NAT shows each end others; both know the same two numbers. (Equal
 /// numbers: a socket that connected to itself, or one case in four billion; then the lower port.)
 fn simultaneous(local: (u32, u16), remote: (u32, u16)) -> Role {
-    if local <= remote { Role::Client } else { Role::Server }
+    if local <= remote {
+        Role::Client
+    } else {
+        Role::Server
+    }
 }
 
 fn fingerprint(state: HalfState, role: Role, local: u32, remote: u32) -> Fingerprint {
     match (state.established(), role) {
         (false, _) => Fingerprint::Unknown,
-        (true, Role::Client) => Fingerprint::TcpIsn { client: local, server: remote },
-        (true, Role::Server) => Fingerprint::TcpIsn { client: remote, server: local },
+        (true, Role::Client) => Fingerprint::TcpIsn {
+            client: local,
+            server: remote,
+        },
+        (true, Role::Server) => Fingerprint::TcpIsn {
+            client: remote,
+            server: local,
+        },
     }
 }
 
@@ -197,7 +221,8 @@ mod tests {
         bytes[offset_of!(Record, error)..][..4].copy_from_slice(&error.to_ne_bytes());
         bytes[offset_of!(Record, isn_local)..][..4].copy_from_slice(&7_u32.to_ne_bytes());
         bytes[offset_of!(Record, isn_remote)..][..4].copy_from_slice(&5_u32.to_ne_bytes());
-        bytes[offset_of!(Record, local)..][..16].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 1, 0, 2]);
+        bytes[offset_of!(Record, local)..][..16]
+            .copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 1, 0, 2]);
         bytes[offset_of!(Record, local_port)..][..2].copy_from_slice(&443_u16.to_ne_bytes());
         bytes
     }
@@ -205,29 +230,59 @@ mod tests {
     #[test]
     fn roles_and_fingerprints_agree_between_the_ends() {
         let client = decode(&bytes(kind::OPEN, role::CLIENT, 0)).unwrap();
-        assert_eq!(client.fingerprint, Fingerprint::TcpIsn { client: 7, server: 5 });
+        assert_eq!(
+            client.fingerprint,
+            Fingerprint::TcpIsn {
+                client: 7,
+                server: 5
+            }
+        );
         assert_eq!(client.local, "10.1.0.2:443".parse().unwrap());
         let server = decode(&bytes(kind::CLOSE, role::SERVER, 0)).unwrap();
-        assert_eq!(server.fingerprint, Fingerprint::TcpIsn { client: 5, server: 7 });
+        assert_eq!(
+            server.fingerprint,
+            Fingerprint::TcpIsn {
+                client: 5,
+                server: 7
+            }
+        );
         let both = decode(&bytes(kind::OPEN, role::SIMULTANEOUS, 0)).unwrap();
-        assert_eq!((both.role, both.fingerprint), (Role::Server, Fingerprint::TcpIsn { client: 5, server: 7 }));
+        assert_eq!(
+            (both.role, both.fingerprint),
+            (
+                Role::Server,
+                Fingerprint::TcpIsn {
+                    client: 5,
+                    server: 7
+                }
+            )
+        );
         assert_eq!(simultaneous((5, 1), (7, 1)), Role::Client);
     }
 
     #[test]
     fn failures_are_told_apart() {
-        for (error, state) in
-            [(0, HalfState::Aborted), (110, HalfState::TimedOut), (111, HalfState::Refused), (113, HalfState::Refused)]
-        {
+        for (error, state) in [
+            (0, HalfState::Aborted),
+            (110, HalfState::TimedOut),
+            (111, HalfState::Refused),
+            (113, HalfState::Refused),
+        ] {
             let event = decode(&bytes(kind::FAILED, role::CLIENT, error)).unwrap();
-            assert_eq!((event.state, event.fingerprint), (state, Fingerprint::Unknown));
+            assert_eq!(
+                (event.state, event.fingerprint),
+                (state, Fingerprint::Unknown)
+            );
         }
     }
 
     #[test]
     fn what_is_no_record_is_refused() {
         assert_eq!(decode(&[0; 7]), Err(DecodeError::Length(7)));
-        assert_eq!(decode(&bytes(9, role::CLIENT, 0)), Err(DecodeError::Kind(9)));
+        assert_eq!(
+            decode(&bytes(9, role::CLIENT, 0)),
+            Err(DecodeError::Kind(9))
+        );
         assert_eq!(decode(&bytes(kind::OPEN, 0, 0)), Err(DecodeError::Role(0)));
     }
 

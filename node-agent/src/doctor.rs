@@ -52,7 +52,13 @@ impl Finding {
 /// Looks at everything. Attaches the hooks for a moment, beside those of a running agent, and detaches them again.
 pub fn examine(config: &Config) -> Vec<Finding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut findings = vec![kernel(release.trim()), root(), cgroup(&config.cgroup), bpffs(config), btf()];
+    let mut findings = vec![
+        kernel(release.trim()),
+        root(),
+        cgroup(&config.cgroup),
+        bpffs(config),
+        btf(),
+    ];
     findings.extend(programs(config));
     findings.push(identity(config));
     findings
@@ -60,32 +66,56 @@ pub fn examine(config: &Config) -> Vec<Finding> {
 
 /// The findings as text: `ok`, `warn` or `FAIL`, with cause and hint below.
 pub fn render(findings: &[Finding]) -> String {
-    let width = findings.iter().map(|finding| finding.subject.len()).max().unwrap_or_default();
+    let width = findings
+        .iter()
+        .map(|finding| finding.subject.len())
+        .max()
+        .unwrap_or_default();
     let mut text = String::new();
-    for Finding { subject, detail, verdict } in findings {
+    for Finding {
+        subject,
+        detail,
+        verdict,
+    } in findings
+    {
         let (word, cause, hint) = match verdict {
             Verdict::Good => ("ok  ", None, None),
             Verdict::Reduced { hint } => ("warn", None, Some(hint)),
             Verdict::Bad { cause, hint } => ("FAIL", Some(cause), Some(hint)),
         };
         text += &format!("{word}  {subject:width$}  {detail}\n");
-        cause.into_iter().for_each(|cause| text += &format!("      cause: {cause}\n"));
-        hint.into_iter().for_each(|hint| text += &format!("      hint:  {hint}\n"));
+        cause
+            .into_iter()
+            .for_each(|cause| text += &format!("      cause: {cause}\n"));
+        hint.into_iter()
+            .for_each(|hint| text += &format!("      hint:  {hint}\n"));
     }
     text
 }
 
 fn finding(subject: &str, detail: impl Into<String>, verdict: Verdict) -> Finding {
-    Finding { subject: subject.into(), detail: detail.into(), verdict }
+    Finding {
+        subject: subject.into(),
+        detail: detail.into(),
+        verdict,
+    }
 }
 
 fn bad(cause: impl ToString, hint: &str) -> Verdict {
-    Verdict::Bad { cause: cause.to_string(), hint: hint.into() }
+    Verdict::Bad {
+        cause: cause.to_string(),
+        hint: hint.into(),
+    }
 }
 
 fn kernel(release: &str) -> Finding {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or_default());
-    let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse::<u32>().unwrap_or_default());
+    let version = (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    );
     let verdict = if version >= OLDEST_KERNEL {
         Verdict::Good
     } else {
@@ -97,7 +127,11 @@ fn kernel(release: &str) -> Finding {
 fn root() -> Finding {
     match nix::unistd::geteuid().is_root() {
         true => finding("privileges", "root", Verdict::Good),
-        false => finding("privileges", "not root", bad("kernel programs need root", "sudo weft-agent doctor")),
+        false => finding(
+            "privileges",
+            "not root",
+            bad("kernel programs need root", "sudo weft-agent doctor"),
+        ),
     }
 }
 
@@ -114,7 +148,11 @@ fn cgroup(path: &Path) -> Finding {
             };
             finding("cgroup v2", shown, bad("not a cgroup v2 directory", &hint))
         }
-        Err(error) => finding("cgroup v2", shown, bad(error, "create it, or set cgroup in the configuration")),
+        Err(error) => finding(
+            "cgroup v2",
+            shown,
+            bad(error, "create it, or set cgroup in the configuration"),
+        ),
     }
 }
 
@@ -135,7 +173,10 @@ fn bpffs(config: &Config) -> Finding {
         Err(error) => finding(
             "bpf file system",
             dir.display().to_string(),
-            bad(error, "mount -t bpf bpf /sys/fs/bpf, or set capture.pin_dir"),
+            bad(
+                error,
+                "mount -t bpf bpf /sys/fs/bpf, or set capture.pin_dir",
+            ),
         ),
     }
 }
@@ -147,16 +188,24 @@ fn btf() -> Finding {
     finding(
         "kernel types (BTF)",
         "not there: byte counts may be off by one, refused and timed out may be confused",
-        Verdict::Reduced { hint: "a kernel with CONFIG_DEBUG_INFO_BTF=y".into() },
+        Verdict::Reduced {
+            hint: "a kernel with CONFIG_DEBUG_INFO_BTF=y".into(),
+        },
     )
 }
 
 fn programs(config: &Config) -> Vec<Finding> {
     let plan = run::plan(config);
     let current = hooks::try_program(&plan, "weft_ops", true).is_ok();
-    let one = |program: &'static str, subject: &str, what: &str| match hooks::try_program(&plan, program, current) {
+    let one = |program: &'static str, subject: &str, what: &str| match hooks::try_program(
+        &plan, program, current,
+    ) {
         Ok(()) => finding(subject, what, Verdict::Good),
-        Err(error) => finding(subject, "refused", bad(error, "a kernel with CONFIG_CGROUP_BPF=y; see the cause")),
+        Err(error) => finding(
+            subject,
+            "refused",
+            bad(error, "a kernel with CONFIG_CGROUP_BPF=y; see the cause"),
+        ),
     };
     let process = if current {
         finding("process at connect", "named by sock_ops", Verdict::Good)
@@ -164,12 +213,18 @@ fn programs(config: &Config) -> Vec<Finding> {
         finding(
             "process at connect",
             "the process that created the socket is named",
-            Verdict::Reduced { hint: "kernel 6.16 names the one that connects or listens".into() },
+            Verdict::Reduced {
+                hint: "kernel 6.16 names the one that connects or listens".into(),
+            },
         )
     };
     vec![
         one("weft_create", "hook sock_create", "who creates a socket"),
-        one("weft_ops", "hook sock_ops", "connect, listen, established, closed, update"),
+        one(
+            "weft_ops",
+            "hook sock_ops",
+            "connect, listen, established, closed, update",
+        ),
         process,
     ]
 }
@@ -177,17 +232,27 @@ fn programs(config: &Config) -> Vec<Finding> {
 fn identity(config: &Config) -> Finding {
     let dir = config.identity.display().to_string();
     match Identity::load(&config.identity) {
-        Ok(identity) if identity.id().name() == config.name => finding("identity", dir, Verdict::Good),
+        Ok(identity) if identity.id().name() == config.name => {
+            finding("identity", dir, Verdict::Good)
+        }
         Ok(identity) => finding(
             "identity",
             dir,
             bad(
-                format!("the certificate is for {}, the configuration for {}", identity.id().name(), config.name),
+                format!(
+                    "the certificate is for {}, the configuration for {}",
+                    identity.id().name(),
+                    config.name
+                ),
                 "weft pki issue",
             ),
         ),
         Err(error) => {
-            let hint = if File::open(&config.identity).is_ok() { "weft pki issue" } else { "set identity, or weft pki issue" };
+            let hint = if File::open(&config.identity).is_ok() {
+                "weft pki issue"
+            } else {
+                "set identity, or weft pki issue"
+            };
             finding("identity", dir, bad(error, hint))
         }
     }
@@ -199,7 +264,12 @@ mod tests {
 
     #[test]
     fn old_kernels_fail_and_new_ones_do_not() {
-        for (release, good) in [("6.18.44-fc", true), ("5.10.0-28-amd64", true), ("5.4.0", false), ("", false)] {
+        for (release, good) in [
+            ("6.18.44-fc", true),
+            ("5.10.0-28-amd64", true),
+            ("5.4.0", false),
+            ("", false),
+        ] {
             assert_eq!(kernel(release).passed(), good, "{release}");
         }
     }
@@ -208,7 +278,13 @@ mod tests {
     fn words_cause_and_hint() {
         let findings = [
             finding("a", "fine", Verdict::Good),
-            finding("bcd", "so so", Verdict::Reduced { hint: "do it".into() }),
+            finding(
+                "bcd",
+                "so so",
+                Verdict::Reduced {
+                    hint: "do it".into(),
+                },
+            ),
             finding("e", "broken", bad("because", "mend it")),
         ];
         let expected = "ok    a    fine\nwarn  bcd  so so\n      hint:  do it\nFAIL  e    broken\n      cause: because\n      hint:  mend it\n";

@@ -37,10 +37,17 @@ struct File {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter).init();
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(filter)
+        .init();
     let result = match cli.command {
-        Command::Run(file) => load(&file).and_then(|config| run::run(&config)).map(|()| ExitCode::SUCCESS),
+        Command::Run(file) => load(&file)
+            .and_then(|config| run::run(&config))
+            .map(|()| ExitCode::SUCCESS),
         Command::Doctor(file) => load(&file).map(|config| check(&config)),
         Command::Unload(file) => load(&file).map(|config| unload(&config)),
         Command::Version => {
@@ -50,7 +57,10 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");
-        error.chain().skip(1).for_each(|cause| eprintln!("cause: {cause}"));
+        error
+            .chain()
+            .skip(1)
+            .for_each(|cause| eprintln!("cause: {cause}"));
         eprintln!("hint:  weft-agent doctor");
         ExitCode::from(2)
     })
@@ -58,19 +68,32 @@ fn main() -> ExitCode {
 
 fn load(file: &File) -> anyhow::Result<Config> {
     use anyhow::Context;
-    Config::load(&file.config).with_context(|| format!("the configuration {} cannot be used", file.config.display()))
+    Config::load(&file.config)
+        .with_context(|| format!("the configuration {} cannot be used", file.config.display()))
 }
 
 fn check(config: &Config) -> ExitCode {
     let findings = doctor::examine(config);
     print(&doctor::render(&findings));
-    if findings.iter().all(doctor::Finding::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if findings.iter().all(doctor::Finding::passed) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn unload(config: &Config) -> ExitCode {
     let dir = config.pin_dir();
     let found = kernel::hooks::unload(&dir);
-    print(&format!("{} {}\n", if found { "detached" } else { "nothing was attached at" }, dir.display()));
+    print(&format!(
+        "{} {}\n",
+        if found {
+            "detached"
+        } else {
+            "nothing was attached at"
+        },
+        dir.display()
+    ));
     ExitCode::SUCCESS
 }
 

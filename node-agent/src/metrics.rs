@@ -30,7 +30,9 @@ pub async fn serve(
 ) {
     let places = Arc::new(Semaphore::new(MAX_REQUESTS));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
@@ -70,10 +72,17 @@ fn render(counters: &Counters, spool: &SpoolTotals, connected: bool) -> String {
             _ => {}
         }
     }
-    all.push(("connected", "gauge", "Whether a session with the federator stands.", u64::from(connected)));
+    all.push((
+        "connected",
+        "gauge",
+        "Whether a session with the federator stands.",
+        u64::from(connected),
+    ));
     let line = |(name, kind, help, value): (&str, &str, &str, u64)| {
         let suffix = if kind == "counter" { "_total" } else { "" };
-        format!("# HELP weft_agent_{name}{suffix} {help}\n# TYPE weft_agent_{name}{suffix} {kind}\nweft_agent_{name}{suffix} {value}\n")
+        format!(
+            "# HELP weft_agent_{name}{suffix} {help}\n# TYPE weft_agent_{name}{suffix} {kind}\nweft_agent_{name}{suffix} {value}\n"
+        )
     };
     all.into_iter().map(line).collect()
 }
@@ -84,9 +93,14 @@ mod tests {
 
     #[test]
     fn counters_carry_their_suffix_and_the_spool_speaks_for_itself() {
-        let totals = SpoolTotals { bytes: 7, ..SpoolTotals::default() };
+        let totals = SpoolTotals {
+            bytes: 7,
+            ..SpoolTotals::default()
+        };
         let text = render(&Counters::default(), &totals, true);
-        assert!(text.contains("# TYPE weft_agent_kernel_dropped_total counter\nweft_agent_kernel_dropped_total 0\n"));
+        assert!(text.contains(
+            "# TYPE weft_agent_kernel_dropped_total counter\nweft_agent_kernel_dropped_total 0\n"
+        ));
         assert!(text.contains("\nweft_agent_spool_bytes 7\n"));
         assert!(text.ends_with("weft_agent_connected 1\n"));
     }

@@ -35,11 +35,17 @@ pub fn run(config: &Config) -> Result<()> {
     let certificate = Certificate::load(&config.identity)
         .with_context(|| format!("no usable identity in {}", config.identity.display()))?;
     if certificate.id().name() != config.name {
-        bail!("the certificate is for {}, the configuration is for {}", certificate.id().name(), config.name);
+        bail!(
+            "the certificate is for {}, the configuration is for {}",
+            certificate.id().name(),
+            config.name
+        );
     }
     let spool = Spool::open(
         &config.data_dir.join("spool"),
-        SpoolLimits { max_bytes: config.spool.max_bytes },
+        SpoolLimits {
+            max_bytes: config.spool.max_bytes,
+        },
         time::utc_ns() / 1_000,
     )
     .context("open the spool")?;
@@ -48,7 +54,10 @@ pub fn run(config: &Config) -> Result<()> {
     let capture = capture(config, &certificate, spool.clone(), &counters)?;
     let stop = Arc::new(AtomicBool::new(false));
     let capturing = {
-        let (stop, flush) = (Arc::clone(&stop), Duration::from_millis(config.spool.flush_interval_ms));
+        let (stop, flush) = (
+            Arc::clone(&stop),
+            Duration::from_millis(config.spool.flush_interval_ms),
+        );
         let cgroup = config.cgroup.clone();
         thread::Builder::new()
             .name("weft-capture".into())
@@ -70,7 +79,8 @@ pub fn run(config: &Config) -> Result<()> {
 
 /// The running kernel's boot, as ids of halves carry it.
 pub fn boot() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
+    let text =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     let mut first = [0; 8];
     first.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
     Ok(u64::from_le_bytes(first))
@@ -98,19 +108,37 @@ fn capture(
 ) -> Result<Capture<RealHost, SharedSpool>> {
     let plan = plan(config);
     let hooks = Hooks::attach(&plan).with_context(|| {
-        format!("attach to {} (weft-agent doctor says what is missing)", config.cgroup.display())
+        format!(
+            "attach to {} (weft-agent doctor says what is missing)",
+            config.cgroup.display()
+        )
     })?;
     tracing::info!(cgroup = %config.cgroup.display(), resumed = hooks.resumed, "hooks attached");
     let mut clock = Clock::new(hooks.state.clock_offset_us);
     clock.adjust(plan.clock_offset_us);
-    let identity = Identity { agent: certificate.key(), boot: boot()? };
+    let identity = Identity {
+        agent: certificate.key(),
+        boot: boot()?,
+    };
     let table = Table::new(identity, config.capture.max_connections as usize);
     let attribution = Attribution::new(RealHost::new(&config.cgroup), config.clone());
-    Ok(Capture::new(hooks, table, attribution, clock, spool, Arc::clone(counters)))
+    Ok(Capture::new(
+        hooks,
+        table,
+        attribution,
+        clock,
+        spool,
+        Arc::clone(counters),
+    ))
 }
 
 /// The capture thread. The last thing it does is to hand over everything it has.
-fn drive(mut capture: Capture<RealHost, SharedSpool>, cgroup: &Path, flush_interval: Duration, stop: &AtomicBool) {
+fn drive(
+    mut capture: Capture<RealHost, SharedSpool>,
+    cgroup: &Path,
+    flush_interval: Duration,
+    stop: &AtomicBool,
+) {
     let mut snapshot = snapshot::Snapshot::new(cgroup);
     snapshot.start(&mut capture);
     let (mut flushed, mut swept) = (Instant::now(), Instant::now());
@@ -154,7 +182,12 @@ async fn serve(
         let listener = tokio::net::TcpListener::bind(settings.listen)
             .await
             .with_context(|| format!("metrics: listen on {}", settings.listen))?;
-        tokio::spawn(metrics::serve(listener, Arc::clone(counters), spool.clone(), is_connected.clone()));
+        tokio::spawn(metrics::serve(
+            listener,
+            Arc::clone(counters),
+            spool.clone(),
+            is_connected.clone(),
+        ));
     }
     let uplink = uplink(config, certificate, spool.clone(), counters, connected)?;
     let uplink = tokio::spawn(uplink.run(stopped));
@@ -198,7 +231,11 @@ fn uplink(
 }
 
 fn info(config: &Config) -> AgentInfo {
-    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    };
     AgentInfo {
         name: config.name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -60,7 +60,9 @@ impl SpoolLimits {
 
 impl Default for SpoolLimits {
     fn default() -> Self {
-        Self { max_bytes: 256 << 20 }
+        Self {
+            max_bytes: 256 << 20,
+        }
     }
 }
 
@@ -132,31 +134,58 @@ impl Spool {
     ///
     /// `clock_us` is the time now in microseconds since 1970: new numbers begin there, or after the last one used.
     pub fn open(dir: &Path, limits: SpoolLimits, clock_us: u64) -> Result<Self, SpoolError> {
-        fs::create_dir_all(dir).map_err(|source| SpoolError::Io { path: dir.into(), source })?;
+        fs::create_dir_all(dir).map_err(|source| SpoolError::Io {
+            path: dir.into(),
+            source,
+        })?;
         let mut totals = SpoolTotals::default();
         let mut segments = VecDeque::new();
         let (mut next_seq, mut ring_position) = (1, None);
         for path in segment::list(dir)? {
-            let Scan { segment, end_seq, end_ring_position, torn_bytes } = segment::recover(&path)?;
+            let Scan {
+                segment,
+                end_seq,
+                end_ring_position,
+                torn_bytes,
+            } = segment::recover(&path)?;
             totals.torn_bytes += torn_bytes;
             let Some(segment) = segment else { continue };
             // Above the base even of a segment without entries: no file is made twice.
-            next_seq = next_seq.max(end_seq).max(segment.base_seq.saturating_add(1));
+            next_seq = next_seq
+                .max(end_seq)
+                .max(segment.base_seq.saturating_add(1));
             ring_position = end_ring_position;
             totals.bytes += segment.bytes;
             segments.push_back(segment);
         }
         next_seq = next_seq.max(clock_us);
-        let first_seq = segments.front().map_or(next_seq, |segment: &Segment| segment.base_seq);
+        let first_seq = segments
+            .front()
+            .map_or(next_seq, |segment: &Segment| segment.base_seq);
         // A new segment also where the last is not full: its header then records the new numbers.
-        let (segment, writing) = segment::create(dir, Header { base_seq: next_seq, ring_position })?;
+        let (segment, writing) = segment::create(
+            dir,
+            Header {
+                base_seq: next_seq,
+                ring_position,
+            },
+        )?;
         totals.bytes += segment.bytes;
         segments.push_back(segment);
         let acknowledged = first_seq - 1;
         let reading = None;
         let dir = dir.into();
         let mut spool = Self {
-            dir, limits, segments, writing, reading, next_seq, read_seq: acknowledged, acknowledged, ring_position, totals,
+            dir,
+            limits,
+            segments,
+            writing,
+            reading,
+            next_seq,
+            read_seq: acknowledged,
+            acknowledged,
+            ring_position,
+            totals,
         };
         spool.drop_acknowledged();
         spool.make_room(0);
@@ -179,7 +208,11 @@ impl Spool {
         for (index, (bytes, rows)) in encoded.iter().enumerate() {
             // Until the last part is written the ring has not been taken up to its new position.
             let last = index + 1 == encoded.len();
-            let position = if last { Some(ring_position) } else { self.ring_position };
+            let position = if last {
+                Some(ring_position)
+            } else {
+                self.ring_position
+            };
             self.append_entry(bytes, *rows, position)?;
         }
         Ok(self.next_seq - 1)
@@ -193,7 +226,9 @@ impl Spool {
     /// The next entry to send; `None` when all were given.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, SpoolError> {
         loop {
-            let Some(index) = self.readable() else { return Ok(None) };
+            let Some(index) = self.readable() else {
+                return Ok(None);
+            };
             let segment = &self.segments[index];
             let path = segment.path.clone();
             let io = |source| SpoolError::Io { path, source };
@@ -209,8 +244,13 @@ impl Spool {
             let seq = header.seq;
             let entry = if seq > self.read_seq && seq > self.acknowledged && header.rows > 0 {
                 let mut batch = vec![0; length as usize - EntryHeader::PAYLOAD_BYTES];
-                file.read_exact_at(&mut batch, *at + ENTRY_BYTES).map_err(io)?;
-                Some(Entry { seq, rows: header.rows, batch })
+                file.read_exact_at(&mut batch, *at + ENTRY_BYTES)
+                    .map_err(io)?;
+                Some(Entry {
+                    seq,
+                    rows: header.rows,
+                    batch,
+                })
             } else {
                 None
             };
@@ -266,7 +306,10 @@ impl Spool {
 
     /// Writes to the disk what a power loss could still take.
     pub fn sync(&mut self) -> Result<(), SpoolError> {
-        self.writing.sync_data().map_err(|source| SpoolError::Io { path: self.last_segment().path.clone(), source })
+        self.writing.sync_data().map_err(|source| SpoolError::Io {
+            path: self.last_segment().path.clone(),
+            source,
+        })
     }
 
     /// What happened, and how full it is.
@@ -279,8 +322,20 @@ impl Spool {
         self.next_seq - 1
     }
 
-    fn append_entry(&mut self, batch: &[u8], rows: u32, ring_position: Option<u64>) -> Result<(), SpoolError> {
-        let bytes = segment::encode_entry(EntryHeader { seq: self.next_seq, ring_position, rows }, batch);
+    fn append_entry(
+        &mut self,
+        batch: &[u8],
+        rows: u32,
+        ring_position: Option<u64>,
+    ) -> Result<(), SpoolError> {
+        let bytes = segment::encode_entry(
+            EntryHeader {
+                seq: self.next_seq,
+                ring_position,
+                rows,
+            },
+            batch,
+        );
         let segment_limit = self.limits.segment();
         let last = self.last_segment();
         if last.bytes + bytes.len() as u64 > segment_limit && last.bytes > HEADER_BYTES {
@@ -315,12 +370,17 @@ impl Spool {
     /// Index of the segment with the first entry after the reader's place.
     fn readable(&self) -> Option<usize> {
         let after = self.read_seq.max(self.acknowledged);
-        self.segments.iter().position(|segment| segment.end_seq > segment.base_seq && segment.end_seq - 1 > after)
+        self.segments
+            .iter()
+            .position(|segment| segment.end_seq > segment.base_seq && segment.end_seq - 1 > after)
     }
 
     fn rotate(&mut self) -> Result<(), SpoolError> {
         self.sync()?;
-        let header = Header { base_seq: self.next_seq, ring_position: self.ring_position };
+        let header = Header {
+            base_seq: self.next_seq,
+            ring_position: self.ring_position,
+        };
         let (segment, writing) = segment::create(&self.dir, header)?;
         self.totals.bytes += segment.bytes;
         self.segments.push_back(segment);
@@ -329,7 +389,9 @@ impl Spool {
     }
 
     fn drop_acknowledged(&mut self) {
-        while self.segments.len() > 1 && self.segments[0].end_seq <= self.acknowledged.saturating_add(1) {
+        while self.segments.len() > 1
+            && self.segments[0].end_seq <= self.acknowledged.saturating_add(1)
+        {
             self.remove_first();
         }
     }
@@ -366,7 +428,11 @@ impl Spool {
 }
 
 /// Encodes rows, in halves where their owners are too much text for one batch.
-fn encode_parts(batch: &HalfBatch, rows: &[Half], out: &mut Vec<(Vec<u8>, u32)>) -> Result<(), BatchError> {
+fn encode_parts(
+    batch: &HalfBatch,
+    rows: &[Half],
+    out: &mut Vec<(Vec<u8>, u32)>,
+) -> Result<(), BatchError> {
     match batch::encode_rows(batch.boot, &batch.owners, rows) {
         Ok(bytes) => {
             out.push((bytes, rows.len() as u32));

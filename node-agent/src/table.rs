@@ -70,7 +70,10 @@ impl Table {
             if let Some(before) = self.open.remove(&event.key) {
                 half.opened_at = before.row.half.opened_at;
             }
-            self.finished.push(Row { half, owner: Arc::clone(owner) });
+            self.finished.push(Row {
+                half,
+                owner: Arc::clone(owner),
+            });
             return;
         }
         let full = self.open.len() >= self.limit;
@@ -78,7 +81,10 @@ impl Table {
             Entry::Occupied(mut entry) => {
                 let tracked = entry.get_mut();
                 half.opened_at = tracked.row.half.opened_at;
-                tracked.row = Row { half, owner: Arc::clone(owner) };
+                tracked.row = Row {
+                    half,
+                    owner: Arc::clone(owner),
+                };
                 if !tracked.changed {
                     tracked.changed = true;
                     self.changed.push(event.key);
@@ -86,7 +92,13 @@ impl Table {
             }
             Entry::Vacant(_) if full => self.dropped += 1,
             Entry::Vacant(entry) => {
-                entry.insert(Tracked { row: Row { half, owner: Arc::clone(owner) }, changed: true });
+                entry.insert(Tracked {
+                    row: Row {
+                        half,
+                        owner: Arc::clone(owner),
+                    },
+                    changed: true,
+                });
                 self.changed.push(event.key);
             }
         }
@@ -100,16 +112,25 @@ impl Table {
         if self.open.contains_key(&key) {
             return;
         }
-        self.finished.push(Row { half, owner: Arc::clone(owner) });
+        self.finished.push(Row {
+            half,
+            owner: Arc::clone(owner),
+        });
     }
 
     /// Closes what is tracked, last seen before `dumped_at` and not among the sockets that the kernel still has: its end
     /// was lost with a full ring. Its last known counters stand.
-    pub fn reconcile(&mut self, alive: impl Fn(ConnectionKey, &Owner) -> bool, dumped_at: weft_wire::Timestamp) -> usize {
+    pub fn reconcile(
+        &mut self,
+        alive: impl Fn(ConnectionKey, &Owner) -> bool,
+        dumped_at: weft_wire::Timestamp,
+    ) -> usize {
         let gone: Vec<ConnectionKey> = self
             .open
             .iter()
-            .filter(|(key, tracked)| tracked.row.half.seen_at < dumped_at && !alive(**key, &tracked.row.owner))
+            .filter(|(key, tracked)| {
+                tracked.row.half.seen_at < dumped_at && !alive(**key, &tracked.row.owner)
+            })
             .map(|(key, _)| *key)
             .collect();
         for key in &gone {
@@ -226,14 +247,20 @@ mod tests {
     use super::*;
     use crate::decode::OwnerKey;
 
-    const IDENTITY: Identity = Identity { agent: AgentKey(1), boot: 2 };
+    const IDENTITY: Identity = Identity {
+        agent: AgentKey(1),
+        boot: 2,
+    };
 
     fn event(key: u64, state: HalfState, at_ns: u64) -> Event {
         Event {
             key: ConnectionKey(key),
             role: Role::Client,
             state,
-            fingerprint: Fingerprint::TcpIsn { client: 1, server: 2 },
+            fingerprint: Fingerprint::TcpIsn {
+                client: 1,
+                server: 2,
+            },
             local: "10.0.0.1:1".parse().unwrap(),
             remote: "10.0.0.2:2".parse().unwrap(),
             opened_ns: 1_000,
@@ -285,7 +312,10 @@ mod tests {
         apply(&mut table, &event(2, HalfState::Open, 2_000));
         apply(&mut table, &event(3, HalfState::Open, 9_000_000));
         table.drain();
-        let gone = table.reconcile(|key, _| key == ConnectionKey(1), weft_wire::Timestamp(5_000));
+        let gone = table.reconcile(
+            |key, _| key == ConnectionKey(1),
+            weft_wire::Timestamp(5_000),
+        );
         let rows = table.drain();
         assert_eq!((gone, rows.len()), (1, 1));
         assert_eq!(rows[0].half.closed_at, Some(weft_wire::Timestamp(5_000)));

@@ -27,9 +27,15 @@ pub fn clock_offset_us() -> i64 {
         let offset = (i128::from(utc) - i128::from(before.midpoint(after))) / 1_000;
         (after - before, i64::try_from(offset).unwrap_or_default())
     };
-    (0..3).map(|_| measure()).min().map(|(_, offset)| offset).unwrap_or_default()
+    (0..3)
+        .map(|_| measure())
+        .min()
+        .map(|(_, offset)| offset)
+        .unwrap_or_default()
 }
 
 fn nanos(clock: ClockId) -> u64 {
-    clock_gettime(clock).map(|time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64).unwrap_or_default()
+    clock_gettime(clock)
+        .map(|time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+        .unwrap_or_default()
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
-use weft_transport::{Dialler, Expect, Fault, FrameReceiver, FrameSender, Identity, Session, TransportError};
+use weft_transport::{
+    Dialler, Expect, Fault, FrameReceiver, FrameSender, Identity, Session, TransportError,
+};
 use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION};
 use weft_wire::{AgentInfo, Timestamp};
 
@@ -100,7 +102,10 @@ impl Uplink {
             Ok((link, welcome)) => {
                 tracing::info!(federator = %welcome.federator, durable_seq = welcome.durable_seq, "connected");
                 self.connected.send_replace(true);
-                let (session, served) = (link.session.clone(), self.serve(link, &welcome, machine, start));
+                let (session, served) = (
+                    link.session.clone(),
+                    self.serve(link, &welcome, machine, start),
+                );
                 match served.await {
                     Ok(never) => match never {},
                     Err(ended) => {
@@ -114,12 +119,25 @@ impl Uplink {
     }
 
     async fn connect(&self, dialler: &Dialler) -> Result<(Link, AgentWelcome), TransportError> {
-        let session = dialler.dial(&self.federator, &Expect::any_federator()).await?;
+        let session = dialler
+            .dial(&self.federator, &Expect::any_federator())
+            .await?;
         let (mut send, mut receive) = session.open_bi().await?;
-        let hello = AgentHello { version: PROTOCOL_VERSION, agent: self.agent.clone(), now: (self.clock)() };
+        let hello = AgentHello {
+            version: PROTOCOL_VERSION,
+            agent: self.agent.clone(),
+            now: (self.clock)(),
+        };
         send.send(&hello, PEER_TIMEOUT).await?;
         let welcome = receive.expect(PEER_TIMEOUT).await?;
-        Ok((Link { session, send, receive }, welcome))
+        Ok((
+            Link {
+                session,
+                send,
+                receive,
+            },
+            welcome,
+        ))
     }
 
     async fn serve(
@@ -136,7 +154,9 @@ impl Uplink {
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             while machine.may_send() {
-                let Some(entry) = self.spool.lock().next_entry()? else { break };
+                let Some(entry) = self.spool.lock().next_entry()? else {
+                    break;
+                };
                 self.send(&mut link.send, machine, start, &entry).await?;
             }
             tokio::select! {
@@ -161,7 +181,10 @@ impl Uplink {
     fn resume(&self, welcome: &AgentWelcome) -> Result<(), SpoolError> {
         let mut spool = self.spool.lock();
         if welcome.durable_seq > spool.last_seq() {
-            tracing::warn!(durable_seq = welcome.durable_seq, "the federator has later batches than the spool; numbers skip");
+            tracing::warn!(
+                durable_seq = welcome.durable_seq,
+                "the federator has later batches than the spool; numbers skip"
+            );
             spool.skip_past(welcome.durable_seq)?;
         }
         spool.acknowledge(welcome.durable_seq)?;
@@ -180,7 +203,13 @@ impl Uplink {
         send.send_batch(entry.seq, &entry.batch, PEER_TIMEOUT).await
     }
 
-    fn acknowledged(&self, session: &Session, machine: &mut Machine, start: Instant, ack: Ack) -> Result<(), Ended> {
+    fn acknowledged(
+        &self,
+        session: &Session,
+        machine: &mut Machine,
+        start: Instant,
+        ack: Ack,
+    ) -> Result<(), Ended> {
         match machine.acknowledged(start.elapsed(), ack.seq) {
             Ok(()) => Ok(self.spool.lock().acknowledge(ack.seq)?),
             Err(Misbehaviour::NeverSent) => {
@@ -205,7 +234,9 @@ fn log_end(federator: &str, ended: &Ended) {
         Ended::Transport(error) if error.fault() == Fault::Network => {
             tracing::info!(federator, %error, "not connected; batches wait in the spool");
         }
-        ended => tracing::error!(federator, error = %ended, "not connected; batches wait in the spool"),
+        ended => {
+            tracing::error!(federator, error = %ended, "not connected; batches wait in the spool")
+        }
     }
 }
 

@@ -11,7 +11,9 @@ pub fn container(path: &str) -> Option<String> {
         let component = component.strip_suffix(".scope").unwrap_or(component);
         let at = component.len().checked_sub(ID_LEN)?;
         let (dress, id) = (component.get(..at)?, component.get(at..)?);
-        let is_id = id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let is_id = id
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let separated = dress.is_empty() || dress.ends_with(['-', ':']);
         (is_id && separated && !dress.contains("conmon")).then(|| id.to_owned())
     })
@@ -19,7 +21,10 @@ pub fn container(path: &str) -> Option<String> {
 
 /// The cgroup v2 path in `/proc/PID/cgroup`.
 pub fn unified(cgroups: &str) -> Option<String> {
-    cgroups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+    cgroups
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -34,9 +39,20 @@ mod tests {
             (format!("/system.slice/docker-{id}.scope"), true),
             (format!("/system.slice/docker-{id}.scope/init"), true),
             (format!("5:memory:/kubepods/burstable/pod0b1c/{id}"), true),
-            (format!("/kubepods.slice/kubepods-pod0b1c.slice/cri-containerd-{id}.scope"), true),
-            (format!("/system.slice/containerd.service/kubepods-pod0b1c.slice:cri-containerd:{id}"), true),
-            (format!("/kubepods.slice/kubepods-pod0b1c.slice/crio-{id}.scope/container"), true),
+            (
+                format!("/kubepods.slice/kubepods-pod0b1c.slice/cri-containerd-{id}.scope"),
+                true,
+            ),
+            (
+                format!(
+                    "/system.slice/containerd.service/kubepods-pod0b1c.slice:cri-containerd:{id}"
+                ),
+                true,
+            ),
+            (
+                format!("/kubepods.slice/kubepods-pod0b1c.slice/crio-{id}.scope/container"),
+                true,
+            ),
             (format!("/machine.slice/libpod-{id}.scope/container"), true),
             (format!("/machine.slice/libpod-conmon-{id}.scope"), false),
             (format!("/kubepods.slice/crio-conmon-{id}.scope"), false),
@@ -51,7 +67,10 @@ mod tests {
 
     #[test]
     fn the_unified_line() {
-        assert_eq!(unified("3:cpu:/x\n0::/system.slice/a.service\n").as_deref(), Some("/system.slice/a.service"));
+        assert_eq!(
+            unified("3:cpu:/x\n0::/system.slice/a.service\n").as_deref(),
+            Some("/system.slice/a.service")
+        );
         assert_eq!(unified("3:cpu:/x"), None);
     }
 }

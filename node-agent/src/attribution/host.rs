@@ -50,10 +50,16 @@ pub struct RealHost {
 impl RealHost {
     /// `cgroup` is any directory of the cgroup v2 hierarchy.
     pub fn new(cgroup: &Path) -> Self {
-        let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+        let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
+            .ok()
+            .flatten();
         Self {
-            mount: mount_of(cgroup).and_then(|mount| File::open(&mount).ok().map(|file| (mount, file))),
-            ticks_per_second: ticks.and_then(|ticks| u64::try_from(ticks).ok()).filter(|ticks| *ticks > 0).unwrap_or(100),
+            mount: mount_of(cgroup)
+                .and_then(|mount| File::open(&mount).ok().map(|file| (mount, file))),
+            ticks_per_second: ticks
+                .and_then(|ticks| u64::try_from(ticks).ok())
+                .filter(|ticks| *ticks > 0)
+                .unwrap_or(100),
             suspended_ns: suspended_ns(),
         }
     }
@@ -65,19 +71,24 @@ impl Host for RealHost {
         let (name, start_ticks) = parse_stat(&fs::read_to_string(dir.join("stat")).ok()?)?;
         let exe = fs::read_link(dir.join("exe")).ok().map(|path| {
             let path = path.to_string_lossy().into_owned();
-            path.strip_suffix(" (deleted)").map(str::to_owned).unwrap_or(path)
+            path.strip_suffix(" (deleted)")
+                .map(str::to_owned)
+                .unwrap_or(path)
         });
         Some(ProcessFacts {
             start_ticks,
             name,
             exe,
             cgroups: fs::read_to_string(dir.join("cgroup")).unwrap_or_default(),
-            netns: fs::metadata(dir.join("ns/net")).map(|ns| ns.ino() as u32).unwrap_or_default(),
+            netns: fs::metadata(dir.join("ns/net"))
+                .map(|ns| ns.ino() as u32)
+                .unwrap_or_default(),
         })
     }
 
     fn start_ticks(&self, pid: u32) -> Option<u64> {
-        let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+        let stat =
+            fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
         parse_stat(&stat).map(|(_, ticks)| ticks)
     }
 
@@ -94,7 +105,10 @@ impl Host for RealHost {
     }
 
     fn user(&self, uid: u32) -> Option<String> {
-        nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
+        nix::unistd::User::from_uid(uid.into())
+            .ok()
+            .flatten()
+            .map(|user| user.name)
     }
 }
 
@@ -112,16 +126,25 @@ fn mount_of(path: &Path) -> Option<PathBuf> {
     let path = path.canonicalize().ok()?;
     let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
     let own = device(&path)?;
-    path.ancestors().take_while(|at| device(at) == Some(own)).last().map(Path::to_path_buf)
+    path.ancestors()
+        .take_while(|at| device(at) == Some(own))
+        .last()
+        .map(Path::to_path_buf)
 }
 
 /// Rounded to milliseconds: the two clocks are read one after the other.
 fn suspended_ns() -> u64 {
     use nix::time::{ClockId, clock_gettime};
-    let read = |clock| clock_gettime(clock).map(|time| time.tv_sec() * 1_000 + time.tv_nsec() / 1_000_000);
-    match (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_BOOTTIME)) {
+    let read =
+        |clock| clock_gettime(clock).map(|time| time.tv_sec() * 1_000 + time.tv_nsec() / 1_000_000);
+    match (
+        read(ClockId::CLOCK_MONOTONIC),
+        read(ClockId::CLOCK_BOOTTIME),
+    ) {
         // One millisecond may pass between the readings.
-        (Ok(monotonic), Ok(boottime)) if boottime - monotonic > 1 => (boottime - monotonic) as u64 * 1_000_000,
+        (Ok(monotonic), Ok(boottime)) if boottime - monotonic > 1 => {
+            (boottime - monotonic) as u64 * 1_000_000
+        }
         _ => 0,
     }
 }
@@ -142,8 +165,14 @@ mod tests {
     fn this_process_is_found() {
         let host = RealHost::new(Path::new("/proc"));
         let facts = host.process(std::process::id()).unwrap();
-        assert_eq!(facts.exe, std::env::current_exe().unwrap().to_str().map(str::to_owned));
-        assert_eq!(host.start_ticks(std::process::id()), Some(facts.start_ticks));
+        assert_eq!(
+            facts.exe,
+            std::env::current_exe().unwrap().to_str().map(str::to_owned)
+        );
+        assert_eq!(
+            host.start_ticks(std::process::id()),
+            Some(facts.start_ticks)
+        );
         assert_ne!(facts.netns, 0);
     }
 }

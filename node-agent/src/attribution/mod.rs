@@ -47,7 +47,14 @@ struct Known {
 impl<H: Host> Attribution<H> {
     /// `naming` says what workloads are called.
     pub fn new(host: H, naming: Config) -> Self {
-        Self { host, naming, cache: HashMap::new(), users: HashMap::new(), gone: 0, evictions: 0 }
+        Self {
+            host,
+            naming,
+            cache: HashMap::new(),
+            users: HashMap::new(),
+            gone: 0,
+            evictions: 0,
+        }
     }
 
     /// The owner of a socket whose event happened at `at_ns`; `now_ns` is the monotonic time of asking.
@@ -72,45 +79,76 @@ impl<H: Host> Attribution<H> {
             self.evictions += 1;
         }
         let at = clock.utc(at_ns);
-        let facts = (key.pid != 0).then(|| self.host.process(key.pid)).flatten().filter(|facts| {
-            let started = self.host.started_at(facts.start_ticks, clock);
-            started.0 <= at.0.saturating_add(START_SLACK_US)
-        });
+        let facts = (key.pid != 0)
+            .then(|| self.host.process(key.pid))
+            .flatten()
+            .filter(|facts| {
+                let started = self.host.started_at(facts.start_ticks, clock);
+                started.0 <= at.0.saturating_add(START_SLACK_US)
+            });
         if key.pid != 0 && facts.is_none() {
             self.gone += 1;
         }
         let start_ticks = facts.as_ref().map(|facts| facts.start_ticks);
         let owner = Arc::new(self.describe(key, facts, clock));
-        self.cache.insert(*key, Known { owner: Arc::clone(&owner), start_ticks, checked_ns: now_ns });
+        self.cache.insert(
+            *key,
+            Known {
+                owner: Arc::clone(&owner),
+                start_ticks,
+                checked_ns: now_ns,
+            },
+        );
         owner
     }
 
     fn describe(&mut self, key: &OwnerKey, facts: Option<ProcessFacts>, clock: &Clock) -> Owner {
-        let facts_cgroup = facts.as_ref().map(|facts| facts.cgroups.clone()).unwrap_or_default();
+        let facts_cgroup = facts
+            .as_ref()
+            .map(|facts| facts.cgroups.clone())
+            .unwrap_or_default();
         let cgroup = self
             .host
             .cgroup(key.cgroup)
             .or_else(|| cgroup::unified(&facts_cgroup))
             .unwrap_or_default();
-        let container = cgroup::container(&cgroup).or_else(|| facts_cgroup.lines().find_map(cgroup::container));
+        let container =
+            cgroup::container(&cgroup).or_else(|| facts_cgroup.lines().find_map(cgroup::container));
         let netns = match (key.netns, &facts) {
             (0, Some(facts)) => facts.netns,
             (netns, _) => netns,
         };
         let process = (key.pid != 0).then(|| self.process(key, facts, clock));
-        let name = process.as_ref().map(|process| process.name.as_str()).unwrap_or("unknown");
-        Owner { workload: self.naming.workload(name), process, cgroup, container, netns }
+        let name = process
+            .as_ref()
+            .map(|process| process.name.as_str())
+            .unwrap_or("unknown");
+        Owner {
+            workload: self.naming.workload(name),
+            process,
+            cgroup,
+            container,
+            netns,
+        }
     }
 
     fn process(&mut self, key: &OwnerKey, facts: Option<ProcessFacts>, clock: &Clock) -> Process {
         let host = &self.host;
-        let user = self.users.entry(key.uid).or_insert_with(|| host.user(key.uid)).clone();
+        let user = self
+            .users
+            .entry(key.uid)
+            .or_insert_with(|| host.user(key.uid))
+            .clone();
         let kernel_name = comm(&key.comm);
         match facts {
             Some(facts) => Process {
                 pid: key.pid,
                 started_at: host.started_at(facts.start_ticks, clock),
-                name: if facts.name.is_empty() { kernel_name } else { facts.name },
+                name: if facts.name.is_empty() {
+                    kernel_name
+                } else {
+                    facts.name
+                },
                 exe: facts.exe,
                 uid: key.uid,
                 user,
@@ -129,7 +167,10 @@ impl<H: Host> Attribution<H> {
 
 /// A kernel name, up to its terminator.
 fn comm(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
@@ -163,7 +204,13 @@ mod tests {
     }
 
     fn facts(start_ticks: u64) -> ProcessFacts {
-        ProcessFacts { start_ticks, name: "web".into(), exe: Some("/bin/web".into()), cgroups: String::new(), netns: 5 }
+        ProcessFacts {
+            start_ticks,
+            name: "web".into(),
+            exe: Some("/bin/web".into()),
+            cgroups: String::new(),
+            netns: 5,
+        }
     }
 
     fn attribution(host: FakeHost) -> Attribution<FakeHost> {
@@ -171,8 +218,13 @@ mod tests {
         Attribution::new(host, naming)
     }
 
-    const KEY: OwnerKey =
-        OwnerKey { pid: 7, uid: 0, comm: *b"thread-3\0\0\0\0\0\0\0\0", cgroup: 9, netns: 0 };
+    const KEY: OwnerKey = OwnerKey {
+        pid: 7,
+        uid: 0,
+        comm: *b"thread-3\0\0\0\0\0\0\0\0",
+        cgroup: 9,
+        netns: 0,
+    };
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
@@ -182,9 +234,18 @@ mod tests {
         let mut attribution = attribution(host);
         let owner = attribution.owner(&KEY, 2 * SECOND, 2 * SECOND, &Clock::new(0));
         let process = owner.process.clone().unwrap();
-        assert_eq!((process.name.as_str(), process.exe.as_deref()), ("web", Some("/bin/web")));
-        assert_eq!((process.started_at, process.user.as_deref()), (Timestamp(1_000_000), Some("root")));
-        assert_eq!((owner.container.clone(), owner.netns), (Some("ab".repeat(32)), 5));
+        assert_eq!(
+            (process.name.as_str(), process.exe.as_deref()),
+            ("web", Some("/bin/web"))
+        );
+        assert_eq!(
+            (process.started_at, process.user.as_deref()),
+            (Timestamp(1_000_000), Some("root"))
+        );
+        assert_eq!(
+            (owner.container.clone(), owner.netns),
+            (Some("ab".repeat(32)), 5)
+        );
         assert_eq!(owner.workload, "web");
     }
 
@@ -193,7 +254,10 @@ mod tests {
         let mut attribution = attribution(FakeHost::default());
         let owner = attribution.owner(&KEY, SECOND, SECOND, &Clock::new(0));
         let process = owner.process.clone().unwrap();
-        assert_eq!((process.name.as_str(), process.exe, process.started_at), ("thread-3", None, Timestamp(0)));
+        assert_eq!(
+            (process.name.as_str(), process.exe, process.started_at),
+            ("thread-3", None, Timestamp(0))
+        );
         assert_eq!(attribution.gone, 1);
     }
 
@@ -216,15 +280,29 @@ mod tests {
         attribution.host.processes.borrow_mut().remove(&7);
         let gone = attribution.owner(&KEY, 4 * SECOND, 4 * SECOND, &clock);
         assert!(Arc::ptr_eq(&first, &gone));
-        attribution.host.processes.borrow_mut().insert(7, facts(500));
+        attribution
+            .host
+            .processes
+            .borrow_mut()
+            .insert(7, facts(500));
         let other = attribution.owner(&KEY, 6 * SECOND, 6 * SECOND, &clock);
-        assert_eq!(other.process.clone().unwrap().started_at, Timestamp(5_000_000));
+        assert_eq!(
+            other.process.clone().unwrap().started_at,
+            Timestamp(5_000_000)
+        );
     }
 
     #[test]
     fn nobody_known_is_nobody() {
         let mut attribution = attribution(FakeHost::default());
         let owner = attribution.owner(&OwnerKey::default(), SECOND, SECOND, &Clock::new(0));
-        assert_eq!((owner.process.clone(), owner.workload.as_str(), attribution.gone), (None, "unknown", 0));
+        assert_eq!(
+            (
+                owner.process.clone(),
+                owner.workload.as_str(),
+                attribution.gone
+            ),
+            (None, "unknown", 0)
+        );
     }
 }

@@ -36,14 +36,19 @@ impl<'a> Btf<'a> {
             types.push(at);
             at += 12 + trailer(word(bytes, at + 4)?)?;
         }
-        Some(Self { bytes, strings, types })
+        Some(Self {
+            bytes,
+            strings,
+            types,
+        })
     }
 
     /// Byte offset of `structure.member`, also where the member is in an anonymous struct within; `None` when there is
     /// no such member, or it is a bit field.
     pub fn offset(&self, structure: &str, member: &str) -> Option<u32> {
         let at = *self.types.iter().find(|at| {
-            self.info(**at).is_some_and(|info| kind(info) == KIND_STRUCT && length(info) > 0)
+            self.info(**at)
+                .is_some_and(|info| kind(info) == KIND_STRUCT && length(info) > 0)
                 && self.name(**at) == Some(structure.as_bytes())
         })?;
         self.member(at, member, 0)
@@ -57,14 +62,22 @@ impl<'a> Btf<'a> {
         for index in 0..length(info) as usize {
             let member = at + 12 + index * 12;
             let place = word(self.bytes, member + 8)?;
-            let (bits, width) = if info >> 31 == 1 { (place & 0xff_ffff, place >> 24) } else { (place, 0) };
+            let (bits, width) = if info >> 31 == 1 {
+                (place & 0xff_ffff, place >> 24)
+            } else {
+                (place, 0)
+            };
             match self.name(member)? {
                 found if found == name.as_bytes() => {
                     return (bits % 8 == 0 && width == 0).then_some(bits / 8);
                 }
                 [] => {
                     let inner = (word(self.bytes, member + 4)? as usize).checked_sub(1)?;
-                    if let Some(offset) = self.types.get(inner).and_then(|at| self.member(*at, name, depth + 1)) {
+                    if let Some(offset) = self
+                        .types
+                        .get(inner)
+                        .and_then(|at| self.member(*at, name, depth + 1))
+                    {
                         return (bits / 8).checked_add(offset);
                     }
                 }
@@ -85,7 +98,9 @@ impl<'a> Btf<'a> {
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+    Some(u32::from_le_bytes(
+        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
 }
 
 fn kind(info: u32) -> u32 {
@@ -100,12 +115,12 @@ fn length(info: u32) -> u32 {
 fn trailer(info: u32) -> Option<usize> {
     let each = length(info) as usize;
     Some(match kind(info) {
-        1 | 14 | 17 => 4,                // integer, variable, declaration tag
-        2 | 7..=12 | 16 | 18 => 0,       // pointer, forward, typedef, qualifiers, function, float, type tag
-        3 => 12,                         // array
+        1 | 14 | 17 => 4,          // integer, variable, declaration tag
+        2 | 7..=12 | 16 | 18 => 0, // pointer, forward, typedef, qualifiers, function, float, type tag
+        3 => 12,                   // array
         KIND_STRUCT | KIND_UNION => each * 12,
-        6 | 13 => each * 8,              // enumeration, function prototype
-        15 | 19 => each * 12,            // data section, 64-bit enumeration
+        6 | 13 => each * 8,   // enumeration, function prototype
+        15 | 19 => each * 12, // data section, 64-bit enumeration
         _ => return None,
     })
 }
@@ -126,7 +141,13 @@ mod tests {
         .concat();
         let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut bytes = vec![0x9f, 0xeb, 1, 0];
-        for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
+        for word in [
+            24,
+            0,
+            types.len() as u32,
+            types.len() as u32,
+            strings.len() as u32,
+        ] {
             bytes.extend(word.to_le_bytes());
         }
         [bytes, types, strings.to_vec()].concat()

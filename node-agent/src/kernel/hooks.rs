@@ -19,7 +19,14 @@ use super::sys::{Plain, Ring};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that are pinned, by their name in the object.
-const MAPS: [&str; 6] = ["RING", "DROPS", "META", "CONNECTIONS", "LISTENERS", "SOCKETS"];
+const MAPS: [&str; 6] = [
+    "RING",
+    "DROPS",
+    "META",
+    "CONNECTIONS",
+    "LISTENERS",
+    "SOCKETS",
+];
 /// Links that are pinned, and the program of each. The first is attached only where `sock_ops` cannot name the process.
 const LINKS: [(&str, &str); 2] = [(CREATE, "weft_create"), ("link_ops", "weft_ops")];
 const CREATE: &str = "link_create";
@@ -150,7 +157,10 @@ impl Hooks {
         let size = ring.info()?.max_entries();
         let meta: Array<MapData, Plain<Meta>> = Array::try_from(Map::Array(map("META")?))?;
         let state: Plain<Meta> = meta.get(&0, 0)?;
-        let links = LINKS.iter().map(|(link, _)| dir.join(link)).filter(|link| !link.ends_with(CREATE) || link.exists());
+        let links = LINKS
+            .iter()
+            .map(|(link, _)| dir.join(link))
+            .filter(|link| !link.ends_with(CREATE) || link.exists());
         let links = links.map(PinnedLink::from_pin).collect::<Result<_, _>>()?;
         Ok(Self {
             ring: Ring::map(ring.fd(), size).map_err(HookError::Ring)?,
@@ -166,7 +176,10 @@ impl Hooks {
 
     /// A drop counter, summed over all CPUs.
     pub fn dropped(&self, slot: u32) -> u64 {
-        self.drops.get(&slot, 0).map(|values| values.iter().sum()).unwrap_or_default()
+        self.drops
+            .get(&slot, 0)
+            .map(|values| values.iter().sum())
+            .unwrap_or_default()
     }
 
     /// Records lost to a full ring.
@@ -181,7 +194,10 @@ impl Hooks {
 
     /// Cookies of the listeners that the hooks know without looking at the socket.
     pub fn listeners(&self) -> HashSet<u64> {
-        self.listeners.iter().filter_map(|entry| entry.ok().map(|(_, listener)| listener.0.cookie)).collect()
+        self.listeners
+            .iter()
+            .filter_map(|entry| entry.ok().map(|(_, listener)| listener.0.cookie))
+            .collect()
     }
 
     /// What the hooks remember with a socket itself.
@@ -190,7 +206,11 @@ impl Hooks {
     }
 
     /// Makes the hooks track a socket that is older than they are.
-    pub fn track(&mut self, socket: &impl std::os::fd::AsRawFd, state: SocketState) -> Result<(), HookError> {
+    pub fn track(
+        &mut self,
+        socket: &impl std::os::fd::AsRawFd,
+        state: SocketState,
+    ) -> Result<(), HookError> {
         Ok(self.sockets.insert(socket, Plain(state), 0)?)
     }
 }
@@ -220,7 +240,10 @@ fn attach_new(plan: &Plan, dir: &Path, attachment: u64, current: bool) -> Result
     let cgroup = File::open(&plan.cgroup).map_err(|error| path(&plan.cgroup, error))?;
     let mut object = load(plan, Some(dir), current)?;
     remember_new(plan, &mut object, attachment)?;
-    for (link, program) in LINKS.into_iter().filter(|(link, _)| !current || *link != CREATE) {
+    for (link, program) in LINKS
+        .into_iter()
+        .filter(|(link, _)| !current || *link != CREATE)
+    {
         attach_program(&mut object, program, &cgroup)?.pin(dir.join(link))?;
     }
     Ok(())
@@ -249,7 +272,9 @@ fn load(plan: &Plan, dir: Option<&Path>, current: bool) -> Result<Ebpf, HookErro
 
 /// Numbers a new ring, or notes new programs on an old one, before any program can write.
 fn remember_new(plan: &Plan, object: &mut Ebpf, attachment: u64) -> Result<(), HookError> {
-    let map = object.take_map("META").ok_or(HookError::NoProgram("META"))?;
+    let map = object
+        .take_map("META")
+        .ok_or(HookError::NoProgram("META"))?;
     let mut meta: Array<MapData, Plain<Meta>> = Array::try_from(map)?;
     let mut state = meta.get(&0, 0)?.0;
     if state.ring_base == 0 {
@@ -264,18 +289,26 @@ fn remember_new(plan: &Plan, object: &mut Ebpf, attachment: u64) -> Result<(), H
     Ok(meta.set(0, Plain(state), 0)?)
 }
 
-fn attach_program(object: &mut Ebpf, name: &'static str, cgroup: &File) -> Result<FdLink, HookError> {
+fn attach_program(
+    object: &mut Ebpf,
+    name: &'static str,
+    cgroup: &File,
+) -> Result<FdLink, HookError> {
     let program = object.program_mut(name).ok_or(HookError::NoProgram(name))?;
     let refused = |error| HookError::Program { name, error };
     Ok(match program {
         aya::programs::Program::SockOps(ops) => {
             ops.load().map_err(refused)?;
-            let id = ops.attach(cgroup, CgroupAttachMode::Single).map_err(refused)?;
+            let id = ops
+                .attach(cgroup, CgroupAttachMode::Single)
+                .map_err(refused)?;
             FdLink::try_from(SockOps::take_link(ops, id).map_err(refused)?)?
         }
         aya::programs::Program::CgroupSock(sock) => {
             sock.load().map_err(refused)?;
-            let id = sock.attach(cgroup, CgroupAttachMode::Single).map_err(refused)?;
+            let id = sock
+                .attach(cgroup, CgroupAttachMode::Single)
+                .map_err(refused)?;
             FdLink::try_from(CgroupSock::take_link(sock, id).map_err(refused)?)?
         }
         _ => return Err(HookError::NoProgram(name)),
@@ -286,10 +319,16 @@ fn attach_program(object: &mut Ebpf, name: &'static str, cgroup: &File) -> Resul
 pub fn offsets() -> [u32; FIELDS.len()] {
     let bytes = fs::read(VMLINUX).unwrap_or_default();
     let mut offsets = [0; FIELDS.len()];
-    let Some(btf) = Btf::parse(&bytes) else { return offsets };
+    let Some(btf) = Btf::parse(&bytes) else {
+        return offsets;
+    };
     for (slot, (_, structure, member)) in offsets.iter_mut().zip(FIELDS) {
         // A namespace's number is a member of a member.
-        let inner = if structure == "net" { btf.offset("ns_common", "inum") } else { Some(0) };
+        let inner = if structure == "net" {
+            btf.offset("ns_common", "inum")
+        } else {
+            Some(0)
+        };
         match btf.offset(structure, member).zip(inner) {
             Some((outer, inner)) => *slot = outer + inner,
             None => return [0; FIELDS.len()],
@@ -300,9 +339,13 @@ pub fn offsets() -> [u32; FIELDS.len()] {
 
 /// What is attached is known by a hash of the programs, their settings and the cgroup.
 fn attachment(plan: &Plan) -> Result<u64, HookError> {
-    let cgroup = fs::metadata(&plan.cgroup).map_err(|error| path(&plan.cgroup, error))?.ino();
+    let cgroup = fs::metadata(&plan.cgroup)
+        .map_err(|error| path(&plan.cgroup, error))?
+        .ino();
     let mut hash = blake3::Hasher::new();
-    hash.update(OBJECT).update(&cgroup.to_le_bytes()).update(&plan.update_interval_ns.to_le_bytes());
+    hash.update(OBJECT)
+        .update(&cgroup.to_le_bytes())
+        .update(&plan.update_interval_ns.to_le_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&hash.finalize().as_bytes()[..8]);
     Ok(u64::from_le_bytes(first))
@@ -313,17 +356,27 @@ fn attachment(plan: &Plan) -> Result<u64, HookError> {
 pub fn require_bpffs(dir: &Path) -> Result<(), HookError> {
     const USUAL: &str = "/sys/fs/bpf";
     let is_bpffs = |at: &Path| {
-        nix::sys::statfs::statfs(at).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
+        nix::sys::statfs::statfs(at)
+            .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
     };
-    let existing = dir.ancestors().find(|at| at.exists()).unwrap_or(Path::new("/"));
+    let existing = dir
+        .ancestors()
+        .find(|at| at.exists())
+        .unwrap_or(Path::new("/"));
     if is_bpffs(existing) {
         return Ok(());
     }
     if !dir.starts_with(USUAL) {
         return Err(HookError::NotBpffs(dir.into()));
     }
-    nix::mount::mount(Some("bpf"), USUAL, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>)
-        .map_err(|error| path(Path::new(USUAL), error.into()))
+    nix::mount::mount(
+        Some("bpf"),
+        USUAL,
+        Some("bpf"),
+        nix::mount::MsFlags::empty(),
+        None::<&str>,
+    )
+    .map_err(|error| path(Path::new(USUAL), error.into()))
 }
 
 fn versioned(pin_dir: &Path) -> PathBuf {
@@ -336,7 +389,11 @@ fn versions(pin_dir: &Path) -> Vec<PathBuf> {
         .flatten()
         .flatten()
         .filter(|entry| {
-            entry.file_name().to_string_lossy().strip_prefix('v').is_some_and(|rest| rest.parse::<u32>().is_ok())
+            entry
+                .file_name()
+                .to_string_lossy()
+                .strip_prefix('v')
+                .is_some_and(|rest| rest.parse::<u32>().is_ok())
         })
         .map(|entry| entry.path())
         .collect()
@@ -344,7 +401,10 @@ fn versions(pin_dir: &Path) -> Vec<PathBuf> {
 
 /// Hooks of another layout must go before ours come, or each connection would be seen twice.
 fn remove_other_versions(pin_dir: &Path) {
-    for version in versions(pin_dir).into_iter().filter(|dir| *dir != versioned(pin_dir)) {
+    for version in versions(pin_dir)
+        .into_iter()
+        .filter(|dir| *dir != versioned(pin_dir))
+    {
         clear(&version);
     }
 }
@@ -368,5 +428,8 @@ fn create(dir: &Path) -> Result<(), HookError> {
 }
 
 fn path(path: &Path, error: io::Error) -> HookError {
-    HookError::Path { path: path.into(), error }
+    HookError::Path {
+        path: path.into(),
+        error,
+    }
 }

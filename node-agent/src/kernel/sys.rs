@@ -59,7 +59,16 @@ impl Mapping {
     fn new(fd: impl AsFd, len: usize, offset: usize, protection: ProtFlags) -> io::Result<Self> {
         let length = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let at = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, offset as i64) }?;
+        let at = unsafe {
+            mmap(
+                None,
+                length,
+                protection,
+                MapFlags::MAP_SHARED,
+                fd,
+                offset as i64,
+            )
+        }?;
         Ok(Self { at, len })
     }
 
@@ -80,14 +89,31 @@ impl Drop for Mapping {
 impl Ring {
     /// Maps a ring buffer map of `size` bytes.
     pub fn map(fd: impl AsFd, size: u32) -> io::Result<Self> {
-        let page = usize::try_from(nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096))
-            .map_err(|_| io::ErrorKind::InvalidData)?;
+        let page = usize::try_from(
+            nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096),
+        )
+        .map_err(|_| io::ErrorKind::InvalidData)?;
         if !size.is_power_of_two() || (size as usize) < page {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let consumer = Mapping::new(fd.as_fd(), page, 0, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
-        let producer = Mapping::new(fd.as_fd(), page + 2 * size as usize, page, ProtFlags::PROT_READ)?;
-        Ok(Self { consumer, producer, page, size: u64::from(size) })
+        let consumer = Mapping::new(
+            fd.as_fd(),
+            page,
+            0,
+            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        )?;
+        let producer = Mapping::new(
+            fd.as_fd(),
+            page + 2 * size as usize,
+            page,
+            ProtFlags::PROT_READ,
+        )?;
+        Ok(Self {
+            consumer,
+            producer,
+            page,
+            size: u64::from(size),
+        })
     }
 
     fn consumer(&self) -> &AtomicU64 {
@@ -108,7 +134,10 @@ impl Ring {
 
     /// Gives back the space of everything before `position`, which [`Ring::peek`] returned.
     pub fn consume(&self, position: u64) {
-        assert!(self.consumed() <= position && position <= self.produced(), "a position within the ring");
+        assert!(
+            self.consumed() <= position && position <= self.produced(),
+            "a position within the ring"
+        );
         self.consumer().store(position, Ordering::Release);
     }
 
@@ -130,11 +159,16 @@ impl Ring {
             return Some((&[], next));
         }
         let first = self.producer.byte(at + HEADER as usize);
-        let last = self.producer.byte(at + HEADER as usize + (length as usize).saturating_sub(1));
+        let last = self
+            .producer
+            .byte(at + HEADER as usize + (length as usize).saturating_sub(1));
         let _ = last;
         // SAFETY: both ends are within the mapping, as `byte` asserts (the data is mapped twice in a row, so a record
         // never wraps); the kernel does not write between the consumer's position and the producer's again.
-        Some((unsafe { std::slice::from_raw_parts(first, length as usize) }, next))
+        Some((
+            unsafe { std::slice::from_raw_parts(first, length as usize) },
+            next,
+        ))
     }
 }
 
@@ -152,11 +186,18 @@ struct KernfsHandle {
 
 /// Path of the cgroup with this id, below any path of its mount; an error when it is gone.
 pub fn cgroup_path(mount: &File, id: u64) -> io::Result<PathBuf> {
-    let mut handle =
-        KernfsHandle { handle_bytes: KERNFS_HANDLE_BYTES, handle_type: FILEID_KERNFS, id: id.to_ne_bytes() };
+    let mut handle = KernfsHandle {
+        handle_bytes: KERNFS_HANDLE_BYTES,
+        handle_type: FILEID_KERNFS,
+        id: id.to_ne_bytes(),
+    };
     // SAFETY: the handle has the layout of `struct file_handle` with 8 bytes, and lives across the call.
     let fd = unsafe {
-        libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), libc::O_PATH | libc::O_CLOEXEC)
+        libc::open_by_handle_at(
+            mount.as_raw_fd(),
+            (&raw mut handle).cast(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
     };
     if fd < 0 {
         return Err(io::Error::last_os_error());

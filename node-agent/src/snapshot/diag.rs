@@ -77,7 +77,8 @@ impl Listed {
     /// How the half stands; `None` for what is no established connection.
     pub fn half_state(&self) -> Option<HalfState> {
         use state::{CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2};
-        matches!(self.state, ESTABLISHED | CLOSE_WAIT | FIN_WAIT1 | FIN_WAIT2).then_some(HalfState::Open)
+        matches!(self.state, ESTABLISHED | CLOSE_WAIT | FIN_WAIT1 | FIN_WAIT2)
+            .then_some(HalfState::Open)
     }
 }
 
@@ -171,18 +172,26 @@ fn info(mut attributes: &[u8]) -> Result<Info, DiagError> {
                 segments_in: u32_at(value, 140)?,
             });
         }
-        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        attributes = attributes
+            .get(length.next_multiple_of(4)..)
+            .unwrap_or_default();
     }
     Ok(Info::default())
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Result<u16, DiagError> {
-    let field = bytes.get(at..at + 2).and_then(|field| field.try_into().ok()).ok_or(DiagError::Malformed)?;
+    let field = bytes
+        .get(at..at + 2)
+        .and_then(|field| field.try_into().ok())
+        .ok_or(DiagError::Malformed)?;
     Ok(u16::from_ne_bytes(field))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Result<u32, DiagError> {
-    let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok()).ok_or(DiagError::Malformed)?;
+    let field = bytes
+        .get(at..at + 4)
+        .and_then(|field| field.try_into().ok())
+        .ok_or(DiagError::Malformed)?;
     Ok(u32::from_ne_bytes(field))
 }
 
@@ -228,10 +237,24 @@ mod tests {
     #[test]
     fn a_socket_is_read_and_its_fin_is_no_byte() {
         let mut found = Vec::new();
-        assert_eq!(parse(&answer(), |listed| found.push(listed)), Ok(Progress::Done));
-        let [listed] = found[..] else { panic!("one socket") };
-        assert_eq!((listed.local, listed.remote), ("10.0.0.1:443".parse().unwrap(), "10.0.0.2:5000".parse().unwrap()));
-        assert_eq!((listed.cookie, listed.uid, listed.inode), (0x1_0000_0007, 33, 77));
+        assert_eq!(
+            parse(&answer(), |listed| found.push(listed)),
+            Ok(Progress::Done)
+        );
+        let [listed] = found[..] else {
+            panic!("one socket")
+        };
+        assert_eq!(
+            (listed.local, listed.remote),
+            (
+                "10.0.0.1:443".parse().unwrap(),
+                "10.0.0.2:5000".parse().unwrap()
+            )
+        );
+        assert_eq!(
+            (listed.cookie, listed.uid, listed.inode),
+            (0x1_0000_0007, 33, 77)
+        );
         assert_eq!(listed.payload(true), (100, 50));
     }
 

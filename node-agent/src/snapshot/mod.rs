@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 use weft_agent_common::{SocketState, phase};
 use weft_wire::{Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Timestamp};
 
@@ -46,19 +48,29 @@ pub struct Snapshot {
 impl Snapshot {
     /// Of the processes in this cgroup.
     pub fn new(cgroup: &Path) -> Self {
-        Self { cgroup: cgroup.into(), namespaces: HashMap::new(), followed: HashMap::new(), dropped: 0 }
+        Self {
+            cgroup: cgroup.into(),
+            namespaces: HashMap::new(),
+            followed: HashMap::new(),
+            dropped: 0,
+        }
     }
 
     /// Once, when the agent starts, after the hooks are there.
     pub fn start<H: Host, S: BatchSink>(&mut self, capture: &mut Capture<H, S>) {
         self.dropped = capture.hooks.ring_full();
         let (residents, left_out) = processes::residents(&self.cgroup);
-        capture.counters().snapshot_skipped.fetch_add(left_out, Relaxed);
+        capture
+            .counters()
+            .snapshot_skipped
+            .fetch_add(left_out, Relaxed);
         self.enter(&residents, capture);
         let holders = processes::holders(&residents);
         let listeners = capture.hooks.listeners();
         for (netns, sockets) in self.list(capture) {
-            let listening = sockets.iter().filter(|socket| socket.state == diag::state::LISTEN);
+            let listening = sockets
+                .iter()
+                .filter(|socket| socket.state == diag::state::LISTEN);
             let ports: HashSet<u16> = listening.map(|socket| socket.local.port()).collect();
             for socket in &sockets {
                 if let Some(holder) = holders.get(&socket.inode) {
@@ -66,7 +78,10 @@ impl Snapshot {
                 }
             }
         }
-        tracing::info!(connections = self.followed.len(), "connections older than the hooks");
+        tracing::info!(
+            connections = self.followed.len(),
+            "connections older than the hooks"
+        );
     }
 
     /// Now and then: how the older connections are doing, and, where records were lost, which ends were among them.
@@ -84,7 +99,11 @@ impl Snapshot {
         let looked_at = time::now();
         let sockets = self.list(capture);
         if lost {
-            let alive: HashSet<u64> = sockets.values().flatten().map(|socket| socket.cookie).collect();
+            let alive: HashSet<u64> = sockets
+                .values()
+                .flatten()
+                .map(|socket| socket.cookie)
+                .collect();
             let cookie = |key: ConnectionKey| key.0 & ((1 << 48) - 1);
             let found = capture.table.reconcile(
                 |key, owner| !sockets.contains_key(&owner.netns) || alive.contains(&cookie(key)),
@@ -97,8 +116,12 @@ impl Snapshot {
 
     /// Opens a socket into every network namespace that residents live in.
     fn enter<H: Host, S: BatchSink>(&mut self, residents: &[Resident], capture: &Capture<H, S>) {
-        let wanted: HashMap<u32, u32> = residents.iter().map(|resident| (resident.netns, resident.pid)).collect();
-        self.namespaces.retain(|netns, _| wanted.contains_key(netns));
+        let wanted: HashMap<u32, u32> = residents
+            .iter()
+            .map(|resident| (resident.netns, resident.pid))
+            .collect();
+        self.namespaces
+            .retain(|netns, _| wanted.contains_key(netns));
         for (netns, pid) in wanted {
             if self.namespaces.contains_key(&netns) {
                 continue;
@@ -141,7 +164,11 @@ impl Snapshot {
         if !listener && socket.half_state().is_none() {
             return;
         }
-        let known = if listener { listeners.contains(&socket.cookie) } else { capture.hooks.follows(socket.cookie) };
+        let known = if listener {
+            listeners.contains(&socket.cookie)
+        } else {
+            capture.hooks.follows(socket.cookie)
+        };
         if known {
             return;
         }
@@ -156,7 +183,9 @@ impl Snapshot {
             return self.adopt_connection(capture, socket, &owner, accepted);
         }
         // Gone since it was listed: then there is nothing to adopt.
-        let Ok(fd) = sys::descriptor_of(holder.pid, holder.fd) else { return };
+        let Ok(fd) = sys::descriptor_of(holder.pid, holder.fd) else {
+            return;
+        };
         match capture.hooks.state_of(&fd) {
             Some(known) if known.pid != 0 => {}
             _ => {
@@ -185,12 +214,16 @@ impl Snapshot {
         accepted: bool,
     ) {
         let now_ns = time::monotonic_ns();
-        let owner = capture.attribution.owner(owner, now_ns, now_ns, &capture.clock);
+        let owner = capture
+            .attribution
+            .owner(owner, now_ns, now_ns, &capture.clock);
         // Nobody knows when it was opened; the hooks came after.
         let opened_at = capture.clock.utc(capture.hooks.state.attached_ns);
         let role = if accepted { Role::Server } else { Role::Client };
         let half = observed(socket, role, opened_at, time::now());
-        capture.table.adopt(ConnectionKey(socket.cookie), half, &owner);
+        capture
+            .table
+            .adopt(ConnectionKey(socket.cookie), half, &owner);
         if self.followed.len() < MAX_FOLLOWED {
             self.followed.insert(socket.cookie, (half, owner));
         } else {
@@ -205,8 +238,12 @@ impl Snapshot {
         sockets: &HashMap<u32, Vec<Listed>>,
         looked_at: Timestamp,
     ) {
-        let alive: HashMap<u64, &Listed> =
-            sockets.values().flatten().filter(|socket| socket.half_state().is_some()).map(|socket| (socket.cookie, socket)).collect();
+        let alive: HashMap<u64, &Listed> = sockets
+            .values()
+            .flatten()
+            .filter(|socket| socket.half_state().is_some())
+            .map(|socket| (socket.cookie, socket))
+            .collect();
         self.followed.retain(|cookie, (half, owner)| {
             let before = *half;
             match alive.get(cookie) {
@@ -216,7 +253,8 @@ impl Snapshot {
                     half.closed_at = Some(looked_at);
                 }
             }
-            let moved = (before.bytes_sent, before.bytes_received) != (half.bytes_sent, half.bytes_received);
+            let moved = (before.bytes_sent, before.bytes_received)
+                != (half.bytes_sent, half.bytes_received);
             if moved || half.state.finished() {
                 capture.table.adopt(ConnectionKey(*cookie), *half, owner);
             }
@@ -258,7 +296,12 @@ fn diag_socket(pid: u32) -> io::Result<OwnedFd> {
         .spawn(move || {
             setns(&namespace, CloneFlags::CLONE_NEWNET)?;
             let protocol = SockProtocol::NetlinkSockDiag;
-            Ok(socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?)
+            Ok(socket(
+                AddressFamily::Netlink,
+                SockType::Datagram,
+                SockFlag::SOCK_CLOEXEC,
+                protocol,
+            )?)
         })?
         .join()
         .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
@@ -269,7 +312,11 @@ fn sockets(fd: &OwnedFd) -> io::Result<Vec<Listed>> {
     let mut all = Vec::new();
     let mut datagram = vec![0; DATAGRAM_BYTES];
     for family in [libc::AF_INET, libc::AF_INET6] {
-        send(fd.as_raw_fd(), &diag::request(family as u8), MsgFlags::empty())?;
+        send(
+            fd.as_raw_fd(),
+            &diag::request(family as u8),
+            MsgFlags::empty(),
+        )?;
         loop {
             let length = recv(fd.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
             match diag::parse(&datagram[..length], |listed| all.push(listed)) {

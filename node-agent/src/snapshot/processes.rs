@@ -43,15 +43,25 @@ pub fn residents(root: &Path) -> (Vec<Resident>, u64) {
             left_out += 1;
             continue;
         }
-        let cgroup = fs::metadata(&place).map(|meta| meta.ino()).unwrap_or_default();
+        let cgroup = fs::metadata(&place)
+            .map(|meta| meta.ino())
+            .unwrap_or_default();
         let pids = fs::read_to_string(place.join("cgroup.procs")).unwrap_or_default();
         // Pid 0 is a process outside our own pid namespace.
-        for pid in pids.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0) {
+        for pid in pids
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .filter(|pid| *pid != 0)
+        {
             let netns = fs::metadata(format!("/proc/{pid}/ns/net")).map(|meta| meta.ino() as u32);
             found.extend(netns.ok().map(|netns| Resident { pid, cgroup, netns }));
         }
         let below = fs::read_dir(&place).into_iter().flatten().flatten();
-        places.extend(below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        places.extend(
+            below
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
     }
     (found, left_out)
 }
@@ -61,11 +71,37 @@ pub fn residents(root: &Path) -> (Vec<Resident>, u64) {
 pub fn holders(residents: &[Resident]) -> HashMap<u32, Holder> {
     let mut holders: HashMap<u32, Holder> = HashMap::new();
     for resident in residents {
-        for entry in fs::read_dir(format!("/proc/{}/fd", resident.pid)).into_iter().flatten().flatten() {
-            let Some(inode) = fs::read_link(entry.path()).ok().and_then(|link| socket_inode(&link)) else { continue };
-            let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let holder = Holder { pid: resident.pid, fd, cgroup: resident.cgroup };
-            holders.entry(inode).and_modify(|known| if holder.pid < known.pid { *known = holder }).or_insert(holder);
+        for entry in fs::read_dir(format!("/proc/{}/fd", resident.pid))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let Some(inode) = fs::read_link(entry.path())
+                .ok()
+                .and_then(|link| socket_inode(&link))
+            else {
+                continue;
+            };
+            let Some(fd) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let holder = Holder {
+                pid: resident.pid,
+                fd,
+                cgroup: resident.cgroup,
+            };
+            holders
+                .entry(inode)
+                .and_modify(|known| {
+                    if holder.pid < known.pid {
+                        *known = holder
+                    }
+                })
+                .or_insert(holder);
         }
     }
     holders
@@ -82,7 +118,11 @@ pub fn comm(pid: u32) -> [u8; COMM_LEN] {
 }
 
 fn socket_inode(link: &Path) -> Option<u32> {
-    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    link.to_str()?
+        .strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]

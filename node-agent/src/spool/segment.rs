@@ -64,7 +64,10 @@ pub(super) struct Scan {
 
 /// The segment files of a directory, oldest first.
 pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, SpoolError> {
-    let io = |source| SpoolError::Io { path: dir.into(), source };
+    let io = |source| SpoolError::Io {
+        path: dir.into(),
+        source,
+    };
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).map_err(io)? {
         let path = entry.map_err(io)?.path();
@@ -80,9 +83,18 @@ pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, SpoolError> {
 /// Makes a segment with its header.
 pub(super) fn create(dir: &Path, header: Header) -> Result<(Segment, File), SpoolError> {
     let path = dir.join(format!("{:020}.{SUFFIX}", header.base_seq));
-    let io = |source| SpoolError::Io { path: path.clone(), source };
+    let io = |source| SpoolError::Io {
+        path: path.clone(),
+        source,
+    };
     // A file of this name can only be one without entries.
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).map_err(io)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .map_err(io)?;
     let mut bytes = Vec::with_capacity(HEADER_BYTES as usize);
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&header.base_seq.to_le_bytes());
@@ -90,8 +102,13 @@ pub(super) fn create(dir: &Path, header: Header) -> Result<(Segment, File), Spoo
     let crc = crc32fast::hash(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
     file.write_all_at(&bytes, 0).map_err(io)?;
-    let segment =
-        Segment { path, base_seq: header.base_seq, end_seq: header.base_seq, bytes: HEADER_BYTES, rows: 0 };
+    let segment = Segment {
+        path,
+        base_seq: header.base_seq,
+        end_seq: header.base_seq,
+        bytes: HEADER_BYTES,
+        rows: 0,
+    };
     Ok((segment, file))
 }
 
@@ -116,21 +133,44 @@ pub(super) fn read_header(file: &File, at: u64) -> io::Result<(EntryHeader, u32)
     file.read_exact_at(&mut bytes, at)?;
     let length = word(&bytes, 0);
     if !(EntryHeader::PAYLOAD_BYTES..=MAX_ENTRY).contains(&(length as usize)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a damaged entry"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a damaged entry",
+        ));
     }
-    Ok((EntryHeader { seq: long(&bytes, 8), ring_position: position(&bytes), rows: word(&bytes, 24) }, length))
+    Ok((
+        EntryHeader {
+            seq: long(&bytes, 8),
+            ring_position: position(&bytes),
+            rows: word(&bytes, 24),
+        },
+        length,
+    ))
 }
 
 /// Reads a segment left by an earlier run, and cuts it after its last whole entry. A file without a valid header, or
 /// without entries, is deleted: it holds nothing (but where numbers stood, which is returned).
 pub(super) fn recover(path: &Path) -> Result<Scan, SpoolError> {
-    let io = |source| SpoolError::Io { path: path.into(), source };
+    let io = |source| SpoolError::Io {
+        path: path.into(),
+        source,
+    };
     let bytes = fs::read(path).map_err(io)?;
     let Some(header) = parse_header(&bytes) else {
         fs::remove_file(path).map_err(io)?;
-        return Ok(Scan { segment: None, end_seq: 0, end_ring_position: None, torn_bytes: bytes.len() as u64 });
+        return Ok(Scan {
+            segment: None,
+            end_seq: 0,
+            end_ring_position: None,
+            torn_bytes: bytes.len() as u64,
+        });
     };
-    let mut scan = Scan { segment: None, end_seq: header.base_seq, end_ring_position: header.ring_position, torn_bytes: 0 };
+    let mut scan = Scan {
+        segment: None,
+        end_seq: header.base_seq,
+        end_ring_position: header.ring_position,
+        torn_bytes: 0,
+    };
     let mut rows = 0;
     let mut at = HEADER_BYTES as usize;
     while let Some((entry, length)) = parse_entry(&bytes[at..]) {
@@ -145,7 +185,11 @@ pub(super) fn recover(path: &Path) -> Result<Scan, SpoolError> {
     }
     scan.torn_bytes = (bytes.len() - at) as u64;
     if scan.torn_bytes > 0 {
-        OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(at as u64)).map_err(io)?;
+        OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.set_len(at as u64))
+            .map_err(io)?;
     }
     scan.segment = Some(Segment {
         path: path.into(),
@@ -173,8 +217,13 @@ pub(super) fn rows_after(segment: &Segment, seq: u64) -> io::Result<u64> {
 
 fn parse_header(bytes: &[u8]) -> Option<Header> {
     let bytes = bytes.get(..HEADER_BYTES as usize)?;
-    let valid = bytes.starts_with(&MAGIC) && crc32fast::hash(&bytes[..24]) == word(bytes, 24) && long(bytes, 8) > 0;
-    valid.then(|| Header { base_seq: long(bytes, 8), ring_position: position(bytes) })
+    let valid = bytes.starts_with(&MAGIC)
+        && crc32fast::hash(&bytes[..24]) == word(bytes, 24)
+        && long(bytes, 8) > 0;
+    valid.then(|| Header {
+        base_seq: long(bytes, 8),
+        ring_position: position(bytes),
+    })
 }
 
 /// The entry at the start of `bytes` and how many bytes it takes; `None` when it is torn or damaged.
@@ -187,7 +236,11 @@ fn parse_entry(bytes: &[u8]) -> Option<(EntryHeader, usize)> {
         return None;
     }
     let body = bytes.get(8..8 + length)?;
-    let entry = EntryHeader { seq: long(bytes, 8), ring_position: position(bytes), rows: word(bytes, 24) };
+    let entry = EntryHeader {
+        seq: long(bytes, 8),
+        ring_position: position(bytes),
+        rows: word(bytes, 24),
+    };
     (crc32fast::hash(body) == word(bytes, 4)).then_some((entry, 8 + length))
 }
 

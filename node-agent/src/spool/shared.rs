@@ -19,13 +19,18 @@ pub struct SharedSpool {
 impl SharedSpool {
     /// Shares a spool.
     pub fn new(spool: Spool) -> Self {
-        Self { spool: Arc::new(Mutex::new(spool)), appended: Arc::default() }
+        Self {
+            spool: Arc::new(Mutex::new(spool)),
+            appended: Arc::default(),
+        }
     }
 
     /// The spool, for a moment: its calls are short (page cache, no network).
     pub fn lock(&self) -> MutexGuard<'_, Spool> {
         // A panic while it was held leaves at worst an entry that the next append overwrites.
-        self.spool.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.spool
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Waits until something was appended since the last wait.
@@ -36,7 +41,9 @@ impl SharedSpool {
 
 impl BatchSink for SharedSpool {
     fn append(&mut self, batch: &HalfBatch, ring_position: u64) -> io::Result<()> {
-        self.lock().append(batch, ring_position).map_err(io::Error::other)?;
+        self.lock()
+            .append(batch, ring_position)
+            .map_err(io::Error::other)?;
         self.appended.notify_one();
         Ok(())
     }

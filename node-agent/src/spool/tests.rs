@@ -15,7 +15,10 @@ pub(crate) fn batch(first_cookie: u64, rows: usize) -> HalfBatch {
         protocol: Protocol::Tcp,
         role: Role::Client,
         state: HalfState::Open,
-        fingerprint: Fingerprint::TcpIsn { client: cookie as u32, server: !cookie as u32 },
+        fingerprint: Fingerprint::TcpIsn {
+            client: cookie as u32,
+            server: !cookie as u32,
+        },
         local: address,
         remote: address,
         opened_at: Timestamp(1),
@@ -32,7 +35,9 @@ pub(crate) fn batch(first_cookie: u64, rows: usize) -> HalfBatch {
     HalfBatch {
         boot: 9,
         owners: vec![Owner::default()],
-        halves: (first_cookie..first_cookie + rows as u64).map(half).collect(),
+        halves: (first_cookie..first_cookie + rows as u64)
+            .map(half)
+            .collect(),
     }
 }
 
@@ -50,7 +55,11 @@ fn read_all(spool: &mut Spool) -> Vec<Entry> {
 
 fn cookies(entries: &[Entry]) -> Vec<u64> {
     let decode = |entry: &Entry| batch::decode(&entry.batch, AgentKey(1)).unwrap().halves;
-    entries.iter().flat_map(decode).map(|half| half.cookie).collect()
+    entries
+        .iter()
+        .flat_map(decode)
+        .map(|half| half.cookie)
+        .collect()
 }
 
 fn files(dir: &TempDir) -> Vec<PathBuf> {
@@ -135,7 +144,11 @@ fn a_torn_tail_is_cut_at_every_length() {
     for length in whole as usize..bytes.len() {
         let torn = TempDir::new().unwrap();
         fs::create_dir(torn.path().join("spool")).unwrap();
-        fs::write(torn.path().join("spool").join(path.file_name().unwrap()), &bytes[..length]).unwrap();
+        fs::write(
+            torn.path().join("spool").join(path.file_name().unwrap()),
+            &bytes[..length],
+        )
+        .unwrap();
         let mut spool = open(&torn);
         assert_eq!(spool.totals().torn_bytes, length as u64 - whole);
         assert_eq!(spool.last_ring_position(), Some(10));
@@ -169,7 +182,9 @@ fn a_flipped_bit_ends_a_segment_and_later_segments_are_still_read() {
 #[test]
 fn at_the_limit_the_oldest_go_and_their_rows_are_counted() {
     let dir = TempDir::new().unwrap();
-    let limits = SpoolLimits { max_bytes: SpoolLimits::MIN_BYTES };
+    let limits = SpoolLimits {
+        max_bytes: SpoolLimits::MIN_BYTES,
+    };
     let mut spool = open_with(&dir, limits);
     let mut appended = 0;
     while spool.totals().segments_dropped < 3 {
@@ -179,7 +194,11 @@ fn at_the_limit_the_oldest_go_and_their_rows_are_counted() {
     }
     let left = cookies(&read_all(&mut spool));
     let dropped = spool.totals().rows_dropped;
-    assert_eq!(left, (dropped..appended).collect::<Vec<_>>(), "what is left are the newest, without a gap");
+    assert_eq!(
+        left,
+        (dropped..appended).collect::<Vec<_>>(),
+        "what is left are the newest, without a gap"
+    );
     assert_eq!(spool.totals().rows, appended);
     drop(spool);
     let mut spool = open_with(&dir, limits);
@@ -189,7 +208,9 @@ fn at_the_limit_the_oldest_go_and_their_rows_are_counted() {
 #[test]
 fn rows_that_were_acknowledged_do_not_count_as_dropped() {
     let dir = TempDir::new().unwrap();
-    let limits = SpoolLimits { max_bytes: SpoolLimits::MIN_BYTES };
+    let limits = SpoolLimits {
+        max_bytes: SpoolLimits::MIN_BYTES,
+    };
     let mut spool = open_with(&dir, limits);
     let first = spool.append(&batch(0, 20), 1).unwrap();
     spool.acknowledge(first).unwrap();
@@ -205,7 +226,12 @@ fn rows_that_were_acknowledged_do_not_count_as_dropped() {
 #[test]
 fn acknowledged_segments_are_deleted() {
     let dir = TempDir::new().unwrap();
-    let mut spool = open_with(&dir, SpoolLimits { max_bytes: 8 * SpoolLimits::MIN_BYTES });
+    let mut spool = open_with(
+        &dir,
+        SpoolLimits {
+            max_bytes: 8 * SpoolLimits::MIN_BYTES,
+        },
+    );
     let mut index = 0;
     while files(&dir).len() < 4 {
         spool.append(&batch(index * 50, 50), index).unwrap();
@@ -214,7 +240,10 @@ fn acknowledged_segments_are_deleted() {
     let seq = spool.last_seq();
     spool.acknowledge(seq).unwrap();
     assert_eq!(files(&dir).len(), 1);
-    assert_eq!(spool.totals().bytes, fs::metadata(&files(&dir)[0]).unwrap().len());
+    assert_eq!(
+        spool.totals().bytes,
+        fs::metadata(&files(&dir)[0]).unwrap().len()
+    );
     assert_eq!(spool.totals().rows_dropped, 0);
 }
 
@@ -239,12 +268,24 @@ fn a_long_batch_becomes_several_entries_and_the_position_goes_with_the_last() {
     let mut spool = open(&dir);
     spool.append(&batch(0, MAX_ROWS + 1), 50).unwrap();
     let entries = read_all(&mut spool);
-    assert_eq!(entries.iter().map(|entry| entry.rows).collect::<Vec<_>>(), [MAX_ROWS as u32, 1]);
+    assert_eq!(
+        entries.iter().map(|entry| entry.rows).collect::<Vec<_>>(),
+        [MAX_ROWS as u32, 1]
+    );
     drop(spool);
     let path = files(&dir).pop().unwrap();
     let length = fs::metadata(&path).unwrap().len();
-    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
-    assert_eq!(open(&dir).last_ring_position(), None, "the ring is read again from the start");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(length - 1)
+        .unwrap();
+    assert_eq!(
+        open(&dir).last_ring_position(),
+        None,
+        "the ring is read again from the start"
+    );
 }
 
 #[test]
@@ -252,8 +293,16 @@ fn owners_with_too_much_text_for_one_batch_are_spread() {
     let dir = TempDir::new().unwrap();
     let mut spool = open(&dir);
     let mut long = batch(0, 3);
-    long.owners = (0..3).map(|_| Owner { cgroup: "x".repeat(2 << 20), ..Owner::default() }).collect();
-    long.halves.iter_mut().enumerate().for_each(|(index, half)| half.owner = index as u32);
+    long.owners = (0..3)
+        .map(|_| Owner {
+            cgroup: "x".repeat(2 << 20),
+            ..Owner::default()
+        })
+        .collect();
+    long.halves
+        .iter_mut()
+        .enumerate()
+        .for_each(|(index, half)| half.owner = index as u32);
     spool.append(&long, 1).unwrap();
     let entries = read_all(&mut spool);
     assert!(entries.len() > 1);

@@ -60,12 +60,21 @@ pub enum Misbehaviour {
 impl Machine {
     /// Without a session, and about to dial.
     pub fn new(seed: u64) -> Self {
-        Self { random: seed, failures: 0, dial_at: Duration::ZERO, session: None }
+        Self {
+            random: seed,
+            failures: 0,
+            dial_at: Duration::ZERO,
+            session: None,
+        }
     }
 
     /// What to do now.
     pub fn step(&self, now: Duration) -> Step {
-        if now >= self.dial_at { Step::Dial } else { Step::Wait(self.dial_at - now) }
+        if now >= self.dial_at {
+            Step::Dial
+        } else {
+            Step::Wait(self.dial_at - now)
+        }
     }
 
     /// A session stands; the federator has everything up to `durable_seq`.
@@ -83,14 +92,22 @@ impl Machine {
 
     /// The attempt or the session is over. What was on its way will be sent again.
     pub fn ended(&mut self, now: Duration) {
-        let success = |session: Session| session.succeeded || now.saturating_sub(session.since) >= SUCCESS_AFTER;
-        self.failures = if self.session.take().is_some_and(success) { 0 } else { self.failures.saturating_add(1) };
+        let success = |session: Session| {
+            session.succeeded || now.saturating_sub(session.since) >= SUCCESS_AFTER
+        };
+        self.failures = if self.session.take().is_some_and(success) {
+            0
+        } else {
+            self.failures.saturating_add(1)
+        };
         self.dial_at = now + self.wait();
     }
 
     /// Whether the window has room. Without a session it has none.
     pub fn may_send(&self) -> bool {
-        let room = |session: &Session| session.in_flight.len() < WINDOW_BATCHES && session.bytes < WINDOW_BYTES;
+        let room = |session: &Session| {
+            session.in_flight.len() < WINDOW_BATCHES && session.bytes < WINDOW_BYTES
+        };
         self.session.as_ref().is_some_and(room)
     }
 
@@ -108,7 +125,9 @@ impl Machine {
 
     /// Everything up to `seq` is durable. Again, or late, is no mistake.
     pub fn acknowledged(&mut self, now: Duration, seq: u64) -> Result<(), Misbehaviour> {
-        let Some(session) = &mut self.session else { return Ok(()) };
+        let Some(session) = &mut self.session else {
+            return Ok(());
+        };
         if seq > session.highest_sent {
             return Err(Misbehaviour::NeverSent);
         }
@@ -117,7 +136,11 @@ impl Machine {
             session.progress = now;
             session.succeeded = true;
         }
-        while session.in_flight.front().is_some_and(|(sent, _)| *sent <= seq) {
+        while session
+            .in_flight
+            .front()
+            .is_some_and(|(sent, _)| *sent <= seq)
+        {
             let (_, bytes) = session.in_flight.pop_front().unwrap_or_default();
             session.bytes -= bytes;
         }
@@ -134,7 +157,9 @@ impl Machine {
 
     /// Between half of the doubled wait and the whole: agents that lost the same federator do not come back at once.
     fn wait(&mut self) -> Duration {
-        let doubled = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(LONGEST_WAIT);
+        let doubled = FIRST_WAIT
+            .saturating_mul(1 << self.failures.min(16))
+            .min(LONGEST_WAIT);
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let jitter = (weft_wire::mix64(self.random) >> 40) as f64 / f64::from(1 << 24);
         doubled.mul_f64(0.5 + 0.5 * jitter)
@@ -156,7 +181,9 @@ mod tests {
             for _ in 0..12 {
                 assert_eq!(machine.step(now), Step::Dial);
                 machine.ended(now);
-                let Step::Wait(wait) = machine.step(now) else { panic!("no wait") };
+                let Step::Wait(wait) = machine.step(now) else {
+                    panic!("no wait")
+                };
                 waits.push(wait);
                 now += wait;
             }
@@ -165,7 +192,10 @@ mod tests {
         let (one, two) = (waits(1), waits(2));
         for (failures, wait) in one.iter().enumerate() {
             let doubled = FIRST_WAIT.saturating_mul(2 << failures).min(LONGEST_WAIT);
-            assert!((doubled / 2..=doubled).contains(wait), "{failures}: {wait:?}");
+            assert!(
+                (doubled / 2..=doubled).contains(wait),
+                "{failures}: {wait:?}"
+            );
         }
         assert_ne!(one, two);
         assert_eq!(one, waits(1));
@@ -181,7 +211,9 @@ mod tests {
         machine.sent(S, 6, 10);
         machine.acknowledged(S, 6).unwrap();
         machine.ended(S);
-        let Step::Wait(wait) = machine.step(S) else { panic!("no wait") };
+        let Step::Wait(wait) = machine.step(S) else {
+            panic!("no wait")
+        };
         assert!(wait <= FIRST_WAIT, "{wait:?}");
     }
 
@@ -192,7 +224,9 @@ mod tests {
             machine.connected(S, 0);
             machine.ended(S);
         }
-        let Step::Wait(wait) = machine.step(S) else { panic!("no wait") };
+        let Step::Wait(wait) = machine.step(S) else {
+            panic!("no wait")
+        };
         assert!(wait >= LONGEST_WAIT / 2, "{wait:?}");
     }
 
@@ -214,7 +248,10 @@ mod tests {
         machine.acknowledged(S, 101).unwrap();
         machine.sent(S, seq + 1, WINDOW_BYTES);
         assert!(!machine.may_send(), "bytes count too");
-        assert_eq!(machine.acknowledged(S, seq + 2), Err(Misbehaviour::NeverSent));
+        assert_eq!(
+            machine.acknowledged(S, seq + 2),
+            Err(Misbehaviour::NeverSent)
+        );
     }
 
     #[test]

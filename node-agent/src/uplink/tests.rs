@@ -17,7 +17,12 @@ use crate::spool::tests::{batch as rows, open};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn now() -> Timestamp {
-    Timestamp(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as i64)
+    Timestamp(
+        SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap()
+            .as_micros() as i64,
+    )
 }
 
 fn identity(dir: &Path, role: PeerRole, name: &str) -> Identity {
@@ -46,7 +51,10 @@ struct Life {
     repeats: bool,
 }
 
-const FOREVER: Life = Life { dies_after: usize::MAX, repeats: false };
+const FOREVER: Life = Life {
+    dies_after: usize::MAX,
+    repeats: false,
+};
 
 struct World {
     dir: TempDir,
@@ -61,8 +69,17 @@ impl World {
         let dir = TempDir::new().unwrap();
         let federator = identity(dir.path(), PeerRole::Federator, "fed-a");
         // Reserves a port for all lives.
-        let address = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        Self { dir, federator, address, durable: Durable::default(), statuses: 0 }
+        let address = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        Self {
+            dir,
+            federator,
+            address,
+            durable: Durable::default(),
+            statuses: 0,
+        }
     }
 
     fn spool(&self) -> SharedSpool {
@@ -72,12 +89,19 @@ impl World {
     /// Starts an uplink that runs until the sender is dropped.
     fn uplink(&self, spool: &SharedSpool) -> watch::Sender<bool> {
         let agent = self.dir.path().join("node");
-        let identity = if agent.exists() { Identity::load(&agent).unwrap() } else { identity(self.dir.path(), PeerRole::Agent, "node") };
+        let identity = if agent.exists() {
+            Identity::load(&agent).unwrap()
+        } else {
+            identity(self.dir.path(), PeerRole::Agent, "node")
+        };
         let (stop, stopped) = watch::channel(false);
         let uplink = Uplink {
             federator: self.address.to_string(),
             identity,
-            agent: AgentInfo { name: "node".into(), ..AgentInfo::default() },
+            agent: AgentInfo {
+                name: "node".into(),
+                ..AgentInfo::default()
+            },
             spool: spool.clone(),
             status: Arc::new(AgentStatus::default),
             clock: now,
@@ -99,7 +123,9 @@ impl World {
                 }
             }
         });
-        lived.await.expect("the agent never came with what was awaited");
+        lived
+            .await
+            .expect("the agent never came with what was awaited");
         // As after kill -9 the peer hears nothing useful: the code is one that it must not rely on.
         listener.close(CloseCode::Internal, "killed").await;
     }
@@ -120,7 +146,12 @@ impl World {
         let (mut send, mut receive) = session.accept_bi().await.unwrap();
         let _hello: AgentHello = receive.expect(PATIENCE).await.unwrap();
         let durable_seq = self.durable.seq;
-        let welcome = AgentWelcome { version: PROTOCOL_VERSION, federator: "fed-a".into(), durable_seq, now: now() };
+        let welcome = AgentWelcome {
+            version: PROTOCOL_VERSION,
+            federator: "fed-a".into(),
+            durable_seq,
+            now: now(),
+        };
         send.send(&welcome, PATIENCE).await.unwrap();
         let mut batches = 0;
         while let Ok(Some(frame)) = receive.recv().await {
@@ -133,11 +164,20 @@ impl World {
             if batches == life.dies_after {
                 return true;
             }
-            assert!(seq > self.durable.seq, "in order, and nothing that is durable");
+            assert!(
+                seq > self.durable.seq,
+                "in order, and nothing that is durable"
+            );
             let decoded = batch::decode(encoded, session.peer_key()).unwrap();
             self.durable.seq = seq;
-            self.durable.cookies.extend(decoded.halves.iter().map(|half| half.cookie));
-            let acks = if life.repeats { [seq, seq, seq - 1, seq].to_vec() } else { vec![seq] };
+            self.durable
+                .cookies
+                .extend(decoded.halves.iter().map(|half| half.cookie));
+            let acks = if life.repeats {
+                [seq, seq, seq - 1, seq].to_vec()
+            } else {
+                vec![seq]
+            };
             for seq in acks {
                 send.send(&Ack { seq }, PATIENCE).await.unwrap();
             }
@@ -159,9 +199,25 @@ async fn nothing_is_lost_or_doubled_through_restarts_of_the_federator() {
         spool.append(&rows(index * 10, 10), index).unwrap();
     }
     let _stop = world.uplink(&spool);
-    world.live(Life { dies_after: 4, repeats: false }, usize::MAX).await;
+    world
+        .live(
+            Life {
+                dies_after: 4,
+                repeats: false,
+            },
+            usize::MAX,
+        )
+        .await;
     spool.append(&rows(200, 10), 21).unwrap();
-    world.live(Life { dies_after: 7, repeats: true }, usize::MAX).await;
+    world
+        .live(
+            Life {
+                dies_after: 7,
+                repeats: true,
+            },
+            usize::MAX,
+        )
+        .await;
     world.live(FOREVER, 210).await;
     assert_eq!(world.durable.cookies, (0..210).collect::<Vec<_>>());
     assert!(world.statuses > 0);
@@ -175,7 +231,15 @@ async fn duplicate_acknowledgements_harm_nothing() {
     for index in 0..100 {
         spool.append(&rows(index, 1), index).unwrap();
     }
-    world.live(Life { dies_after: usize::MAX, repeats: true }, 100).await;
+    world
+        .live(
+            Life {
+                dies_after: usize::MAX,
+                repeats: true,
+            },
+            100,
+        )
+        .await;
     assert_eq!(world.durable.cookies, (0..100).collect::<Vec<_>>());
 }
 

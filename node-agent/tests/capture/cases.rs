@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, connect, sendto, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, connect, sendto, setsockopt, socket,
+    sockopt,
 };
 use weft_wire::{Fingerprint, Half, HalfState, Owner, Role};
 
@@ -17,7 +18,9 @@ use crate::world::{Case, World, counter, ip, loopback, pair, sysctl};
 pub const ALL: &[Case] = &[
     ("ipv4", |world| exchange(world, loopback(4), loopback(4))),
     ("ipv6", |world| exchange(world, loopback(6), loopback(6))),
-    ("v4_mapped_is_v4", |world| exchange(world, Ipv6Addr::UNSPECIFIED.into(), loopback(4))),
+    ("v4_mapped_is_v4", |world| {
+        exchange(world, Ipv6Addr::UNSPECIFIED.into(), loopback(4))
+    }),
     ("server_closes_first", server_closes_first),
     ("half_closed_and_aborted", half_closed_and_aborted),
     ("refused", refused),
@@ -64,7 +67,10 @@ fn check_pair(client: &(Half, Owner), server: &(Half, Owner), from: SocketAddr, 
     assert_eq!((client.0.role, server.0.role), (Role::Client, Role::Server));
     assert_eq!((client.0.local, client.0.remote), (from, to));
     assert_eq!((server.0.local, server.0.remote), (to, from));
-    assert_eq!((client.0.state, server.0.state), (HalfState::Closed, HalfState::Closed));
+    assert_eq!(
+        (client.0.state, server.0.state),
+        (HalfState::Closed, HalfState::Closed)
+    );
     check_fingerprints(&client.0, &server.0);
     for (half, owner) in [client, server] {
         check_owner(owner);
@@ -74,7 +80,9 @@ fn check_pair(client: &(Half, Owner), server: &(Half, Owner), from: SocketAddr, 
 }
 
 fn check_fingerprints(client: &Half, server: &Half) {
-    assert!(matches!(client.fingerprint, Fingerprint::TcpIsn { client, server } if client != server));
+    assert!(
+        matches!(client.fingerprint, Fingerprint::TcpIsn { client, server } if client != server)
+    );
     assert_eq!(client.fingerprint, server.fingerprint);
 }
 
@@ -82,16 +90,26 @@ fn check_fingerprints(client: &Half, server: &Half) {
 fn check_owner(owner: &Owner) {
     let process = owner.process.clone().unwrap();
     assert_eq!(process.pid, std::process::id());
-    assert_eq!(process.exe.as_deref(), std::env::current_exe().unwrap().to_str());
+    assert_eq!(
+        process.exe.as_deref(),
+        std::env::current_exe().unwrap().to_str()
+    );
     assert!(process.exe.unwrap().contains(&process.name));
     assert_eq!((process.uid, process.user.as_deref()), (0, Some("root")));
     assert!(owner.cgroup.starts_with("/weft-test-"), "{}", owner.cgroup);
-    assert_eq!(u64::from(owner.netns), std::fs::metadata("/proc/self/ns/net").unwrap().ino());
+    assert_eq!(
+        u64::from(owner.netns),
+        std::fs::metadata("/proc/self/ns/net").unwrap().ino()
+    );
     assert_eq!(owner.workload, "tests");
 }
 
 fn check_bytes(half: &Half, sent: u64, received: u64) {
-    assert_eq!((half.bytes_sent, half.bytes_received), (sent, received), "{half:?}");
+    assert_eq!(
+        (half.bytes_sent, half.bytes_received),
+        (sent, received),
+        "{half:?}"
+    );
 }
 
 fn listen() -> (TcpListener, SocketAddr) {
@@ -125,7 +143,8 @@ fn server_closes_first(world: &mut World) {
             .map(|(half, _)| (half.bytes_sent, half.bytes_received))
             .collect();
         bytes.sort_unstable();
-        let expected = (0..ROUNDS as u64).map(|n| if role == Role::Server { (n, 0) } else { (0, n) });
+        let expected =
+            (0..ROUNDS as u64).map(|n| if role == Role::Server { (n, 0) } else { (0, n) });
         assert_eq!(bytes, expected.collect::<Vec<_>>(), "{role:?}");
     }
 }
@@ -144,14 +163,20 @@ fn half_closed_and_aborted(world: &mut World) {
     client.read_exact(&mut [0]).unwrap();
     // The client goes before the server's FIN: one byte was received, and no FIN.
     drop(client);
-    let half = |halves: &[(Half, Owner)], role| halves.iter().find(|(half, _)| half.role == role).unwrap().0;
+    let half = |halves: &[(Half, Owner)], role| {
+        halves.iter().find(|(half, _)| half.role == role).unwrap().0
+    };
     let halves = world.wait("the client's end", |halves| {
-        halves.iter().any(|(half, _)| half.role == Role::Client && half.state == HalfState::Closed)
+        halves
+            .iter()
+            .any(|(half, _)| half.role == Role::Client && half.state == HalfState::Closed)
     });
     check_bytes(&half(&halves, Role::Client), 8, 1);
     // A reset answers data for a socket that is gone.
     let _ = server.write_all(b"more");
-    let halves = world.wait("the server's end", |halves| halves.iter().all(|(half, _)| half.state.finished()));
+    let halves = world.wait("the server's end", |halves| {
+        halves.iter().all(|(half, _)| half.state.finished())
+    });
     check_bytes(&half(&halves, Role::Server), 1, 8);
 }
 
@@ -165,18 +190,34 @@ fn refused(world: &mut World) {
     let halves = world.finished(1);
     assert_eq!(halves.len(), 1);
     let (half, owner) = &halves[0];
-    assert_eq!((half.state, half.role, half.remote), (HalfState::Refused, Role::Client, address));
-    assert_eq!((half.fingerprint, half.bytes_sent, half.bytes_received), (Fingerprint::Unknown, 0, 0));
+    assert_eq!(
+        (half.state, half.role, half.remote),
+        (HalfState::Refused, Role::Client, address)
+    );
+    assert_eq!(
+        (half.fingerprint, half.bytes_sent, half.bytes_received),
+        (Fingerprint::Unknown, 0, 0)
+    );
     check_owner(owner);
 }
 
 /// An address whose packets go nowhere.
 fn blackhole() -> SocketAddr {
-    ip(&["link", "add", "void", "type", "veth", "peer", "name", "deaf"]);
+    ip(&[
+        "link", "add", "void", "type", "veth", "peer", "name", "deaf",
+    ]);
     ip(&["link", "set", "deaf", "up"]);
     ip(&["addr", "add", "198.51.100.1/24", "dev", "void"]);
     ip(&["link", "set", "void", "up"]);
-    ip(&["neigh", "add", "198.51.100.9", "lladdr", "02:00:00:00:00:09", "dev", "void"]);
+    ip(&[
+        "neigh",
+        "add",
+        "198.51.100.9",
+        "lladdr",
+        "02:00:00:00:00:09",
+        "dev",
+        "void",
+    ]);
     "198.51.100.9:9".parse().unwrap()
 }
 
@@ -201,7 +242,10 @@ fn aborted(world: &mut World) {
     let error = TcpStream::connect_timeout(&address, Duration::from_millis(50)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     let halves = world.finished(1);
-    assert_eq!((halves[0].0.state, halves[0].0.remote), (HalfState::Aborted, address));
+    assert_eq!(
+        (halves[0].0.state, halves[0].0.remote),
+        (HalfState::Aborted, address)
+    );
 }
 
 /// One socket, two attempts: two halves.
@@ -209,32 +253,67 @@ fn connects_again(world: &mut World) {
     world.watch();
     let (listener, address) = listen();
     let nobody = SocketAddr::new(address.ip(), 1);
-    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    let fd = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::empty(),
+        None,
+    )
+    .unwrap();
     let to = |address: SocketAddr| match address {
         SocketAddr::V4(v4) => SockaddrIn::from(v4),
         SocketAddr::V6(_) => unreachable!(),
     };
-    assert_eq!(connect(fd.as_raw_fd(), &to(nobody)), Err(nix::errno::Errno::ECONNREFUSED));
+    assert_eq!(
+        connect(fd.as_raw_fd(), &to(nobody)),
+        Err(nix::errno::Errno::ECONNREFUSED)
+    );
     connect(fd.as_raw_fd(), &to(address)).unwrap();
     drop(fd);
     drop(listener.accept().unwrap());
     let halves = world.finished(3);
-    let client: Vec<_> = halves.iter().filter(|(half, _)| half.role == Role::Client).map(|(half, _)| half).collect();
+    let client: Vec<_> = halves
+        .iter()
+        .filter(|(half, _)| half.role == Role::Client)
+        .map(|(half, _)| half)
+        .collect();
     assert_eq!(client.len(), 2);
     assert_ne!(client[0].id, client[1].id);
-    assert_eq!((client[0].state, client[0].remote), (HalfState::Refused, nobody));
-    assert_eq!((client[1].state, client[1].remote), (HalfState::Closed, address));
+    assert_eq!(
+        (client[0].state, client[0].remote),
+        (HalfState::Refused, nobody)
+    );
+    assert_eq!(
+        (client[1].state, client[1].remote),
+        (HalfState::Closed, address)
+    );
 }
 
 /// Data in the SYN moves every sequence number but the initial ones.
 fn fast_open(world: &mut World) {
     world.watch();
     // Client and server, and a cookie is not asked for.
-    sysctl("ipv4/tcp_fastopen", &(0x1 | 0x2 | 0x4 | 0x200 | 0x400_u32).to_string());
+    sysctl(
+        "ipv4/tcp_fastopen",
+        &(0x1 | 0x2 | 0x4 | 0x200 | 0x400_u32).to_string(),
+    );
     let (listener, address) = listen();
-    let SocketAddr::V4(to) = address else { unreachable!() };
-    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
-    let sent = sendto(fd.as_raw_fd(), &[7; 300], &SockaddrIn::from(to), MsgFlags::from_bits_retain(libc::MSG_FASTOPEN));
+    let SocketAddr::V4(to) = address else {
+        unreachable!()
+    };
+    let fd = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::empty(),
+        None,
+    )
+    .unwrap();
+    let sent = sendto(
+        fd.as_raw_fd(),
+        &[7; 300],
+        &SockaddrIn::from(to),
+        MsgFlags::from_bits_retain(libc::MSG_FASTOPEN),
+    );
     assert_eq!(sent, Ok(300));
     let mut client = TcpStream::from(fd);
     let (mut server, _) = listener.accept().unwrap();
@@ -246,7 +325,11 @@ fn fast_open(world: &mut World) {
     drop(client);
     drop(server);
     let halves = world.finished(2);
-    assert_eq!(netstat(&in_syn, "TCPFastOpenPassive"), 1, "the SYN carried the data");
+    assert_eq!(
+        netstat(&in_syn, "TCPFastOpenPassive"),
+        1,
+        "the SYN carried the data"
+    );
     let (at_client, at_server) = pair(&halves, from);
     check_pair(&at_client, &at_server, from, address);
     check_bytes(&at_client.0, 300, 500);
@@ -271,7 +354,10 @@ fn simultaneous_open(world: &mut World) {
     let mut attempts = 0;
     let mut streams = loop {
         attempts += 1;
-        assert!(attempts < 20_000, "no simultaneous open in so many attempts");
+        assert!(
+            attempts < 20_000,
+            "no simultaneous open in so many attempts"
+        );
         let barrier = std::sync::Arc::new(std::sync::Barrier::new(2));
         let other = std::sync::Arc::clone(&barrier);
         let thread = std::thread::spawn(move || dial(right, left, &other));
@@ -289,11 +375,23 @@ fn simultaneous_open(world: &mut World) {
     }
     drop(streams);
     let halves = world.wait("both ends closed", |halves| {
-        halves.iter().filter(|(half, _)| half.state == HalfState::Closed).count() == 2
+        halves
+            .iter()
+            .filter(|(half, _)| half.state == HalfState::Closed)
+            .count()
+            == 2
     });
-    let closed: Vec<Half> =
-        halves.iter().map(|(half, _)| *half).filter(|half| half.state == HalfState::Closed).collect();
-    let end = |role| *closed.iter().find(|half| half.role == role).expect("one client, one server");
+    let closed: Vec<Half> = halves
+        .iter()
+        .map(|(half, _)| *half)
+        .filter(|half| half.state == HalfState::Closed)
+        .collect();
+    let end = |role| {
+        *closed
+            .iter()
+            .find(|half| half.role == role)
+            .expect("one client, one server")
+    };
     let (client, server) = (end(Role::Client), end(Role::Server));
     check_fingerprints(&client, &server);
     assert_eq!((client.local, client.remote), (server.remote, server.local));
@@ -304,17 +402,39 @@ fn simultaneous_open(world: &mut World) {
 
 /// Connects from a fixed port, both ends at once.
 fn dial(from: &str, to: &str, barrier: &std::sync::Barrier) -> Option<TcpStream> {
-    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    let fd = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::empty(),
+        None,
+    )
+    .unwrap();
     setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
     // Nothing lingers after a failed attempt.
-    setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+    setsockopt(
+        &fd,
+        sockopt::Linger,
+        &libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        },
+    )
+    .unwrap();
     let address = |text: &str| SockaddrIn::from(text.parse::<std::net::SocketAddrV4>().unwrap());
     let bound = nix::sys::socket::bind(fd.as_raw_fd(), &address(from));
     barrier.wait();
     if bound.is_err() || connect(fd.as_raw_fd(), &address(to)).is_err() {
         return None;
     }
-    setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 }).unwrap();
+    setsockopt(
+        &fd,
+        sockopt::Linger,
+        &libc::linger {
+            l_onoff: 0,
+            l_linger: 0,
+        },
+    )
+    .unwrap();
     Some(TcpStream::from(fd))
 }
 
@@ -332,7 +452,10 @@ fn process_gone(world: &mut World) {
     let (client, server) = pair(&halves, from);
     let process = client.1.process.clone().unwrap();
     let name: String = server.1.process.clone().unwrap().name;
-    assert_eq!((process.pid, process.exe, process.started_at.0), (pid, None, 0));
+    assert_eq!(
+        (process.pid, process.exe, process.started_at.0),
+        (pid, None, 0)
+    );
     assert_eq!((process.name, process.uid), (name, 0));
     check_owner(&server.1);
     check_bytes(&client.0, 3, 0);
@@ -350,7 +473,10 @@ fn listener_of_another_process(world: &mut World) {
     check_owner(&at_client.1);
     let process = at_server.1.process.clone().unwrap();
     assert_eq!(process.pid, child.id());
-    assert_eq!(process.exe.as_deref(), std::env::current_exe().unwrap().to_str());
+    assert_eq!(
+        process.exe.as_deref(),
+        std::env::current_exe().unwrap().to_str()
+    );
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -370,14 +496,22 @@ fn full_ring(world: &mut World) {
     let halves = world.rows();
     let dropped = counter(world, |counters| &counters.kernel_dropped);
     assert!(!halves.is_empty() && dropped > 0);
-    assert_eq!(records + dropped, CONNECTIONS * 2 * World::RECORDS_PER_HALF, "every record is there or counted");
+    assert_eq!(
+        records + dropped,
+        CONNECTIONS * 2 * World::RECORDS_PER_HALF,
+        "every record is there or counted"
+    );
     // Room again: nothing stays broken.
     let stream = TcpStream::connect(address).unwrap();
     let client = stream.local_addr().unwrap();
     drop(listener.accept().unwrap());
     drop(stream);
     let halves = world.wait("the new pair", |halves| {
-        halves.iter().filter(|(half, _)| half.local == client || half.remote == client).count() == 2
+        halves
+            .iter()
+            .filter(|(half, _)| half.local == client || half.remote == client)
+            .count()
+            == 2
     });
     assert!(halves.iter().any(|(half, _)| half.local == client));
     assert_eq!(counter(world, |counters| &counters.kernel_dropped), dropped);
@@ -391,7 +525,11 @@ fn open_and_updated(world: &mut World) {
     let mut client = TcpStream::connect(address).unwrap();
     let (mut server, from) = listener.accept().unwrap();
     let halves = world.wait("both ends open", |halves| halves.len() == 2);
-    assert!(halves.iter().all(|(half, _)| half.state == HalfState::Open && half.closed_at.is_none()));
+    assert!(
+        halves
+            .iter()
+            .all(|(half, _)| half.state == HalfState::Open && half.closed_at.is_none())
+    );
     let opened = pair(&halves, from).0.0.opened_at;
     let mut sent = 0;
     world.wait("an update", |halves| {
@@ -420,9 +558,15 @@ fn older_than_the_hooks(world: &mut World) {
     world.snapshot();
     let halves = world.wait("both ends", |halves| halves.len() == 2);
     let (at_client, at_server) = pair(&halves, from);
-    assert_eq!((at_client.0.role, at_server.0.role), (Role::Client, Role::Server));
+    assert_eq!(
+        (at_client.0.role, at_server.0.role),
+        (Role::Client, Role::Server)
+    );
     for (half, owner) in [&at_client, &at_server] {
-        assert_eq!((half.state, half.fingerprint), (HalfState::Open, Fingerprint::Unknown));
+        assert_eq!(
+            (half.state, half.fingerprint),
+            (HalfState::Open, Fingerprint::Unknown)
+        );
         check_owner(owner);
     }
     check_bytes(&at_client.0, 6, 0);
@@ -433,7 +577,11 @@ fn older_than_the_hooks(world: &mut World) {
     drop(listener.accept().unwrap());
     drop(new);
     let halves = world.wait("the new pair", |halves| {
-        halves.iter().filter(|(half, _)| half.state == HalfState::Closed).count() == 2
+        halves
+            .iter()
+            .filter(|(half, _)| half.state == HalfState::Closed)
+            .count()
+            == 2
     });
     let (new_client, new_server) = pair(&halves, new_from);
     check_pair(&new_client, &new_server, new_from, address);
@@ -447,7 +595,10 @@ fn older_than_the_hooks(world: &mut World) {
     let halves = world.halves();
     assert_eq!(halves.len(), 4);
     let (old_client, _) = pair(&halves, from);
-    assert_eq!((old_client.0.state, old_client.0.bytes_sent), (HalfState::Closed, 11));
+    assert_eq!(
+        (old_client.0.state, old_client.0.bytes_sent),
+        (HalfState::Closed, 11)
+    );
     assert_eq!(old_client.0.id, at_client.0.id);
 }
 
@@ -456,7 +607,12 @@ fn killed_agent(world: &mut World) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rows");
     let mut agent = world.agent_process(&file);
-    while !file.exists() && !world.pins.join(format!("v{}/link_ops", weft_agent_common::LAYOUT_VERSION)).exists() {
+    while !file.exists()
+        && !world
+            .pins
+            .join(format!("v{}/link_ops", weft_agent_common::LAYOUT_VERSION))
+            .exists()
+    {
         std::thread::sleep(Duration::from_millis(2));
     }
     let (listener, address) = listen();
@@ -496,8 +652,16 @@ fn killed_agent(world: &mut World) {
     };
     agent.kill().unwrap();
     agent.wait().unwrap();
-    let distinct: std::collections::BTreeSet<u64> = rows.iter().map(|(cookie, _)| *cookie).collect();
-    assert_eq!((rows.len(), distinct.len()), (2 * ROUNDS * EACH, 2 * ROUNDS * EACH), "each end once");
+    let distinct: std::collections::BTreeSet<u64> =
+        rows.iter().map(|(cookie, _)| *cookie).collect();
+    assert_eq!(
+        (rows.len(), distinct.len()),
+        (2 * ROUNDS * EACH, 2 * ROUNDS * EACH),
+        "each end once"
+    );
     let sent: u64 = rows.iter().map(|(_, bytes)| bytes).sum();
-    assert_eq!(sent, (0..ROUNDS * EACH).map(|n| (n % 50) as u64).sum::<u64>());
+    assert_eq!(
+        sent,
+        (0..ROUNDS * EACH).map(|n| (n % 50) as u64).sum::<u64>()
+    );
 }

@@ -3,6 +3,9 @@
 //! Every case runs in a process of its own, in a network namespace and a cgroup of its own; whatever becomes of that
 //! process, its pins, cgroup and children are removed. Needs root: without it every case fails and says so.
 
+// A test without the standard harness is a program to the lints; it is a test all the same.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
 mod cases;
 mod world;
 

@@ -36,10 +36,15 @@ pub fn run_all(arguments: &[String], cases: &[Case]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if !nix::unistd::geteuid().is_root() {
-        println!("error: these tests attach kernel programs and need root\nhint:  sudo -E cargo test -p weft-agent");
+        println!(
+            "error: these tests attach kernel programs and need root\nhint:  sudo -E cargo test -p weft-agent"
+        );
         return ExitCode::FAILURE;
     }
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let filters: Vec<&String> = arguments
+        .iter()
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
     let mut failed = 0;
     let mut run = 0;
     for (name, _) in cases {
@@ -52,12 +57,23 @@ pub fn run_all(arguments: &[String], cases: &[Case]) -> ExitCode {
         failed += usize::from(!passed);
     }
     println!("\n{run} cases, {failed} failed");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn run_case(name: &str) -> bool {
     let place = Place::make(name);
-    let mut child = myself("inside").args([name, place.cgroup.to_str().unwrap(), place.pins.to_str().unwrap()]).spawn().unwrap();
+    let mut child = myself("inside")
+        .args([
+            name,
+            place.cgroup.to_str().unwrap(),
+            place.pins.to_str().unwrap(),
+        ])
+        .spawn()
+        .unwrap();
     let deadline = Instant::now() + CASE_LIMIT;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -82,7 +98,10 @@ struct Place {
 impl Place {
     fn make(name: &str) -> Self {
         let unique = format!("weft-test-{}-{name}", std::process::id());
-        let place = Self { cgroup: cgroup_mount().join(&unique), pins: Path::new("/sys/fs/bpf").join(&unique) };
+        let place = Self {
+            cgroup: cgroup_mount().join(&unique),
+            pins: Path::new("/sys/fs/bpf").join(&unique),
+        };
         fs::create_dir(&place.cgroup).unwrap();
         place
     }
@@ -102,7 +121,10 @@ impl Drop for Place {
 /// Where cgroup v2 is mounted.
 fn cgroup_mount() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2 mount");
+    let line = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(2) == Some("cgroup2"))
+        .expect("a cgroup2 mount");
     line.split(' ').nth(1).unwrap().into()
 }
 
@@ -114,12 +136,17 @@ fn myself(role: &str) -> Command {
 
 /// The case's own process: enters its namespace and cgroup, then does what the case says.
 pub fn inside(arguments: &[String]) -> ExitCode {
-    let [name, cgroup, pins] = arguments else { return ExitCode::FAILURE };
+    let [name, cgroup, pins] = arguments else {
+        return ExitCode::FAILURE;
+    };
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
     fs::write(Path::new(cgroup).join("cgroup.procs"), "0").unwrap();
     ip(&["link", "set", "lo", "up"]);
     let mut world = World::new(cgroup.into(), pins.into());
-    let (_, case) = super::cases::ALL.iter().find(|(known, _)| known == name).unwrap();
+    let (_, case) = super::cases::ALL
+        .iter()
+        .find(|(known, _)| known == name)
+        .unwrap();
     case(&mut world);
     ExitCode::SUCCESS
 }
@@ -143,8 +170,15 @@ pub fn listen() -> ExitCode {
 
 /// An agent that only captures, into a file, until it is killed: `agent CGROUP PINS FILE`.
 pub fn agent(arguments: &[String]) -> ExitCode {
-    let [cgroup, pins, file] = arguments else { return ExitCode::FAILURE };
-    let mut capture = start(Path::new(cgroup), Path::new(pins), Settings::default(), FileSink::open(Path::new(file)));
+    let [cgroup, pins, file] = arguments else {
+        return ExitCode::FAILURE;
+    };
+    let mut capture = start(
+        Path::new(cgroup),
+        Path::new(pins),
+        Settings::default(),
+        FileSink::open(Path::new(file)),
+    );
     loop {
         capture.poll(time::monotonic_ns());
         capture.flush().unwrap();
@@ -162,7 +196,10 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { ring_bytes: 1 << 20, update_interval_ns: 3_600_000_000_000 }
+        Self {
+            ring_bytes: 1 << 20,
+            update_interval_ns: 3_600_000_000_000,
+        }
     }
 }
 
@@ -198,9 +235,17 @@ impl BatchSink for MemorySink {
 }
 
 /// Identity of every test's agent.
-pub const IDENTITY: Identity = Identity { agent: AgentKey(1), boot: 2 };
+pub const IDENTITY: Identity = Identity {
+    agent: AgentKey(1),
+    boot: 2,
+};
 
-fn start<S: BatchSink>(cgroup: &Path, pins: &Path, settings: Settings, sink: S) -> Capture<RealHost, S> {
+fn start<S: BatchSink>(
+    cgroup: &Path,
+    pins: &Path,
+    settings: Settings,
+    sink: S,
+) -> Capture<RealHost, S> {
     let plan = Plan {
         cgroup: cgroup.into(),
         pin_dir: pins.into(),
@@ -213,19 +258,39 @@ fn start<S: BatchSink>(cgroup: &Path, pins: &Path, settings: Settings, sink: S) 
     };
     let hooks = Hooks::attach(&plan).unwrap_or_else(|error| panic!("{error}"));
     let clock = Clock::new(hooks.state.clock_offset_us);
-    let naming = Config::parse("name = 'a'\nfederator = 'f:1'\nidentity = '/i'\nworkload = 'tests'").unwrap();
+    let naming =
+        Config::parse("name = 'a'\nfederator = 'f:1'\nidentity = '/i'\nworkload = 'tests'")
+            .unwrap();
     let attribution = Attribution::new(RealHost::new(cgroup), naming);
-    Capture::new(hooks, Table::new(IDENTITY, 10_000), attribution, clock, sink, Arc::new(Counters::default()))
+    Capture::new(
+        hooks,
+        Table::new(IDENTITY, 10_000),
+        attribution,
+        clock,
+        sink,
+        Arc::new(Counters::default()),
+    )
 }
 
 impl World {
     fn new(cgroup: PathBuf, pins: PathBuf) -> Self {
-        Self { cgroup, pins, settings: Settings::default(), capture: None, snapshot: None }
+        Self {
+            cgroup,
+            pins,
+            settings: Settings::default(),
+            capture: None,
+            snapshot: None,
+        }
     }
 
     /// Attaches the hooks.
     pub fn watch(&mut self) {
-        self.capture = Some(start(&self.cgroup, &self.pins, self.settings, MemorySink::default()));
+        self.capture = Some(start(
+            &self.cgroup,
+            &self.pins,
+            self.settings,
+            MemorySink::default(),
+        ));
     }
 
     /// The running capture.
@@ -242,7 +307,12 @@ impl World {
             .sink()
             .batches
             .iter()
-            .flat_map(|batch| batch.halves.iter().map(|half| (*half, batch.owners[half.owner as usize].clone())))
+            .flat_map(|batch| {
+                batch
+                    .halves
+                    .iter()
+                    .map(|half| (*half, batch.owners[half.owner as usize].clone()))
+            })
             .collect()
     }
 
@@ -259,14 +329,21 @@ impl World {
     }
 
     /// Waits until the newest rows are as they must be.
-    pub fn wait(&mut self, what: &str, mut ready: impl FnMut(&[(Half, Owner)]) -> bool) -> Vec<(Half, Owner)> {
+    pub fn wait(
+        &mut self,
+        what: &str,
+        mut ready: impl FnMut(&[(Half, Owner)]) -> bool,
+    ) -> Vec<(Half, Owner)> {
         let deadline = Instant::now() + WAIT_LIMIT;
         loop {
             let halves = self.halves();
             if ready(&halves) {
                 return halves;
             }
-            assert!(Instant::now() < deadline, "waited in vain for {what}: {halves:#?}");
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain for {what}: {halves:#?}"
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -287,7 +364,9 @@ impl World {
     pub fn listening_process(&self) -> (Child, SocketAddr) {
         let mut child = myself("listen").stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         (child, line.trim().parse().unwrap())
     }
 
@@ -321,13 +400,20 @@ impl World {
     /// Starts an agent process that writes what it sees to a file.
     pub fn agent_process(&self, file: &Path) -> Child {
         let (cgroup, pins) = (self.cgroup.to_str().unwrap(), self.pins.to_str().unwrap());
-        myself("agent").args([cgroup, pins, file.to_str().unwrap()]).stdin(Stdio::null()).spawn().unwrap()
+        myself("agent")
+            .args([cgroup, pins, file.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 }
 
 /// Runs `ip`.
 pub fn ip(arguments: &[&str]) {
-    let status = Command::new("ip").args(arguments).status().expect("iproute2 is installed");
+    let status = Command::new("ip")
+        .args(arguments)
+        .status()
+        .expect("iproute2 is installed");
     assert!(status.success(), "ip {arguments:?}");
 }
 
@@ -343,12 +429,19 @@ pub fn pair(halves: &[(Half, Owner)], client: SocketAddr) -> ((Half, Owner), (Ha
         assert_eq!(found.len(), 1, "exactly one half: {halves:#?}");
         found[0].clone()
     };
-    (find(&|half| half.local == client), find(&|half| half.remote == client))
+    (
+        find(&|half| half.local == client),
+        find(&|half| half.remote == client),
+    )
 }
 
 /// A loopback address of a family.
 pub fn loopback(family: u8) -> IpAddr {
-    if family == 4 { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) }
+    if family == 4 {
+        IpAddr::from([127, 0, 0, 1])
+    } else {
+        IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])
+    }
 }
 
 /// A sink that is a file of lines `cookie state bytes_sent position`, flushed with each batch.
@@ -360,8 +453,15 @@ pub struct FileSink {
 impl FileSink {
     fn open(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap_or_default();
-        let last = text.lines().last().and_then(|line| line.rsplit(' ').next()).and_then(|word| word.parse().ok());
-        Self { path: path.into(), last }
+        let last = text
+            .lines()
+            .last()
+            .and_then(|line| line.rsplit(' ').next())
+            .and_then(|word| word.parse().ok());
+        Self {
+            path: path.into(),
+            last,
+        }
     }
 }
 
@@ -369,10 +469,17 @@ impl BatchSink for FileSink {
     fn append(&mut self, batch: &HalfBatch, ring_position: u64) -> std::io::Result<()> {
         let mut lines = String::new();
         for half in &batch.halves {
-            lines += &format!("{} {:?} {} {ring_position}\n", half.cookie, half.state, half.bytes_sent);
+            lines += &format!(
+                "{} {:?} {} {ring_position}\n",
+                half.cookie, half.state, half.bytes_sent
+            );
         }
         // One write call: a kill leaves the whole of it or nothing (a file in memory, shorter than its limit on a write).
-        fs::OpenOptions::new().create(true).append(true).open(&self.path)?.write_all(lines.as_bytes())?;
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.path)?
+            .write_all(lines.as_bytes())?;
         self.last = Some(ring_position);
         Ok(())
     }
@@ -383,7 +490,10 @@ impl BatchSink for FileSink {
 }
 
 /// A counter of the capture's shared ones, read after publishing.
-pub fn counter(world: &mut World, read: impl Fn(&Counters) -> &std::sync::atomic::AtomicU64) -> u64 {
+pub fn counter(
+    world: &mut World,
+    read: impl Fn(&Counters) -> &std::sync::atomic::AtomicU64,
+) -> u64 {
     let capture = world.capture();
     capture.publish();
     read(capture.counters()).load(Ordering::Relaxed)
