@@ -37,7 +37,6 @@ impl Stitcher {
         };
         self.carry_out(
             Rule::TcpClientIsn,
-            (slot, entry),
             decide((slot, entry), &group, fits),
             &views,
         )
@@ -74,19 +73,12 @@ impl Stitcher {
         };
         self.carry_out(
             Rule::ReversedTuple,
-            (slot, entry),
             decide((slot, entry), &group, fits),
             &views,
         )
     }
 
-    fn carry_out(
-        &mut self,
-        rule: Rule,
-        own: (Slot, Entry),
-        decision: Decision,
-        views: &[(u32, HalfView)],
-    ) -> bool {
+    fn carry_out(&mut self, rule: Rule, decision: Decision, views: &[(u32, HalfView)]) -> bool {
         match decision {
             Decision::None => return false,
             Decision::Pair([x, y]) => {
@@ -101,13 +93,15 @@ impl Stitcher {
                     self.mark(rule, slot, entry, State::Ambiguous, views);
                 }
             }
-            Decision::Contest(pair) => {
+            Decision::Contest(pair, ambiguous) => {
                 for (slot, entry) in pair {
                     self.doubt(rule, entry);
                     self.mark(rule, slot, entry, State::Contested, views);
                 }
-                self.ambiguous(rule, own.1.handle);
-                self.mark(rule, own.0, own.1, State::Ambiguous, views);
+                for (slot, entry) in ambiguous {
+                    self.ambiguous(rule, entry.handle);
+                    self.mark(rule, slot, entry, State::Ambiguous, views);
+                }
             }
         }
         true

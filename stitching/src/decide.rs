@@ -12,8 +12,8 @@ pub(crate) enum Decision {
     Pair([(Slot, Entry); 2]),
     /// These could be parts of several pairs.
     Ambiguous(Vec<(Slot, Entry)>),
-    /// It would fit these, which are a pair already.
-    Contest(Vec<(Slot, Entry)>),
+    /// It would fit the first, which are a pair already: it and what else it would fit is ambiguous.
+    Contest(Vec<(Slot, Entry)>, Vec<(Slot, Entry)>),
 }
 
 /// Decides about the half in `own`. `group` are all that are known under its key, itself among them; `fits` says what two
@@ -45,18 +45,26 @@ pub(crate) fn decide(
             .count()
     };
 
-    let pair: Vec<_> = partners(&own.1, true)
-        .into_iter()
-        .map(|(other, _)| other)
-        .collect();
+    let waiting = |entries: Vec<(Slot, Entry)>| {
+        entries
+            .into_iter()
+            .filter(|(_, entry)| entry.state.waits())
+            .collect()
+    };
+    let mine = partners(&own.1, false);
+    let known = mine
+        .iter()
+        .filter(|(_, fit)| *fit != Fit::Later)
+        .map(|(other, _)| *other);
+
+    let pair = partners(&own.1, true);
     if !pair.is_empty() {
         let theirs = pair
             .iter()
-            .flat_map(|(_, entry)| partners(entry, true))
-            .map(|(other, _)| other);
-        return Decision::Contest(distinct(pair.iter().copied().chain(theirs)));
+            .flat_map(|((_, entry), _)| partners(entry, true));
+        let pair = distinct(pair.iter().copied().chain(theirs).map(|(other, _)| other));
+        return Decision::Contest(pair, waiting(distinct(known.chain([own]))));
     }
-    let mine = partners(&own.1, false);
     let Some((partner, _)) = mine.iter().find(|(_, fit)| *fit != Fit::Later) else {
         return Decision::None;
     };
@@ -70,17 +78,11 @@ pub(crate) fn decide(
     if sure(&mine) < 2 && sure(&theirs) < 2 {
         return Decision::None;
     }
-    let known = mine
+    let theirs = theirs
         .iter()
-        .chain(&theirs)
         .filter(|(_, fit)| *fit != Fit::Later)
         .map(|(other, _)| *other);
-    Decision::Ambiguous(
-        distinct(known.chain([own]))
-            .into_iter()
-            .filter(|(_, entry)| entry.state.waits())
-            .collect(),
-    )
+    Decision::Ambiguous(waiting(distinct(known.chain(theirs).chain([own]))))
 }
 
 fn distinct(entries: impl Iterator<Item = (Slot, Entry)>) -> Vec<(Slot, Entry)> {
