@@ -14,6 +14,8 @@ mod decode;
 mod encode;
 mod ints;
 
+use std::cell::RefCell;
+
 use thiserror::Error;
 
 use crate::control::CloseCode;
@@ -78,14 +80,20 @@ pub fn encode_rows(boot: u64, owners: &[Owner], halves: &[Half]) -> Result<Vec<u
     encode::encode(boot, owners, halves)
 }
 
-/// Decodes a batch of this agent's; ids are computed from its key. For many batches [`BatchDecoder`] is faster.
+/// Decodes a batch of this agent's; ids are computed from its key. [`BatchDecoder`] gives columns instead of rows, and
+/// takes half the time.
 pub fn decode(bytes: &[u8], agent: AgentKey) -> Result<HalfBatch, BatchError> {
-    let mut decoder = BatchDecoder::new();
-    let columns = decoder.decode(bytes)?;
-    Ok(HalfBatch {
-        boot: columns.boot,
-        owners: columns.owners.clone(),
-        halves: columns.halves(agent).collect(),
+    thread_local! {
+        // Memory only: what one call leaves behind is never seen by the next.
+        static DECODER: RefCell<BatchDecoder> = RefCell::default();
+    }
+    DECODER.with_borrow_mut(|decoder| {
+        let columns = decoder.decode(bytes)?;
+        Ok(HalfBatch {
+            boot: columns.boot,
+            owners: columns.owners.clone(),
+            halves: columns.halves(agent).collect(),
+        })
     })
 }
 

@@ -36,13 +36,17 @@ impl BitWriter {
     }
 }
 
-/// The 8 bytes at an offset; zeros where there are none: the caller checks afterwards that it did not read past its
-/// section.
+/// The 8 bytes at an offset, or the last 8 where it is beyond them: the caller checks afterwards that it did not read
+/// past its section. No bytes at all read as zeros.
 #[inline(always)]
 pub(super) fn load(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk())
+    // One comparison without a branch; the compiler sees that the range is inside.
+    let Some(last) = bytes.len().checked_sub(8) else {
+        return 0;
+    };
+    let at = at.min(last);
+    bytes[at..]
+        .first_chunk()
         .map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
 

@@ -21,6 +21,8 @@ const PAIRS: usize = 6;
 pub struct BatchDecoder {
     decompressor: Option<Decompressor<'static>>,
     plain: Vec<u8>,
+    /// What `columns.owners` was decoded from; empty when it was not.
+    owner_bytes: Vec<u8>,
     numbers: [[Vec<u64>; 2]; PAIRS],
     columns: Columns,
 }
@@ -131,9 +133,18 @@ impl BatchDecoder {
         rows: usize,
     ) -> Result<(), BatchError> {
         let owner_bytes = cursor.count("bytes of owners", MAX_PLAIN_BYTES)?;
-        let owners: Vec<Owner> = codec::from_bytes(FrameKind::HalfBatch, cursor.take(owner_bytes)?)
-            .map_err(|_| BatchError::Malformed("its owners"))?;
-        super::check("owners", owners.len(), rows)?;
+        let owner_bytes = cursor.take(owner_bytes)?;
+        // A node's processes change more slowly than its batches come: most often they are those of the last batch.
+        if owner_bytes != self.owner_bytes {
+            self.owner_bytes.clear();
+            self.columns.owners.clear();
+            let owners: Vec<Owner> = codec::from_bytes(FrameKind::HalfBatch, owner_bytes)
+                .map_err(|_| BatchError::Malformed("its owners"))?;
+            self.columns.owners = owners;
+            self.owner_bytes.extend_from_slice(owner_bytes);
+        }
+        let owners = self.columns.owners.len();
+        super::check("owners", owners, rows)?;
         let v4 = cursor.count("IPv4 addresses", MAX_ADDRESSES)?;
         let v6 = cursor.count("IPv6 addresses", MAX_ADDRESSES - v4)?;
         let mut addresses = Vec::with_capacity(v4 + v6);
@@ -161,7 +172,7 @@ impl BatchDecoder {
         self.columns.flows.clear();
         for (index, kind) in kinds.iter().enumerate() {
             let kind = Kind(*kind).check()?;
-            if usize::from(owner(index)) >= owners.len() {
+            if usize::from(owner(index)) >= owners {
                 return Err(BatchError::Malformed(
                     "an owner that is not in the dictionary",
                 ));
@@ -178,7 +189,6 @@ impl BatchDecoder {
                 server_port: server_port(index),
             });
         }
-        self.columns.owners = owners;
         Ok(())
     }
 
@@ -275,15 +285,19 @@ impl BatchDecoder {
             u64::from(u16::MAX),
             |value| value as u16,
         )?;
-        let flows = columns.flows.len() as u64;
-        if flow.iter().max().is_some_and(|max| *max >= flows) {
+        narrow(flow, &mut columns.flow, u64::from(u16::MAX), |value| {
+            value as u16
+        })?;
+        if columns
+            .flow
+            .iter()
+            .max()
+            .is_some_and(|max| usize::from(*max) >= columns.flows.len())
+        {
             return Err(BatchError::Malformed(
                 "a flow that is not in the dictionary",
             ));
         }
-        narrow(flow, &mut columns.flow, u64::from(u16::MAX), |value| {
-            value as u16
-        })?;
         std::mem::swap(&mut columns.cookie, cookie);
         std::mem::swap(&mut columns.bytes_sent, sent);
         std::mem::swap(&mut columns.bytes_received, received);

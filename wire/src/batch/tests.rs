@@ -230,3 +230,33 @@ fn a_finished_half_is_small() {
     let bytes = encode(&batch).unwrap().len() as f64 / rows as f64;
     assert!(bytes < 22.5, "{bytes}");
 }
+
+#[test]
+fn a_decoder_that_is_used_again_gives_what_a_new_one_gives() {
+    let mut used = BatchDecoder::new();
+    let mut generator = Generator::new(Workload::default(), 9);
+    let mut other = Generator::new(
+        Workload {
+            workloads: 3,
+            ..Workload::default()
+        },
+        8,
+    );
+    let batches = [
+        generator.batch(300),
+        generator.batch(10),
+        other.batch(40),
+        generator.batch(0),
+        other.batch(700),
+    ];
+    for batch in batches {
+        let bytes = encode(&batch).unwrap();
+        assert!(used.decode(&bytes[..bytes.len() - 1]).is_err());
+        let columns = used.decode(&bytes).unwrap();
+        assert_eq!(columns.owners, normal(&batch).owners);
+        assert_eq!(
+            columns.halves(AGENT).collect::<Vec<_>>(),
+            normal(&batch).halves
+        );
+    }
+}
