@@ -150,6 +150,8 @@ fn established(ctx: &SockOpsContext, side: u8) -> Result<(), Skip> {
     state.next_update_ns = time.wrapping_add(UPDATE_INTERVAL_NS.load());
     match known {
         Ok(entry) => *entry = state,
+        // Where this fails the connection was counted at its SYN already.
+        Err(_) if side == role::CLIENT => insert(cookie, &state)?,
         Err(_) => remember(cookie, &state)?,
     }
     let _ = ctx.set_cb_flags((BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG) as i32);
@@ -240,15 +242,17 @@ fn connection(cookie: u64) -> Result<&'static mut SocketState, Skip> {
     }
 }
 
-/// Follows a connection from now on.
+/// Follows a connection from now on, or counts it.
 #[inline(always)]
 fn remember(cookie: u64, state: &SocketState) -> Result<(), Skip> {
+    insert(cookie, state).inspect_err(|_| count(counter::NO_STORAGE))
+}
+
+#[inline(always)]
+fn insert(cookie: u64, state: &SocketState) -> Result<(), Skip> {
     CONNECTIONS
         .insert(cookie, state, u64::from(BPF_ANY))
-        .map_err(|_| {
-            count(counter::NO_STORAGE);
-            Skip::NoState
-        })
+        .map_err(|_| Skip::NoState)
 }
 
 /// The facts about a socket that only a system call's context, or BTF, can tell.

@@ -7,7 +7,7 @@ use weft_transport::Identity;
 
 use crate::config::Config;
 use crate::kernel::hooks;
-use crate::run;
+use crate::{run, snapshot};
 
 /// Oldest kernel that is tested.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
@@ -60,6 +60,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         btf(),
     ];
     findings.extend(programs(config));
+    findings.push(socket_list());
     findings.push(identity(config));
     findings
 }
@@ -227,6 +228,24 @@ fn programs(config: &Config) -> Vec<Finding> {
         ),
         process,
     ]
+}
+
+fn socket_list() -> Finding {
+    let subject = "socket list (sock_diag)";
+    match snapshot::probe() {
+        Ok(sockets) => finding(
+            subject,
+            format!("{sockets} TCP sockets in this namespace"),
+            Verdict::Good,
+        ),
+        Err(error) => finding(
+            subject,
+            format!("{error}: connections older than the agent are not seen"),
+            Verdict::Reduced {
+                hint: "modprobe tcp_diag".into(),
+            },
+        ),
+    }
 }
 
 fn identity(config: &Config) -> Finding {

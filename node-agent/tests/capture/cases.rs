@@ -31,7 +31,9 @@ pub const ALL: &[Case] = &[
     ("simultaneous_open", simultaneous_open),
     ("process_gone", process_gone),
     ("listener_of_another_process", listener_of_another_process),
+    ("listeners_that_share_a_port", shared_port),
     ("full_ring_drops_and_counts", full_ring),
+    ("full_map_drops_and_counts", full_map),
     ("open_is_seen_and_updated", open_and_updated),
     ("older_than_the_hooks", older_than_the_hooks),
     ("killed_agent_loses_and_doubles_nothing", killed_agent),
@@ -464,7 +466,7 @@ fn process_gone(world: &mut World) {
 /// Accepted here, listened to elsewhere: the connection is the listener's.
 fn listener_of_another_process(world: &mut World) {
     world.watch();
-    let (mut child, address) = world.listening_process();
+    let (mut child, address) = world.listening_process(0);
     let stream = TcpStream::connect(address).unwrap();
     let client = stream.local_addr().unwrap();
     drop(stream);
@@ -479,6 +481,62 @@ fn listener_of_another_process(world: &mut World) {
     );
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Which of several listeners on one port accepted is told by the accepted connection alone.
+fn shared_port(world: &mut World) {
+    world.watch();
+    let (first, address) = world.listening_process(0);
+    let mut children = vec![first];
+    for _ in 0..2 {
+        children.push(world.listening_process(address.port()).0);
+    }
+    let mut answered = std::collections::BTreeMap::new();
+    for _ in 0..60 {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let mut pid = [0; 4];
+        stream.read_exact(&mut pid).unwrap();
+        let from = stream.local_addr().unwrap();
+        answered.insert(from, u32::from_le_bytes(pid));
+    }
+    let halves = world.finished(120);
+    let distinct: std::collections::BTreeSet<&u32> = answered.values().collect();
+    assert!(distinct.len() > 1, "more than one of them answered");
+    for (from, pid) in &answered {
+        let (_, server) = pair(&halves, *from);
+        assert_eq!(server.1.process.map(|process| process.pid), Some(*pid));
+    }
+    for mut child in children {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+/// More connections at a time than the kernel may follow: the rest are counted, and there is room again after.
+fn full_map(world: &mut World) {
+    world.settings.max_connections = 8;
+    world.watch();
+    let (listener, address) = listen();
+    let streams: Vec<_> = (0..20)
+        .map(|_| {
+            (
+                TcpStream::connect(address).unwrap(),
+                listener.accept().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(world.halves().len(), 8);
+    let untracked = counter(world, |counters| &counters.kernel_untracked);
+    assert_eq!(untracked, 32);
+    drop(streams);
+    world.finished(8);
+    drop(TcpStream::connect(address).unwrap());
+    drop(listener.accept().unwrap());
+    world.finished(10);
+    assert_eq!(
+        counter(world, |counters| &counters.kernel_untracked),
+        untracked
+    );
 }
 
 /// What does not fit is dropped and counted, what fits is right.

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("inside") => world::inside(&arguments[1..]),
         Some("connect") => world::connect_and_exit(&arguments[1..]),
-        Some("listen") => world::listen(),
+        Some("listen") => world::listen(&arguments[1..]),
         Some("agent") => world::agent(&arguments[1..]),
         _ => world::run_all(&arguments, cases::ALL),
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -159,13 +160,29 @@ pub fn connect_and_exit(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A process that listens.
-pub fn listen() -> ExitCode {
-    let listener = TcpListener::bind((loopback(4), 0)).unwrap();
+/// A process that listens, on a port that others may share, and tells everyone who calls its process id: `listen PORT`.
+pub fn listen(arguments: &[String]) -> ExitCode {
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
+        sockopt,
+    };
+    let fd = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::empty(),
+        None,
+    )
+    .unwrap();
+    setsockopt(&fd, sockopt::ReusePort, &true).unwrap();
+    let port = arguments[0].parse().unwrap();
+    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+    listen(&fd, Backlog::new(64).unwrap()).unwrap();
+    let listener = TcpListener::from(fd);
     println!("{}", listener.local_addr().unwrap());
-    loop {
-        drop(listener.accept());
+    for stream in listener.incoming() {
+        let _ = stream.unwrap().write_all(&std::process::id().to_le_bytes());
     }
+    ExitCode::SUCCESS
 }
 
 /// An agent that only captures, into a file, until it is killed: `agent CGROUP PINS FILE`.
@@ -190,6 +207,8 @@ pub fn agent(arguments: &[String]) -> ExitCode {
 pub struct Settings {
     /// Size of the ring.
     pub ring_bytes: u32,
+    /// Most connections in the kernel's map.
+    pub max_connections: u32,
     /// Time between updates.
     pub update_interval_ns: u64,
 }
@@ -198,6 +217,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             ring_bytes: 1 << 20,
+            max_connections: 10_000,
             update_interval_ns: 3_600_000_000_000,
         }
     }
@@ -250,7 +270,7 @@ fn start<S: BatchSink>(
         cgroup: cgroup.into(),
         pin_dir: pins.into(),
         ring_bytes: settings.ring_bytes,
-        max_connections: 10_000,
+        max_connections: settings.max_connections,
         update_interval_ns: settings.update_interval_ns,
         clock_offset_us: time::clock_offset_us(),
         now_ns: time::utc_ns(),
@@ -360,9 +380,13 @@ impl World {
         myself("connect").arg(address.to_string()).spawn().unwrap()
     }
 
-    /// Starts a process that listens and accepts until it is killed.
-    pub fn listening_process(&self) -> (Child, SocketAddr) {
-        let mut child = myself("listen").stdout(Stdio::piped()).spawn().unwrap();
+    /// Starts a process that listens (on any port for 0) and accepts until it is killed.
+    pub fn listening_process(&self, port: u16) -> (Child, SocketAddr) {
+        let mut child = myself("listen")
+            .arg(port.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
