@@ -660,41 +660,63 @@ fn older_than_the_hooks(world: &mut World) {
     assert_eq!(old_client.0.id, at_client.0.id);
 }
 
-/// kill -9 at any moment, again and again, under load.
+/// kill -9 at the worst moments and at any other, again and again, under load.
 fn killed_agent(world: &mut World) {
+    const CONNECTIONS: usize = 2_000;
+    const DEATHS: [&str; 3] = ["before", "after", "never"];
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rows");
-    let mut agent = world.agent_process(&file);
-    while !file.exists()
-        && !world
-            .pins
-            .join(format!("v{}/link_ops", weft_agent_common::LAYOUT_VERSION))
-            .exists()
-    {
+    let mut agent = world.agent_process(&file, DEATHS[0]);
+    let attached = world
+        .pins
+        .join(format!("v{}/link_ops", weft_agent_common::LAYOUT_VERSION));
+    while !attached.exists() {
         std::thread::sleep(Duration::from_millis(2));
     }
     let (listener, address) = listen();
-    const ROUNDS: usize = 8;
-    const EACH: usize = 150;
-    let mut ports = Vec::new();
-    for round in 0..ROUNDS {
-        for _ in 0..EACH {
-            let mut stream = TcpStream::connect(address).unwrap();
-            stream.write_all(&vec![0; ports.len() % 50]).unwrap();
-            ports.push(stream.local_addr().unwrap().port());
-            let (mut server, _) = listener.accept().unwrap();
-            drop(stream);
-            server.read_to_end(&mut Vec::new()).unwrap();
-            if round % 2 == 1 && ports.len().is_multiple_of(31) {
-                agent.kill().unwrap();
-                agent.wait().unwrap();
-                agent = world.agent_process(&file);
-            }
+    let mut deaths = [0; 3];
+    let mut lives = 0;
+    for round in 0..CONNECTIONS {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(&vec![0; round % 50]).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        drop(stream);
+        server.read_to_end(&mut Vec::new()).unwrap();
+        let killed = DEATHS[lives % 3] == "never" && round % 40 == 0;
+        if killed {
+            agent.kill().unwrap();
+        }
+        if killed || agent.try_wait().unwrap().is_some() {
+            agent.wait().unwrap();
+            deaths[lives % 3] += 1;
+            lives += 1;
+            agent = world.agent_process(&file, DEATHS[lives % 3]);
         }
     }
+    let _ = agent.kill();
+    agent.wait().unwrap();
+    assert!(deaths.iter().all(|count| *count > 0), "{deaths:?}");
+    let mut agent = world.agent_process(&file, "never");
+    let rows = closed_rows(&file, 2 * CONNECTIONS);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let distinct: std::collections::BTreeSet<u64> =
+        rows.iter().map(|(cookie, _)| *cookie).collect();
+    let (expected, found) = (2 * CONNECTIONS, rows.len());
+    assert_eq!(
+        (found, distinct.len()),
+        (expected, expected),
+        "each end once"
+    );
+    let sent: u64 = rows.iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(sent, (0..CONNECTIONS).map(|n| (n % 50) as u64).sum::<u64>());
+}
+
+/// Cookie and bytes sent of every closed row in a file, once there are as many as expected or none come any more.
+fn closed_rows(file: &std::path::Path, expected: usize) -> Vec<(u64, u64)> {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    let rows = loop {
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
+    loop {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
         let closed: Vec<(u64, u64)> = text
             .lines()
             .filter(|line| line.contains(" Closed "))
@@ -703,23 +725,9 @@ fn killed_agent(world: &mut World) {
                 (words[0].parse().unwrap(), words[2].parse().unwrap())
             })
             .collect();
-        if closed.len() >= 2 * ROUNDS * EACH || std::time::Instant::now() > deadline {
-            break closed;
+        if closed.len() >= expected || std::time::Instant::now() > deadline {
+            return closed;
         }
         std::thread::sleep(Duration::from_millis(5));
-    };
-    agent.kill().unwrap();
-    agent.wait().unwrap();
-    let distinct: std::collections::BTreeSet<u64> =
-        rows.iter().map(|(cookie, _)| *cookie).collect();
-    assert_eq!(
-        (rows.len(), distinct.len()),
-        (2 * ROUNDS * EACH, 2 * ROUNDS * EACH),
-        "each end once"
-    );
-    let sent: u64 = rows.iter().map(|(_, bytes)| bytes).sum();
-    assert_eq!(
-        sent,
-        (0..ROUNDS * EACH).map(|n| (n % 50) as u64).sum::<u64>()
-    );
+    }
 }

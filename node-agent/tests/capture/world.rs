@@ -185,16 +185,16 @@ pub fn listen(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// An agent that only captures, into a file, until it is killed: `agent CGROUP PINS FILE`.
+/// An agent that only captures, into a file, until it is killed: `agent CGROUP PINS FILE DEATH`.
 pub fn agent(arguments: &[String]) -> ExitCode {
-    let [cgroup, pins, file] = arguments else {
+    let [cgroup, pins, file, death] = arguments else {
         return ExitCode::FAILURE;
     };
     let mut capture = start(
         Path::new(cgroup),
         Path::new(pins),
         Settings::default(),
-        FileSink::open(Path::new(file)),
+        FileSink::open(Path::new(file), death),
     );
     loop {
         capture.poll(time::monotonic_ns());
@@ -422,10 +422,10 @@ impl World {
     }
 
     /// Starts an agent process that writes what it sees to a file.
-    pub fn agent_process(&self, file: &Path) -> Child {
+    pub fn agent_process(&self, file: &Path, death: &str) -> Child {
         let (cgroup, pins) = (self.cgroup.to_str().unwrap(), self.pins.to_str().unwrap());
         myself("agent")
-            .args([cgroup, pins, file.to_str().unwrap()])
+            .args([cgroup, pins, file.to_str().unwrap(), death])
             .stdin(Stdio::null())
             .spawn()
             .unwrap()
@@ -468,14 +468,20 @@ pub fn loopback(family: u8) -> IpAddr {
     }
 }
 
+/// Appends after which an agent that is to die does.
+const LIFE_APPENDS: u32 = 20;
+
 /// A sink that is a file of lines `cookie state bytes_sent position`, flushed with each batch.
 pub struct FileSink {
     path: PathBuf,
     last: Option<u64>,
+    /// `before` or `after` the write, or never.
+    death: String,
+    appends: u32,
 }
 
 impl FileSink {
-    fn open(path: &Path) -> Self {
+    fn open(path: &Path, death: &str) -> Self {
         let text = fs::read_to_string(path).unwrap_or_default();
         let last = text
             .lines()
@@ -485,12 +491,25 @@ impl FileSink {
         Self {
             path: path.into(),
             last,
+            death: death.into(),
+            appends: 0,
+        }
+    }
+}
+
+impl FileSink {
+    /// kill -9, at the moment that is asked for.
+    fn die(&self, moment: &str) {
+        if self.death == moment && self.appends > LIFE_APPENDS {
+            let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::SIGKILL);
         }
     }
 }
 
 impl BatchSink for FileSink {
     fn append(&mut self, batch: &HalfBatch, ring_position: u64) -> std::io::Result<()> {
+        self.appends += 1;
+        self.die("before");
         let mut lines = String::new();
         for half in &batch.halves {
             lines += &format!(
@@ -504,6 +523,7 @@ impl BatchSink for FileSink {
             .append(true)
             .open(&self.path)?
             .write_all(lines.as_bytes())?;
+        self.die("after");
         self.last = Some(ring_position);
         Ok(())
     }
