@@ -4,6 +4,7 @@
 //! load generator on the other core has nothing to do but send.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,7 +31,6 @@ const GOAL: f64 = 1e6;
 const ROWS: usize = 4096;
 /// Batches of each of the two agents: some seconds of work.
 const BATCHES: usize = 512;
-const ADDRESS: &str = "127.0.0.1:17443";
 const CORE: usize = 0;
 /// How long a federator may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -104,12 +104,12 @@ fn pour() -> Result<Poured> {
     let poured = runtime.block_on(async {
         let dir = federator.dir.path();
         let client = federator.dial(NODES[0]).await?;
-        let server = uplink::dial(ADDRESS, NODES[1], dir).await?;
+        let server = uplink::dial(&federator.address, NODES[1], dir).await?;
         let before = federator.usage(Duration::ZERO)?;
         let start = Instant::now();
         let sent = tokio::try_join!(send(client, &clients), send(server, &servers))?;
         let durable = federator.usage(start.elapsed())?.since(&before);
-        wait_until_stored(dir, 2 * (ROWS * BATCHES) as u64).await?;
+        wait_until_stored(&federator.address, dir, 2 * (ROWS * BATCHES) as u64).await?;
         let stored = federator.usage(start.elapsed())?.since(&before);
         // Until here, so that the federator does not see its agents go in the middle.
         drop(sent);
@@ -172,8 +172,8 @@ async fn send(uplink: Uplink, batches: &[Vec<u8>]) -> Result<Uplink> {
 }
 
 /// Asks until so many halves are matched in the store.
-async fn wait_until_stored(dir: &Path, halves: u64) -> Result<()> {
-    let line = uplink::connect(ADDRESS, uplink::OPERATOR, dir).await?;
+async fn wait_until_stored(address: &str, dir: &Path, halves: u64) -> Result<()> {
+    let line = uplink::connect(address, uplink::OPERATOR, dir).await?;
     let start = Instant::now();
     let mut matched = 0;
     while matched < halves {
@@ -218,6 +218,7 @@ async fn wait_until_stored(dir: &Path, halves: u64) -> Result<()> {
 /// The program on its core, with a directory of its own; gone when dropped.
 struct Federator {
     child: Child,
+    address: String,
     dir: TempDir,
 }
 
@@ -226,8 +227,11 @@ impl Federator {
         let dir = tempfile::tempdir().context("no temporary directory")?;
         uplink::issue_identities(dir.path())?;
         let at = dir.path().display();
+        // A port that is free now.
+        let address = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+        let address = address.context("no free port")?.to_string();
         let config = format!(
-            "name = \"{0}\"\nregion = \"{1}\"\nlisten = \"{ADDRESS}\"\nidentity = \"{at}/{0}\"\ndata_dir = \"{at}/data\"\n\n\
+            "name = \"{0}\"\nregion = \"{1}\"\nlisten = \"{address}\"\nidentity = \"{at}/{0}\"\ndata_dir = \"{at}/data\"\n\n\
              [mesh]\nkey_file = \"{at}/mesh.key\"\n",
             uplink::FEDERATOR,
             uplink::REGION,
@@ -256,19 +260,23 @@ impl Federator {
             .stdout(log.try_clone()?)
             .stderr(log);
         let child = command.spawn().context("cannot start the federator")?;
-        Ok(Self { child, dir })
+        Ok(Self {
+            child,
+            address,
+            dir,
+        })
     }
 
     /// The first session: the program may not be up yet.
     async fn dial(&self, name: &str) -> Result<Uplink> {
         let start = Instant::now();
         loop {
-            match uplink::dial(ADDRESS, name, self.dir.path()).await {
+            match uplink::dial(&self.address, name, self.dir.path()).await {
                 Ok(uplink) => return Ok(uplink),
                 Err(error) if start.elapsed() > START_LIMIT => {
                     let log = fs::read_to_string(self.dir.path().join("federator.log"))
                         .unwrap_or_default();
-                    let last = log.lines().last().unwrap_or("nothing logged").to_owned();
+                    let last = log.lines().collect::<Vec<_>>().join(" | ");
                     return Err(error.context(format!("the federator did not come up: {last}")));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,

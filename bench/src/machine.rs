@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// Keeps the calling thread (and threads it starts later) on one core.
@@ -27,6 +28,12 @@ pub fn unpin() -> Result<()> {
 /// Number of cores.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// CPU time this process has used, all threads: what a bench on one core takes, whoever else wants the core meanwhile.
+pub fn own_cpu_time() -> Result<Duration> {
+    let now = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("no CPU clock")?;
+    Ok(Duration::from(now))
 }
 
 /// CPU time a process has used, user and system, all threads.
