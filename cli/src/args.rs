@@ -202,12 +202,15 @@ pub enum By {
 /// `weft sql`
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Sql {
-    /// One SELECT; - reads it from stdin
+    /// One SELECT over the table connection, the window's connections; - reads it from stdin
     #[arg(value_name = "SELECT")]
     pub statement: String,
     /// When.
     #[command(flatten)]
     pub window: Window,
+    /// Between whom.
+    #[command(flatten)]
+    pub ends: Ends,
     /// At most so many rows
     #[arg(long, visible_alias = "top", value_name = "N", default_value_t = 1000)]
     pub limit: u32,

@@ -20,6 +20,25 @@ pub const LAG_WARN_US: i64 = 30_000_000;
 /// Matches between regions that take longer than this, at the median, are a warning.
 pub const EXCHANGE_WARN_US: u64 = 5_000_000;
 
+/// Counters of a federator that mean missing matches: name, in words, and what to do.
+const LIMITS_REACHED: [(&str, &str, &str); 3] = [
+    (
+        "memory_full_halves",
+        "halves were stored without a chance to be matched: too many were open",
+        "raise [stitch] max_open",
+    ),
+    (
+        "not_offered_halves",
+        "halves were not offered to the mesh: too many waited",
+        "are the peers reachable? weft health --json shows their queues",
+    ),
+    (
+        "half_id_collisions",
+        "halves had the id of another agent's half and were not kept",
+        "please report this",
+    ),
+];
+
 /// How bad it is; the words of Nagios in JSON, ours in text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -138,12 +157,18 @@ pub(crate) fn of_federator(f: &FederatorHealth) -> Vec<Problem> {
             );
         }
     }
+    for (name, words, hint) in LIMITS_REACHED {
+        let number = f.counters.get(name).copied().unwrap_or(0);
+        if number > 0 {
+            found.warning("limit", format!("{} {words}", count(number)), hint);
+        }
+    }
     found.list
 }
 
-/// A counter of what is gone, as against what was refused.
+/// A counter of what is gone, as against what was refused or went otherwise than it should.
 pub(crate) fn is_loss(counter: &str) -> bool {
-    counter.contains("dropped") || counter.contains("lost")
+    counter.contains("dropped")
 }
 
 /// What is wrong with one of its agents.
@@ -300,6 +325,21 @@ mod tests {
             .iter()
             .map(|p| (p.code, p.severity))
             .collect()
+    }
+
+    #[test]
+    fn counters_that_mean_loss_are_warnings() {
+        let counted = |name: &str| after(|f| f.counters.extend([(name.to_owned(), 1)]));
+        assert_eq!(
+            counted("memory_full_halves"),
+            [("limit", Severity::Warning)]
+        );
+        assert_eq!(
+            counted("not_offered_halves"),
+            [("limit", Severity::Warning)]
+        );
+        assert_eq!(counted("sessions_lost"), []);
+        assert_eq!(counted("peer_messages_refused"), []);
     }
 
     #[test]

@@ -157,6 +157,11 @@ fn thresholds() -> String {
             String::new(),
         ),
         (
+            "a limit cost matches since start",
+            "always".to_owned(),
+            String::new(),
+        ),
+        (
             "a clock is off by more than",
             duration_us(diagnosis::SKEW_WARN_US),
             String::new(),

@@ -80,6 +80,8 @@ pub enum What {
     Sql {
         /// The statement.
         text: String,
+        /// Over which connections.
+        filter: Filter,
         /// At most so many.
         limit: u32,
     },
@@ -131,6 +133,7 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
         Verb::Sql(typed) => {
             let what = What::Sql {
                 text: statement(&typed.statement)?,
+                filter: filter(&typed.ends)?,
                 limit: rows("--limit", typed.limit)?,
             };
             ask(what, span(&typed.window)?, &typed.asking)
@@ -170,9 +173,13 @@ impl Ask {
                 by: *by,
                 top: *top,
             },
-            What::Sql { text, limit } => Question::Sql {
+            What::Sql {
+                text,
+                filter,
+                limit,
+            } => Question::Sql {
                 text: text.clone(),
-                filter: within(&Filter::default()),
+                filter: within(filter),
                 limit: *limit,
             },
             What::Health | What::Federators => Question::Health,
