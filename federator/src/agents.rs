@@ -39,8 +39,15 @@ struct Inner {
 
 impl AgentState {
     fn new(key: AgentKey, durable: u64) -> Self {
-        let inner = Inner { submitted: durable, ..Inner::default() };
-        Self { key, durable: watch::Sender::new(durable), inner: Mutex::new(inner) }
+        let inner = Inner {
+            submitted: durable,
+            ..Inner::default()
+        };
+        Self {
+            key,
+            durable: watch::Sender::new(durable),
+            inner: Mutex::new(inner),
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -60,7 +67,10 @@ impl AgentState {
             inner.session.replace(session.clone())
         };
         if let Some(older) = older {
-            older.close(CloseCode::Superseded, "a newer session of this agent took over");
+            older.close(
+                CloseCode::Superseded,
+                "a newer session of this agent took over",
+            );
         }
     }
 
@@ -106,7 +116,10 @@ impl AgentState {
     /// For `weft health`.
     pub fn health(&self, now: Timestamp) -> AgentHealth {
         let inner = self.inner();
-        let live = inner.session.as_ref().filter(|session| session.close_reason().is_none());
+        let live = inner
+            .session
+            .as_ref()
+            .filter(|session| session.close_reason().is_none());
         AgentHealth {
             name: inner.info.name.clone(),
             version: inner.info.version.clone(),
@@ -114,7 +127,10 @@ impl AgentState {
             last_seen: inner.last_seen,
             lag_us: inner.lag_us,
             clock_skew_us: inner.skew_us.unwrap_or(0),
-            certificate_days_left: inner.session.as_ref().map_or(0, |session| session.peer_days_left(now)),
+            certificate_days_left: inner
+                .session
+                .as_ref()
+                .map_or(0, |session| session.peer_days_left(now)),
             halves: inner.halves,
             open: inner.status.open,
             spool_bytes: inner.status.spool_bytes,
@@ -134,8 +150,12 @@ pub struct AgentStates {
 impl AgentStates {
     /// Starts with what is durable.
     pub fn new(sequences: &[(AgentKey, u64)]) -> Self {
-        let known = sequences.iter().map(|(key, seq)| (*key, Arc::new(AgentState::new(*key, *seq))));
-        Self { by_key: Mutex::new(known.collect()) }
+        let known = sequences
+            .iter()
+            .map(|(key, seq)| (*key, Arc::new(AgentState::new(*key, *seq))));
+        Self {
+            by_key: Mutex::new(known.collect()),
+        }
     }
 
     /// The agent with this key; `None` when there are too many.
@@ -144,7 +164,12 @@ impl AgentStates {
         if !by_key.contains_key(&key) && by_key.len() >= MAX_AGENTS {
             return None;
         }
-        Some(by_key.entry(key).or_insert_with(|| Arc::new(AgentState::new(key, 0))).clone())
+        Some(
+            by_key
+                .entry(key)
+                .or_insert_with(|| Arc::new(AgentState::new(key, 0)))
+                .clone(),
+        )
     }
 
     /// All that have connected since the start, by name.
@@ -153,8 +178,11 @@ impl AgentStates {
             let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
             by_key.values().cloned().collect()
         };
-        let mut health: Vec<_> =
-            states.iter().map(|state| state.health(now)).filter(|agent| !agent.name.is_empty()).collect();
+        let mut health: Vec<_> = states
+            .iter()
+            .map(|state| state.health(now))
+            .filter(|agent| !agent.name.is_empty())
+            .collect();
         health.sort_by(|a, b| a.name.cmp(&b.name));
         health
     }
@@ -179,9 +207,18 @@ mod tests {
     #[test]
     fn delays_hardly_move_the_clock_estimate() {
         let state = AgentState::new(AgentKey(1), 0);
-        assert_eq!(state.heard(Some(Timestamp(1_000_500)), Timestamp(1_000_000)), 500);
-        assert_eq!(state.heard(Some(Timestamp(1_000_100)), Timestamp(1_000_000)), 450);
-        assert_eq!(state.heard(Some(Timestamp(1_000_600)), Timestamp(1_000_000)), 600);
+        assert_eq!(
+            state.heard(Some(Timestamp(1_000_500)), Timestamp(1_000_000)),
+            500
+        );
+        assert_eq!(
+            state.heard(Some(Timestamp(1_000_100)), Timestamp(1_000_000)),
+            450
+        );
+        assert_eq!(
+            state.heard(Some(Timestamp(1_000_600)), Timestamp(1_000_000)),
+            600
+        );
         assert_eq!(state.heard(None, Timestamp(9)), 600);
     }
 

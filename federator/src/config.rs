@@ -125,7 +125,11 @@ pub struct Metrics {
 
 impl Default for Stitch {
     fn default() -> Self {
-        Self { hold_ms: 1500, expiry_s: 120, max_open: 4_000_000 }
+        Self {
+            hold_ms: 1500,
+            expiry_s: 120,
+            max_open: 4_000_000,
+        }
     }
 }
 
@@ -137,7 +141,12 @@ impl Default for Journal {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { flush_interval_ms: 500, retention_days: 30, threads: 1, memory_limit: "1GB".into() }
+        Self {
+            flush_interval_ms: 500,
+            retention_days: 30,
+            threads: 1,
+            memory_limit: "1GB".into(),
+        }
     }
 }
 
@@ -156,7 +165,8 @@ impl Default for Query {
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(&text).with_context(|| format!("in {}", path.display()))
     }
 
@@ -169,19 +179,34 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.name.is_empty(), "name is empty");
-        ensure!(self.mesh.peers.len() <= MAX_PEERS, "more than {MAX_PEERS} peers");
+        ensure!(
+            self.mesh.peers.len() <= MAX_PEERS,
+            "more than {MAX_PEERS} peers"
+        );
         ensure!(
             self.mesh.peers.is_empty() || self.mesh.key_file.is_some(),
             "mesh.key_file is missing: it is needed with peers, the same on all federators"
         );
         for (index, peer) in self.mesh.peers.iter().enumerate() {
-            ensure!(peer.name != self.name, "mesh.peer {:?} has this federator's own name", peer.name);
-            let twice = self.mesh.peers[..index].iter().any(|other| other.name == peer.name);
+            ensure!(
+                peer.name != self.name,
+                "mesh.peer {:?} has this federator's own name",
+                peer.name
+            );
+            let twice = self.mesh.peers[..index]
+                .iter()
+                .any(|other| other.name == peer.name);
             ensure!(!twice, "mesh.peer {:?} is there twice", peer.name);
         }
-        ensure!(self.stitch.expiry_s * 1000 > self.stitch.hold_ms, "stitch.expiry_s must be longer than stitch.hold_ms");
+        ensure!(
+            self.stitch.expiry_s * 1000 > self.stitch.hold_ms,
+            "stitch.expiry_s must be longer than stitch.hold_ms"
+        );
         ensure!(self.stitch.max_open > 0, "stitch.max_open must not be 0");
-        ensure!(self.store.flush_interval_ms > 0, "store.flush_interval_ms must not be 0");
+        ensure!(
+            self.store.flush_interval_ms > 0,
+            "store.flush_interval_ms must not be 0"
+        );
         ensure!(self.query.concurrent > 0, "query.concurrent must not be 0");
         Ok(())
     }
@@ -207,11 +232,25 @@ mod tests {
         let config = Config::parse(text).unwrap();
         assert_eq!(config.mesh.peers.len(), 2);
         // What the sample shows as defaults are the defaults.
-        let defaults = Config::parse("name='a'\nregion='r'\nlisten='0.0.0.0:1'\nidentity='i'\ndata_dir='d'").unwrap();
-        assert_eq!(format!("{:?}", config.stitch), format!("{:?}", defaults.stitch));
-        assert_eq!(format!("{:?}", config.journal), format!("{:?}", defaults.journal));
-        assert_eq!(format!("{:?}", config.store), format!("{:?}", defaults.store));
-        assert_eq!(format!("{:?}", config.query), format!("{:?}", defaults.query));
+        let defaults =
+            Config::parse("name='a'\nregion='r'\nlisten='0.0.0.0:1'\nidentity='i'\ndata_dir='d'")
+                .unwrap();
+        assert_eq!(
+            format!("{:?}", config.stitch),
+            format!("{:?}", defaults.stitch)
+        );
+        assert_eq!(
+            format!("{:?}", config.journal),
+            format!("{:?}", defaults.journal)
+        );
+        assert_eq!(
+            format!("{:?}", config.store),
+            format!("{:?}", defaults.store)
+        );
+        assert_eq!(
+            format!("{:?}", config.query),
+            format!("{:?}", defaults.query)
+        );
     }
 
     #[test]
@@ -219,11 +258,20 @@ mod tests {
         let base = "name='a'\nregion='r'\nlisten='0.0.0.0:1'\nidentity='i'\ndata_dir='d'\n";
         for (addition, word) in [
             ("speed = 3", "speed"),
-            ("[[mesh.peer]]\nname='b'\nregion='r'\naddress='x:1'", "key_file"),
-            ("[mesh]\nkey_file='k'\n[[mesh.peer]]\nname='a'\nregion='r'\naddress='x:1'", "own name"),
+            (
+                "[[mesh.peer]]\nname='b'\nregion='r'\naddress='x:1'",
+                "key_file",
+            ),
+            (
+                "[mesh]\nkey_file='k'\n[[mesh.peer]]\nname='a'\nregion='r'\naddress='x:1'",
+                "own name",
+            ),
             ("[stitch]\nhold_ms = 200000", "expiry_s"),
         ] {
-            let error = format!("{:#}", Config::parse(&format!("{base}{addition}")).unwrap_err());
+            let error = format!(
+                "{:#}",
+                Config::parse(&format!("{base}{addition}")).unwrap_err()
+            );
             assert!(error.contains(word), "{error}");
         }
     }

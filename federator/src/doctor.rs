@@ -22,7 +22,10 @@ pub fn doctor(path: &Path) -> bool {
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) => {
-            say("configuration", Err((format!("{error:#}"), "compare it with docs/federator.toml")));
+            say(
+                "configuration",
+                Err((format!("{error:#}"), "compare it with docs/federator.toml")),
+            );
             return false;
         }
     };
@@ -34,13 +37,25 @@ pub fn doctor(path: &Path) -> bool {
         "listen",
         match bound {
             Ok(_) => Ok(format!("udp {} is free", config.listen)),
-            Err(error) => Err((format!("udp {}: {error}", config.listen), "is the federator running already?")),
+            Err(error) => Err((
+                format!("udp {}: {error}", config.listen),
+                "is the federator running already?",
+            )),
         },
     );
     if let Some(file) = &config.mesh.key_file {
         let key = std::fs::read_to_string(file);
-        let valid = key.as_ref().is_ok_and(|key| key.trim().len() == 64 && key.trim().bytes().all(|b| b.is_ascii_hexdigit()));
-        let outcome = if valid { Ok(file.display().to_string()) } else { Err((format!("{} is not 32 bytes in hexadecimal", file.display()), "openssl rand -hex 32, the same on all federators")) };
+        let valid = key.as_ref().is_ok_and(|key| {
+            key.trim().len() == 64 && key.trim().bytes().all(|b| b.is_ascii_hexdigit())
+        });
+        let outcome = if valid {
+            Ok(file.display().to_string())
+        } else {
+            Err((
+                format!("{} is not 32 bytes in hexadecimal", file.display()),
+                "openssl rand -hex 32, the same on all federators",
+            ))
+        };
         say("mesh key", outcome);
     }
     fine
@@ -50,7 +65,10 @@ fn check_identity(config: &Config) -> Result<String, (String, &'static str)> {
     let identity = identity(config).map_err(|error| (format!("{error:#}"), "weft pki issue"))?;
     let days = identity.days_left(clock::now());
     if days < CERTIFICATE_WARNING_DAYS {
-        return Err((format!("the certificate ends in {days} days"), "weft pki issue"));
+        return Err((
+            format!("the certificate ends in {days} days"),
+            "weft pki issue",
+        ));
     }
     Ok(format!("{}, {days} days left", identity.id()))
 }
@@ -61,6 +79,11 @@ fn check_data(config: &Config) -> Result<String, (String, &'static str)> {
     std::fs::create_dir_all(folder)
         .and_then(|()| std::fs::write(&probe, b""))
         .and_then(|()| std::fs::remove_file(&probe))
-        .map_err(|error| (format!("{}: {error}", folder.display()), "the federator's user must be able to write there"))?;
+        .map_err(|error| {
+            (
+                format!("{}: {error}", folder.display()),
+                "the federator's user must be able to write there",
+            )
+        })?;
     Ok(format!("{} can be written", folder.display()))
 }

@@ -57,7 +57,14 @@ pub struct Sources {
 impl Vitals {
     /// Of a federator that is starting.
     pub fn new(config: &Config, sources: Sources) -> Self {
-        let Sources { identity, listener, agents, peers, progress, sessions } = sources;
+        let Sources {
+            identity,
+            listener,
+            agents,
+            peers,
+            progress,
+            sessions,
+        } = sources;
         Self {
             name: config.name.clone(),
             region: config.region.clone(),
@@ -88,7 +95,9 @@ impl Vitals {
 
     fn halves_per_second(&self) -> f64 {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((at, before)) = samples.front() else { return 0.0 };
+        let Some((at, before)) = samples.front() else {
+            return 0.0;
+        };
         let more = self.sessions.halves.load(Relaxed).saturating_sub(*before);
         more as f64 / at.elapsed().as_secs_f64().max(0.001)
     }
@@ -96,7 +105,8 @@ impl Vitals {
     /// Halves that agents counted as lost.
     pub fn dropped(&self) -> u64 {
         let lost = self.agents.health(clock::now()).into_iter();
-        lost.map(|agent| agent.kernel_dropped + agent.table_dropped + agent.spool_dropped).sum()
+        lost.map(|agent| agent.kernel_dropped + agent.table_dropped + agent.spool_dropped)
+            .sum()
     }
 
     /// Everything.
@@ -132,7 +142,11 @@ impl Vitals {
 
     fn store_bytes(&self) -> u64 {
         let wal = self.store.with_extension("duckdb.wal");
-        [&self.store, &wal].into_iter().filter_map(|path| std::fs::metadata(path).ok()).map(|data| data.len()).sum()
+        [&self.store, &wal]
+            .into_iter()
+            .filter_map(|path| std::fs::metadata(path).ok())
+            .map(|data| data.len())
+            .sum()
     }
 
     fn closes(&self) -> Vec<(CloseCode, u64)> {
@@ -146,8 +160,17 @@ impl Vitals {
 
     /// What was dropped, refused or went otherwise than it should, by name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
-        let core = *self.progress.core.lock().unwrap_or_else(PoisonError::into_inner);
-        let mesh = (*self.progress.mesh.lock().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default();
+        let core = *self
+            .progress
+            .core
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mesh = (*self
+            .progress
+            .mesh
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner))
+        .unwrap_or_default();
         let sessions = &self.sessions;
         let transport = self.listener.counters().read();
         let mut counters: BTreeMap<String, u64> = [
@@ -159,7 +182,10 @@ impl Vitals {
             ("outdated_rows", core.outdated),
             ("memory_full_halves", core.memory_full),
             ("unknown_agent_batches", core.unknown_agent),
-            ("repeated_batches", core.repeated_batches + sessions.repeated_batches.load(Relaxed)),
+            (
+                "repeated_batches",
+                core.repeated_batches + sessions.repeated_batches.load(Relaxed),
+            ),
             ("peer_messages_refused", core.peer_misbehaved),
             ("not_offered_halves", core.not_offered),
             ("journal_full_refusals", sessions.journal_full.load(Relaxed)),
@@ -178,7 +204,10 @@ impl Vitals {
         .map(|(name, count)| (name.to_owned(), count))
         .collect();
         for (reason, count) in transport.refused {
-            counters.insert(format!("handshakes_refused_{}", reason.replace('-', "_")), count);
+            counters.insert(
+                format!("handshakes_refused_{}", reason.replace('-', "_")),
+                count,
+            );
         }
         counters
     }
@@ -192,36 +221,122 @@ impl Vitals {
             text.push_str(&format!("# HELP weft_federator_{name} {help}\n# TYPE weft_federator_{name} {kind}\nweft_federator_{name} {value}\n"));
         };
         let load = |value: &std::sync::atomic::AtomicU64| value.load(Relaxed) as f64;
-        one("counter", "halves_total", "Halves taken.", health.halves as f64);
-        one("counter", "rows_total", "Rows of batches taken.", load(&self.sessions.halves));
-        one("counter", "batches_total", "Batches taken.", load(&self.sessions.batches));
-        one("counter", "batch_bytes_total", "Bytes of batches taken.", load(&self.sessions.batch_bytes));
-        one("counter", "stitched_total", "Connections stitched.", health.stitched as f64);
-        one("gauge", "waiting_halves", "Halves that wait for a partner.", health.open_halves as f64);
-        one("gauge", "memory_halves", "Halves in memory.", load(&progress.in_memory));
-        one("gauge", "journal_bytes", "Bytes of the journal.", health.journal_bytes as f64);
-        one("counter", "journal_syncs_total", "Syncs of the journal.", load(&progress.syncs));
-        one("counter", "store_rows_total", "Rows written to the store.", load(&progress.rows_written));
-        one("counter", "store_seconds_total", "Time that took.", load(&progress.store_us) / 1e6);
-        one("gauge", "store_bytes", "Bytes of the store.", health.store_bytes as f64);
-        one("gauge", "disk_free_bytes", "Bytes free on its disk.", health.disk_free_bytes as f64);
-        one("gauge", "certificate_days_left", "Days until the certificate ends.", health.certificate_days_left as f64);
+        one(
+            "counter",
+            "halves_total",
+            "Halves taken.",
+            health.halves as f64,
+        );
+        one(
+            "counter",
+            "rows_total",
+            "Rows of batches taken.",
+            load(&self.sessions.halves),
+        );
+        one(
+            "counter",
+            "batches_total",
+            "Batches taken.",
+            load(&self.sessions.batches),
+        );
+        one(
+            "counter",
+            "batch_bytes_total",
+            "Bytes of batches taken.",
+            load(&self.sessions.batch_bytes),
+        );
+        one(
+            "counter",
+            "stitched_total",
+            "Connections stitched.",
+            health.stitched as f64,
+        );
+        one(
+            "gauge",
+            "waiting_halves",
+            "Halves that wait for a partner.",
+            health.open_halves as f64,
+        );
+        one(
+            "gauge",
+            "memory_halves",
+            "Halves in memory.",
+            load(&progress.in_memory),
+        );
+        one(
+            "gauge",
+            "journal_bytes",
+            "Bytes of the journal.",
+            health.journal_bytes as f64,
+        );
+        one(
+            "counter",
+            "journal_syncs_total",
+            "Syncs of the journal.",
+            load(&progress.syncs),
+        );
+        one(
+            "counter",
+            "store_rows_total",
+            "Rows written to the store.",
+            load(&progress.rows_written),
+        );
+        one(
+            "counter",
+            "store_seconds_total",
+            "Time that took.",
+            load(&progress.store_us) / 1e6,
+        );
+        one(
+            "gauge",
+            "store_bytes",
+            "Bytes of the store.",
+            health.store_bytes as f64,
+        );
+        one(
+            "gauge",
+            "disk_free_bytes",
+            "Bytes free on its disk.",
+            health.disk_free_bytes as f64,
+        );
+        one(
+            "gauge",
+            "certificate_days_left",
+            "Days until the certificate ends.",
+            health.certificate_days_left as f64,
+        );
         let connected = health.agents.iter().filter(|agent| agent.connected).count();
-        one("gauge", "agents_connected", "Agents connected.", connected as f64);
+        one(
+            "gauge",
+            "agents_connected",
+            "Agents connected.",
+            connected as f64,
+        );
         let connected = health.peers.iter().filter(|peer| peer.connected).count();
-        one("gauge", "peers_connected", "Peers connected.", connected as f64);
+        one(
+            "gauge",
+            "peers_connected",
+            "Peers connected.",
+            connected as f64,
+        );
         text.push_str("# HELP weft_federator_events_total What was dropped, refused or went otherwise than it should.\n# TYPE weft_federator_events_total counter\n");
         for (name, count) in &health.counters {
-            text.push_str(&format!("weft_federator_events_total{{event=\"{name}\"}} {count}\n"));
+            text.push_str(&format!(
+                "weft_federator_events_total{{event=\"{name}\"}} {count}\n"
+            ));
         }
         text.push_str("# HELP weft_federator_sessions_closed_total Sessions closed, by code.\n# TYPE weft_federator_sessions_closed_total counter\n");
         for (code, count) in &health.closes {
-            text.push_str(&format!("weft_federator_sessions_closed_total{{code=\"{}\"}} {count}\n", code.name()));
+            text.push_str(&format!(
+                "weft_federator_sessions_closed_total{{code=\"{}\"}} {count}\n",
+                code.name()
+            ));
         }
         text
     }
 }
 
 fn disk_free(path: &std::path::Path) -> u64 {
-    nix::sys::statvfs::statvfs(path).map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
+    nix::sys::statvfs::statvfs(path)
+        .map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
 }

@@ -35,11 +35,20 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Version => println!("weft-federator {}", env!("CARGO_PKG_VERSION")),
-        Command::Doctor { config } => return if doctor(&config) { ExitCode::SUCCESS } else { ExitCode::from(1) },
+        Command::Doctor { config } => {
+            return if doctor(&config) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(1)
+            };
+        }
         Command::Run { config } => {
             log_to_stderr();
             if let Err(error) = load_and_run(&config) {
-                eprintln!("error: {error:#}\nhint:  weft-federator doctor --config {}", config.display());
+                eprintln!(
+                    "error: {error:#}\nhint:  weft-federator doctor --config {}",
+                    config.display()
+                );
                 return ExitCode::from(2);
             }
         }
@@ -49,12 +58,17 @@ fn main() -> ExitCode {
 
 fn load_and_run(path: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(run(config))
 }
 
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }

@@ -26,7 +26,9 @@ pub async fn serve(listener: TcpListener, vitals: Arc<Vitals>) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+        let Ok(permit) = room.clone().try_acquire_owned() else {
+            continue;
+        };
         let vitals = vitals.clone();
         tokio::spawn(async move {
             // Whoever asks too slowly, or leaves, gets no answer.
@@ -46,9 +48,15 @@ async fn exchange(mut stream: TcpStream, vitals: &Vitals) -> std::io::Result<()>
         }
         request.extend_from_slice(&piece[..read]);
     }
-    let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let line = request
+        .split(|byte| *byte == b'\r')
+        .next()
+        .unwrap_or_default();
     let (status, kind, body) = answer(line, vitals);
-    let head = format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
     stream.shutdown().await
@@ -57,7 +65,9 @@ async fn exchange(mut stream: TcpStream, vitals: &Vitals) -> std::io::Result<()>
 fn answer(line: &[u8], vitals: &Vitals) -> (&'static str, &'static str, String) {
     const TEXT: &str = "text/plain; charset=utf-8";
     match line {
-        b"GET /metrics HTTP/1.1" | b"GET /metrics HTTP/1.0" => ("200 OK", "text/plain; version=0.0.4", vitals.metrics()),
+        b"GET /metrics HTTP/1.1" | b"GET /metrics HTTP/1.0" => {
+            ("200 OK", "text/plain; version=0.0.4", vitals.metrics())
+        }
         b"GET /healthz HTTP/1.1" | b"GET /healthz HTTP/1.0" => ("200 OK", TEXT, "ok\n".into()),
         _ => ("404 Not Found", TEXT, "GET /metrics or /healthz\n".into()),
     }

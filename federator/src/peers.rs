@@ -26,6 +26,9 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 /// Messages that wait to be sent to one peer; the mesh leaves at most `weft_mesh::mesh::IN_FLIGHT` unacknowledged.
 const OUTBOX: usize = 2 * weft_mesh::mesh::IN_FLIGHT;
 
+/// Number of a session of ours, and where its messages go.
+type Outbox = (u64, mpsc::Sender<(u64, PeerMessage)>);
+
 /// One peer.
 #[derive(Debug)]
 pub struct PeerLink {
@@ -34,8 +37,8 @@ pub struct PeerLink {
     /// Its region.
     pub region: String,
     address: String,
-    /// Number of the present session of ours, and where its messages go.
-    outbox: Mutex<Option<(u64, mpsc::Sender<(u64, PeerMessage)>)>>,
+    /// Of the present session.
+    outbox: Mutex<Option<Outbox>>,
     session: Mutex<Option<Session>>,
     /// The peer's session to us.
     inbound: Mutex<Option<Session>>,
@@ -71,8 +74,15 @@ impl Peers {
             queued: AtomicU64::new(0),
             error: Mutex::new("not dialled yet".into()),
         };
-        let links = peers.iter().map(|peer| (peer.name.clone(), Arc::new(link(peer)))).collect();
-        Self { me: (name.into(), region.into()), instance, links }
+        let links = peers
+            .iter()
+            .map(|peer| (peer.name.clone(), Arc::new(link(peer))))
+            .collect();
+        Self {
+            me: (name.into(), region.into()),
+            instance,
+            links,
+        }
     }
 
     /// All of them.
@@ -102,7 +112,10 @@ impl Peers {
             Told::Send { peer, seq, message } => {
                 let Some(link) = self.find(&peer) else { return };
                 let mut outbox = lock(&link.outbox);
-                let Some((_, sender)) = outbox.as_ref().filter(|(number, _)| *number == session) else { return };
+                let Some((_, sender)) = outbox.as_ref().filter(|(number, _)| *number == session)
+                else {
+                    return;
+                };
                 // Full: the peer acknowledges what it was not sent. The session ends.
                 if sender.try_send((seq, message)).is_err() {
                     *outbox = None;
@@ -120,7 +133,12 @@ impl Peers {
     pub async fn run(self: Arc<Self>, dialler: Dialler, submissions: mpsc::Sender<Submission>) {
         let mut tasks = tokio::task::JoinSet::new();
         for link in self.links.values().cloned() {
-            tasks.spawn(keep_in_touch(self.clone(), link, dialler.clone(), submissions.clone()));
+            tasks.spawn(keep_in_touch(
+                self.clone(),
+                link,
+                dialler.clone(),
+                submissions.clone(),
+            ));
         }
         while tasks.join_next().await.is_some() {}
     }
@@ -129,7 +147,9 @@ impl Peers {
 impl PeerLink {
     /// Our session, while there is one.
     pub fn session(&self) -> Option<Session> {
-        lock(&self.session).clone().filter(|session| session.close_reason().is_none())
+        lock(&self.session)
+            .clone()
+            .filter(|session| session.close_reason().is_none())
     }
 
     /// Why there is none.
@@ -142,14 +162,18 @@ impl PeerLink {
         self.heard(hello.now);
         let older = lock(&self.inbound).replace(session.clone());
         if let Some(older) = older {
-            older.close(CloseCode::Superseded, "a newer session of this federator took over");
+            older.close(
+                CloseCode::Superseded,
+                "a newer session of this federator took over",
+            );
         }
     }
 
     fn heard(&self, clock_of_peer: Timestamp) {
         let now = clock::now();
         self.last_seen.store(now.0, Relaxed);
-        self.skew_us.store(clock_of_peer.0.saturating_sub(now.0), Relaxed);
+        self.skew_us
+            .store(clock_of_peer.0.saturating_sub(now.0), Relaxed);
     }
 
     /// For `weft health`.
@@ -181,10 +205,15 @@ async fn keep_in_touch(
     let mut number = 0;
     loop {
         number += 1;
-        match dialler.dial(&link.address, &Expect::federator(&link.name)).await {
+        match dialler
+            .dial(&link.address, &Expect::federator(&link.name))
+            .await
+        {
             Ok(session) => {
                 let ended = talk(&peers, &link, session, number, &submissions, &mut pause).await;
-                let error = ended.err().map_or_else(|| "the session ended".to_owned(), |error| error.to_string());
+                let error = ended
+                    .err()
+                    .map_or_else(|| "the session ended".to_owned(), |error| error.to_string());
                 tracing::info!(peer = link.name, error, "session to a peer ended");
                 *lock(&link.error) = error;
             }
@@ -221,8 +250,16 @@ async fn talk(
     *lock(&link.session) = Some(session.clone());
     tracing::info!(peer = link.name, "session to a peer");
     let name = link.name.clone();
-    let contact = |contact| submissions.send(Submission::Contact { session: number, contact });
-    let up = Contact::Up { peer: name.clone(), instance: hello.instance };
+    let contact = |contact| {
+        submissions.send(Submission::Contact {
+            session: number,
+            contact,
+        })
+    };
+    let up = Contact::Up {
+        peer: name.clone(),
+        instance: hello.instance,
+    };
     // A send fails only while the program ends.
     let _ = contact(up).await;
     let say = async {
@@ -233,10 +270,16 @@ async fn talk(
     };
     let listen = async {
         loop {
-            let Some(frame) = receiver.recv().await? else { return Ok(()) };
+            let Some(frame) = receiver.recv().await? else {
+                return Ok(());
+            };
             let ack: Ack = session.decode(&frame)?;
             link.last_seen.store(clock::now().0, Relaxed);
-            let _ = contact(Contact::Acked { peer: name.clone(), seq: ack.seq }).await;
+            let _ = contact(Contact::Acked {
+                peer: name.clone(),
+                seq: ack.seq,
+            })
+            .await;
         }
     };
     let ended = tokio::select! {

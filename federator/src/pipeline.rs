@@ -102,9 +102,17 @@ pub enum Submission {
 /// Sequence number before the batch in a frame's payload.
 pub const SEQ_BYTES: usize = 8;
 
+#[expect(clippy::large_enum_variant, reason = "nearly all are entries")]
 enum ToCore {
-    Entry { position: u64, at: Timestamp, input: Input },
-    Contact { session: u64, contact: Contact },
+    Entry {
+        position: u64,
+        at: Timestamp,
+        input: Input,
+    },
+    Contact {
+        session: u64,
+        contact: Contact,
+    },
     Barrier(oneshot::Sender<()>),
 }
 
@@ -167,18 +175,25 @@ impl Pipeline {
         let live = loaded.live.len();
         let mut core = Core::new(core_config(config)?, loaded);
         let mut last = None;
-        let (mut journal, recovery) = Journal::open(&config.journal_folder(), from, |position, entry| {
-            let (at, input) = replayed(entry);
-            last = Some(at);
-            if let Some(input) = input {
-                core.apply(position, at, input);
-            }
-        })?;
+        let (mut journal, recovery) =
+            Journal::open(&config.journal_folder(), from, |position, entry| {
+                let (at, input) = replayed(entry);
+                last = Some(at);
+                if let Some(input) = input {
+                    core.apply(position, at, input);
+                }
+            })?;
         let now = clock::now();
-        let down_us = last.map_or(0, |last: Timestamp| now.0.saturating_sub(last.0)).max(0);
-        let position = journal.append(EntryRef::Start { arrived_at: now, down_us })?;
+        let down_us = last
+            .map_or(0, |last: Timestamp| now.0.saturating_sub(last.0))
+            .max(0);
+        let position = journal.append(EntryRef::Start {
+            arrived_at: now,
+            down_us,
+        })?;
         journal.commit()?;
         core.apply(position, now, Input::Start { down_us });
+        core.advance(now);
         tracing::info!(
             live,
             entries = recovery.entries,
@@ -187,15 +202,38 @@ impl Pipeline {
             "state restored"
         );
         if recovery.missing_bytes > 0 {
-            tracing::error!(bytes = recovery.missing_bytes, "journal segments are missing: what they held is lost");
+            tracing::error!(
+                bytes = recovery.missing_bytes,
+                "journal segments are missing: what they held is lost"
+            );
         }
-        let sequences = core.sequences().iter().map(|(key, seq)| (*key, *seq)).collect();
-        let parts = Parts { journal, core, store, readers, peers };
+        let sequences = core
+            .sequences()
+            .iter()
+            .map(|(key, seq)| (*key, *seq))
+            .collect();
+        let parts = Parts {
+            journal,
+            core,
+            store,
+            readers,
+            peers,
+        };
         Ok(Self::spawn(config, parts, sequences)?)
     }
 
-    fn spawn(config: &Config, parts: Parts, sequences: Vec<(AgentKey, u64)>) -> std::io::Result<Self> {
-        let Parts { journal, core, store, readers, peers } = parts;
+    fn spawn(
+        config: &Config,
+        parts: Parts,
+        sequences: Vec<(AgentKey, u64)>,
+    ) -> std::io::Result<Self> {
+        let Parts {
+            journal,
+            core,
+            store,
+            readers,
+            peers,
+        } = parts;
         let progress = Arc::new(Progress::default());
         progress.journal_bytes.store(journal.bytes(), Relaxed);
         let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
@@ -209,21 +247,43 @@ impl Pipeline {
             let failed = failed.clone();
             let run = move || {
                 let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-                if let Err(error) = worked.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked"))) {
+                if let Err(error) =
+                    worked.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked")))
+                {
                     // Fails only when the program is ending already.
                     let _ = failed.blocking_send(error);
                 }
             };
-            threads.push(std::thread::Builder::new().name(format!("weft-{name}")).spawn(run)?);
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("weft-{name}"))
+                    .spawn(run)?,
+            );
             std::io::Result::Ok(())
         };
         let shared = progress.clone();
-        thread("journal", Box::new(move || run_journal(journal, submitted, &to_core, &shared)))?;
+        thread(
+            "journal",
+            Box::new(move || run_journal(journal, submitted, &to_core, &shared)),
+        )?;
         let shared = progress.clone();
-        thread("core", Box::new(move || run_core(core, &entries, &to_store, interval, &shared, &peers)))?;
+        thread(
+            "core",
+            Box::new(move || run_core(core, &entries, &to_store, interval, &shared, &peers)),
+        )?;
         let shared = progress.clone();
-        thread("store", Box::new(move || run_store(store, &flushes, retention_us, &shared)))?;
-        Ok(Self { submissions, progress, readers, sequences, threads, failures })
+        thread(
+            "store",
+            Box::new(move || run_store(store, &flushes, retention_us, &shared)),
+        )?;
+        Ok(Self {
+            submissions,
+            progress,
+            readers,
+            sequences,
+            threads,
+            failures,
+        })
     }
 
     /// Waits for the first failure.
@@ -254,10 +314,15 @@ struct Parts {
 
 /// Reads the mesh's key.
 pub fn mesh_key(path: &std::path::Path) -> anyhow::Result<MeshKey> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let text = text.trim();
     let mut bytes = [0; 32];
-    anyhow::ensure!(text.len() == 64 && text.is_ascii(), "{} does not hold 32 bytes in hexadecimal", path.display());
+    anyhow::ensure!(
+        text.len() == 64 && text.is_ascii(),
+        "{} does not hold 32 bytes in hexadecimal",
+        path.display()
+    );
     for (index, byte) in bytes.iter_mut().enumerate() {
         *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16)
             .with_context(|| format!("{} does not hold 32 bytes in hexadecimal", path.display()))?;
@@ -266,7 +331,12 @@ pub fn mesh_key(path: &std::path::Path) -> anyhow::Result<MeshKey> {
 }
 
 fn core_config(config: &Config) -> anyhow::Result<CoreConfig> {
-    let peers = config.mesh.peers.iter().map(|peer| peer.name.clone()).collect();
+    let peers = config
+        .mesh
+        .peers
+        .iter()
+        .map(|peer| peer.name.clone())
+        .collect();
     let key = config.mesh.key_file.as_deref().map(mesh_key).transpose()?;
     Ok(CoreConfig {
         mesh: key.map(|key| (peers, key)),
@@ -287,18 +357,49 @@ pub fn random_seed() -> u64 {
 /// An entry of the journal as the core takes it. What was written was valid.
 fn replayed(entry: Entry) -> (Timestamp, Option<Input>) {
     match entry {
-        Entry::Start { arrived_at, down_us } => (arrived_at, Some(Input::Start { down_us })),
-        Entry::Agent(AgentEntry { arrived_at, agent, info }) => {
+        Entry::Start {
+            arrived_at,
+            down_us,
+        } => (arrived_at, Some(Input::Start { down_us })),
+        Entry::Agent(AgentEntry {
+            arrived_at,
+            agent,
+            info,
+        }) => {
             let info = codec::from_bytes(Kind::AgentHello, &info).ok();
-            (arrived_at, info.map(|info| Input::Agent { key: agent, info }))
+            (
+                arrived_at,
+                info.map(|info| Input::Agent { key: agent, info }),
+            )
         }
-        Entry::Batch(BatchEntry { arrived_at, agent, seq, skew_us, batch: bytes }) => {
+        Entry::Batch(BatchEntry {
+            arrived_at,
+            agent,
+            seq,
+            skew_us,
+            batch: bytes,
+        }) => {
             let batch = batch::decode(&bytes, agent).ok();
-            (arrived_at, batch.map(|batch| Input::Batch { agent, seq, skew_us, batch }))
+            (
+                arrived_at,
+                batch.map(|batch| Input::Batch {
+                    agent,
+                    seq,
+                    skew_us,
+                    batch,
+                }),
+            )
         }
-        Entry::Peer(PeerEntry { arrived_at, message }) => {
-            let said: Option<(String, PeerMessage)> = codec::from_bytes(Kind::PeerMessages, &message).ok();
-            (arrived_at, said.map(|(peer, message)| Input::Peer { peer, message }))
+        Entry::Peer(PeerEntry {
+            arrived_at,
+            message,
+        }) => {
+            let said: Option<(String, PeerMessage)> =
+                codec::from_bytes(Kind::PeerMessages, &message).ok();
+            (
+                arrived_at,
+                said.map(|(peer, message)| Input::Peer { peer, message }),
+            )
         }
     }
 }
@@ -316,7 +417,11 @@ fn run_journal(
         while let Some(submission) = next {
             write_entry(&mut journal, submission, &mut durable, &mut onward)?;
             let room = journal.pending_bytes() < GROUP_BYTES && onward.len() < SUBMISSIONS;
-            next = if room { submitted.try_recv().ok() } else { None };
+            next = if room {
+                submitted.try_recv().ok()
+            } else {
+                None
+            };
         }
         if journal.pending_bytes() > 0 {
             journal.commit()?;
@@ -352,31 +457,80 @@ fn write_entry(
     onward: &mut Vec<ToCore>,
 ) -> anyhow::Result<()> {
     match submission {
-        Submission::Batch { at, agent, seq, skew_us, payload, batch } => {
+        Submission::Batch {
+            at,
+            agent,
+            seq,
+            skew_us,
+            payload,
+            batch,
+        } => {
             let bytes = payload.get(SEQ_BYTES..).unwrap_or_default();
             let key = agent.key;
-            let entry = BatchEntry { arrived_at: at, agent: key, seq, skew_us, batch: bytes };
+            let entry = BatchEntry {
+                arrived_at: at,
+                agent: key,
+                seq,
+                skew_us,
+                batch: bytes,
+            };
             let position = journal.append(EntryRef::Batch(entry))?;
-            let newest = batch.halves.iter().map(|half| half.seen_at.0.saturating_sub(skew_us)).max();
+            let newest = batch
+                .halves
+                .iter()
+                .map(|half| half.seen_at.0.saturating_sub(skew_us))
+                .max();
             durable.push(Durable::Agent(agent, seq, newest.map(Timestamp)));
-            onward.push(ToCore::Entry { position, at, input: Input::Batch { agent: key, seq, skew_us, batch } });
+            onward.push(ToCore::Entry {
+                position,
+                at,
+                input: Input::Batch {
+                    agent: key,
+                    seq,
+                    skew_us,
+                    batch,
+                },
+            });
         }
         Submission::Agent { at, key, info } => {
             let bytes = codec::to_bytes(Kind::AgentHello, &info)?;
-            let entry = AgentEntry { arrived_at: at, agent: key, info: bytes.as_slice() };
+            let entry = AgentEntry {
+                arrived_at: at,
+                agent: key,
+                info: bytes.as_slice(),
+            };
             let position = journal.append(EntryRef::Agent(entry))?;
-            onward.push(ToCore::Entry { position, at, input: Input::Agent { key, info } });
+            onward.push(ToCore::Entry {
+                position,
+                at,
+                input: Input::Agent { key, info },
+            });
         }
-        Submission::Peer { at, peer, message, seq, acks } => {
+        Submission::Peer {
+            at,
+            peer,
+            message,
+            seq,
+            acks,
+        } => {
             let said = (peer, message);
             let bytes = codec::to_bytes(Kind::PeerMessages, &said)?;
-            let position = journal.append(EntryRef::Peer(PeerEntry { arrived_at: at, message: &bytes }))?;
+            let position = journal.append(EntryRef::Peer(PeerEntry {
+                arrived_at: at,
+                message: &bytes,
+            }))?;
             durable.push(Durable::Peer(acks, seq));
             let (peer, message) = said;
-            onward.push(ToCore::Entry { position, at, input: Input::Peer { peer, message } });
+            onward.push(ToCore::Entry {
+                position,
+                at,
+                input: Input::Peer { peer, message },
+            });
         }
         Submission::Acknowledge { seq, acks } => durable.push(Durable::Peer(acks, seq)),
-        Submission::Contact { session, contact } => onward.push(ToCore::Contact { session, contact }),
+        Submission::Contact { session, contact } => {
+            onward.push(ToCore::Contact { session, contact })
+        }
         Submission::Barrier(done) => onward.push(ToCore::Barrier(done)),
     }
     Ok(())
@@ -398,7 +552,11 @@ fn run_core(
         let received = entries.recv_timeout(TICK);
         let ended = matches!(received, Err(RecvTimeoutError::Disconnected));
         match received {
-            Ok(ToCore::Entry { position, at, input }) => core.apply(position, at, input),
+            Ok(ToCore::Entry {
+                position,
+                at,
+                input,
+            }) => core.apply(position, at, input),
             Ok(ToCore::Contact { session, contact }) => {
                 if let Contact::Up { peer, .. } = &contact {
                     sessions.insert(peer.clone(), session);
@@ -413,14 +571,24 @@ fn run_core(
             let session = sessions.get(peer).copied().unwrap_or(0);
             peers.tell(session, told);
         }
-        if ended || !done.is_empty() || flushed.elapsed() >= interval || core.unflushed() >= FLUSH_ROWS {
+        if ended
+            || !done.is_empty()
+            || flushed.elapsed() >= interval
+            || core.unflushed() >= FLUSH_ROWS
+        {
             core.advance(clock::now());
             flushed = Instant::now();
             report(&core, progress, peers);
             let changed = core.changed();
             if changed || !done.is_empty() {
                 let flush = changed.then(|| core.flush());
-                if to_store.send(ToStore { flush, done: std::mem::take(&mut done) }).is_err() {
+                if to_store
+                    .send(ToStore {
+                        flush,
+                        done: std::mem::take(&mut done),
+                    })
+                    .is_err()
+                {
                     anyhow::bail!("the store has ended");
                 }
             }
@@ -457,8 +625,12 @@ fn run_store(
         if let Some(flush) = flush {
             let began = Instant::now();
             store.flush(&flush)?;
-            progress.store_us.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
-            progress.rows_written.fetch_add(flush.rows.len() as u64, Relaxed);
+            progress
+                .store_us
+                .fetch_add(began.elapsed().as_micros() as u64, Relaxed);
+            progress
+                .rows_written
+                .fetch_add(flush.rows.len() as u64, Relaxed);
             progress.stored_position.store(flush.position, Relaxed);
         }
         for waiting in done {

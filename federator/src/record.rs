@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use weft_mesh::Link;
 use weft_wire::query::{Confidence, ConnectionState, PathClass, Unmatched};
-use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Timestamp};
+use weft_wire::{
+    AgentInfo, AgentKey, Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Timestamp,
+};
 
 /// Number of an agent's description in the store's `agents` table.
 pub type AgentNumber = u32;
@@ -95,7 +97,10 @@ impl Row {
 
     /// Earliest opening.
     pub fn opened_at(&self) -> Timestamp {
-        self.sides().map(|side| side.half.opened_at).min().unwrap_or_default()
+        self.sides()
+            .map(|side| side.half.opened_at)
+            .min()
+            .unwrap_or_default()
     }
 
     /// Latest closing; `None` while an end is open.
@@ -112,7 +117,14 @@ impl Row {
 
     /// Last sign of life.
     pub fn seen_at(&self) -> Timestamp {
-        self.sides().map(|side| side.half.seen_at.max(side.half.closed_at.unwrap_or_default())).max().unwrap_or_default()
+        self.sides()
+            .map(|side| {
+                side.half
+                    .seen_at
+                    .max(side.half.closed_at.unwrap_or_default())
+            })
+            .max()
+            .unwrap_or_default()
     }
 
     /// How things stand with both ends.
@@ -154,19 +166,39 @@ pub mod code {
     pub const EVIDENCE: [&str; 4] = ["", "tcp-isn-pair", "tcp-client-isn", "reversed-tuple"];
 
     /// Boundaries of a path by bit.
-    pub const CROSSES: [&str; 7] = ["cloud", "account", "region", "zone", "network", "cluster", "namespace"];
+    pub const CROSSES: [&str; 7] = [
+        "cloud",
+        "account",
+        "region",
+        "zone",
+        "network",
+        "cluster",
+        "namespace",
+    ];
 
     /// Half states by number.
-    pub const HALF_STATES: [HalfState; 5] =
-        [HalfState::Open, HalfState::Closed, HalfState::Refused, HalfState::TimedOut, HalfState::Aborted];
+    pub const HALF_STATES: [HalfState; 5] = [
+        HalfState::Open,
+        HalfState::Closed,
+        HalfState::Refused,
+        HalfState::TimedOut,
+        HalfState::Aborted,
+    ];
 
     /// Connection states by number.
-    pub const STATES: [ConnectionState; 3] =
-        [ConnectionState::Open, ConnectionState::Closed, ConnectionState::Failed];
+    pub const STATES: [ConnectionState; 3] = [
+        ConnectionState::Open,
+        ConnectionState::Closed,
+        ConnectionState::Failed,
+    ];
 
     /// Confidences by number.
-    pub const CONFIDENCES: [Confidence; 4] =
-        [Confidence::Low, Confidence::Medium, Confidence::High, Confidence::Exact];
+    pub const CONFIDENCES: [Confidence; 4] = [
+        Confidence::Low,
+        Confidence::Medium,
+        Confidence::High,
+        Confidence::Exact,
+    ];
 
     /// Reasons by number.
     pub const UNMATCHED: [Unmatched; 5] = [
@@ -198,17 +230,31 @@ pub mod code {
 
     /// A protocol's number is IANA's.
     pub fn protocol(number: u8) -> Protocol {
-        if number == Protocol::Udp as u8 { Protocol::Udp } else { Protocol::Tcp }
+        if number == Protocol::Udp as u8 {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        }
     }
 
     /// Bits of the boundaries crossed.
     pub fn crosses(names: &[String]) -> u8 {
-        CROSSES.iter().enumerate().filter(|(_, name)| names.iter().any(|n| n == *name)).map(|(bit, _)| 1 << bit).sum()
+        CROSSES
+            .iter()
+            .enumerate()
+            .filter(|(_, name)| names.iter().any(|n| n == *name))
+            .map(|(bit, _)| 1 << bit)
+            .sum()
     }
 
     /// The inverse of [`crosses`].
     pub fn crosses_of(bits: u8) -> Vec<String> {
-        CROSSES.iter().enumerate().filter(|(bit, _)| bits & (1 << bit) != 0).map(|(_, name)| (*name).to_owned()).collect()
+        CROSSES
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| bits & (1 << bit) != 0)
+            .map(|(_, name)| (*name).to_owned())
+            .collect()
     }
 }
 
@@ -231,7 +277,12 @@ mod tests {
 
     #[test]
     fn addresses_survive() {
-        for text in ["10.0.0.1:80", "255.255.255.255:65535", "[2001:db8::1]:443", "[::1]:1"] {
+        for text in [
+            "10.0.0.1:80",
+            "255.255.255.255:65535",
+            "[2001:db8::1]:443",
+            "[::1]:1",
+        ] {
             let socket: SocketAddr = text.parse().unwrap();
             let (high, low) = address_words(socket.ip());
             assert_eq!(socket_of_words(high, low, socket.port()), socket);

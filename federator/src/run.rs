@@ -34,8 +34,16 @@ pub struct Federator {
 pub fn identity(config: &Config) -> anyhow::Result<Identity> {
     let identity = Identity::load(&config.identity)?;
     let id = identity.id();
-    ensure!(id.role() == PeerRole::Federator, "the certificate is for {id}, which is no federator");
-    ensure!(id.name() == config.name, "the certificate is for {:?}, the configuration says {:?}", id.name(), config.name);
+    ensure!(
+        id.role() == PeerRole::Federator,
+        "the certificate is for {id}, which is no federator"
+    );
+    ensure!(
+        id.name() == config.name,
+        "the certificate is for {:?}, the configuration says {:?}",
+        id.name(),
+        config.name
+    );
     ensure!(
         id.region() == config.region,
         "the certificate is for region {:?}, the configuration says {:?}",
@@ -49,9 +57,15 @@ impl Federator {
     /// Restores the state and begins to take sessions.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let identity = identity(&config)?;
-        let peers = Arc::new(Peers::new(&config.name, &config.region, &config.mesh.peers, random_seed()));
+        let peers = Arc::new(Peers::new(
+            &config.name,
+            &config.region,
+            &config.mesh.peers,
+            random_seed(),
+        ));
         let (starting, known) = (config.clone(), peers.clone());
-        let pipeline = tokio::task::spawn_blocking(move || Pipeline::start(&starting, known)).await??;
+        let pipeline =
+            tokio::task::spawn_blocking(move || Pipeline::start(&starting, known)).await??;
         let listener = Arc::new(Listener::bind(config.listen, &identity).context("cannot listen")?);
         let agents = Arc::new(AgentStates::new(&pipeline.sequences));
         let counters = Arc::new(ServerCounters::default());
@@ -90,11 +104,18 @@ impl Federator {
         tasks.spawn(vitals.clone().sample());
         if let Some(metrics) = &config.metrics {
             let address = metrics.listen;
-            let http = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+            let http = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address}"))?;
             tasks.spawn(serve(http, vitals.clone()));
         }
         tracing::info!(name = config.name, address = %listener.local_addr()?, "listening");
-        Ok(Self { pipeline, listener, server, tasks })
+        Ok(Self {
+            pipeline,
+            listener,
+            server,
+            tasks,
+        })
     }
 
     /// Where it listens.
@@ -114,7 +135,9 @@ impl Federator {
 
     /// Ends: no more sessions, everything acknowledged into the store.
     pub async fn drain(mut self) {
-        self.listener.close(CloseCode::Draining, "shutting down").await;
+        self.listener
+            .close(CloseCode::Draining, "shutting down")
+            .await;
         self.tasks.shutdown().await;
         // Sessions hold the server, and with it the way into the pipeline, until they have noticed.
         let ended = async {
@@ -135,7 +158,10 @@ impl Federator {
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     let mut federator = Federator::start(config).await?;
     tokio::select! {
         error = federator.failed() => return Err(error),

@@ -75,7 +75,9 @@ impl Server {
             tokio::spawn(async move {
                 let peer = session.peer().to_string();
                 match server.serve(session).await {
-                    Ok(()) | Err(TransportError::StreamEnded) => tracing::debug!(peer, "session ended"),
+                    Ok(()) | Err(TransportError::StreamEnded) => {
+                        tracing::debug!(peer, "session ended")
+                    }
                     Err(error) => tracing::info!(peer, %error, "session ended"),
                 }
             });
@@ -105,7 +107,15 @@ impl Server {
         let now = clock::now();
         agent.heard(Some(hello.now), now);
         agent.begin(&session, &hello.agent);
-        self.submit(&session, Submission::Agent { at: now, key: agent.key, info: hello.agent }).await?;
+        self.submit(
+            &session,
+            Submission::Agent {
+                at: now,
+                key: agent.key,
+                info: hello.agent,
+            },
+        )
+        .await?;
         let mut durable = agent.durable();
         let welcome = AgentWelcome {
             version: PROTOCOL_VERSION,
@@ -141,7 +151,11 @@ impl Server {
                     agent.heard(Some(status.now), clock::now());
                     agent.reported(status);
                 }
-                other => return Err(session.misbehaved(CloseCode::Unexpected, format!("{other:?} of an agent"))),
+                other => {
+                    return Err(
+                        session.misbehaved(CloseCode::Unexpected, format!("{other:?} of an agent"))
+                    );
+                }
             }
         }
         Ok(())
@@ -153,9 +167,11 @@ impl Server {
         agent: &Arc<AgentState>,
         frame: Frame,
     ) -> Result<(), TransportError> {
-        let (seq, bytes) = codec::split_batch(&frame).map_err(|error| session.undecodable(&error))?;
+        let (seq, bytes) =
+            codec::split_batch(&frame).map_err(|error| session.undecodable(&error))?;
         let decoded = batch::decode(bytes, agent.key);
-        let batch = decoded.map_err(|error| session.misbehaved(error.close_code(), error.to_string()))?;
+        let batch =
+            decoded.map_err(|error| session.misbehaved(error.close_code(), error.to_string()))?;
         self.check_journal(session)?;
         // Room first, then the claim: a number is only claimed for what is really submitted.
         let Ok(room) = self.submissions.reserve().await else {
@@ -168,9 +184,20 @@ impl Server {
             return Ok(());
         }
         self.counters.batches.fetch_add(1, Relaxed);
-        self.counters.batch_bytes.fetch_add((frame.payload.len() - SEQ_BYTES) as u64, Relaxed);
-        self.counters.halves.fetch_add(batch.halves.len() as u64, Relaxed);
-        room.send(Submission::Batch { at, agent: agent.clone(), seq, skew_us, payload: frame.payload, batch });
+        self.counters
+            .batch_bytes
+            .fetch_add((frame.payload.len() - SEQ_BYTES) as u64, Relaxed);
+        self.counters
+            .halves
+            .fetch_add(batch.halves.len() as u64, Relaxed);
+        room.send(Submission::Batch {
+            at,
+            agent: agent.clone(),
+            seq,
+            skew_us,
+            payload: frame.payload,
+            batch,
+        });
         Ok(())
     }
 
@@ -182,15 +209,24 @@ impl Server {
         Err(session.misbehaved(CloseCode::Internal, "the journal is full: try again later"))
     }
 
-    async fn submit(&self, session: &Session, submission: Submission) -> Result<(), TransportError> {
-        self.submissions.send(submission).await.map_err(|_| draining(session))
+    async fn submit(
+        &self,
+        session: &Session,
+        submission: Submission,
+    ) -> Result<(), TransportError> {
+        self.submissions
+            .send(submission)
+            .await
+            .map_err(|_| draining(session))
     }
 
     async fn serve_streams(self: Arc<Self>, session: Session) -> Result<(), TransportError> {
         let room = Arc::new(Semaphore::new(STREAMS));
         loop {
             let (sender, receiver) = session.accept_bi().await?;
-            let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
+            let Ok(permit) = room.clone().acquire_owned().await else {
+                return Ok(());
+            };
             let server = self.clone();
             tokio::spawn(async move {
                 let peer = receiver.session().peer().to_string();
@@ -202,9 +238,15 @@ impl Server {
         }
     }
 
-    async fn serve_stream(&self, sender: FrameSender, mut receiver: FrameReceiver) -> Result<(), TransportError> {
+    async fn serve_stream(
+        &self,
+        sender: FrameSender,
+        mut receiver: FrameReceiver,
+    ) -> Result<(), TransportError> {
         let session = receiver.session().clone();
-        let Some(first) = receiver.recv_within(HELLO_TIMEOUT).await? else { return Ok(()) };
+        let Some(first) = receiver.recv_within(HELLO_TIMEOUT).await? else {
+            return Ok(());
+        };
         match first.kind {
             Kind::Request => {
                 let request: Request = session.decode(&first)?;
@@ -216,7 +258,10 @@ impl Server {
                 session.require_name(&hello.name)?;
                 self.serve_peer(&session, &hello, sender, receiver).await
             }
-            other => Err(session.misbehaved(CloseCode::Unexpected, format!("{other:?} opens no conversation"))),
+            other => Err(session.misbehaved(
+                CloseCode::Unexpected,
+                format!("{other:?} opens no conversation"),
+            )),
         }
     }
 
@@ -228,12 +273,25 @@ impl Server {
         mut receiver: FrameReceiver,
     ) -> Result<(), TransportError> {
         let Some(link) = self.peers.find(&hello.name) else {
-            return Err(session.misbehaved(CloseCode::Role, format!("{} is no peer here", session.peer())));
+            return Err(session.misbehaved(
+                CloseCode::Role,
+                format!("{} is no peer here", session.peer()),
+            ));
         };
         sender.send(&self.peers.hello(), SEND_TIMEOUT).await?;
         link.begin_inbound(session, hello);
-        let up = Contact::PeerUp { peer: hello.name.clone(), instance: hello.instance };
-        self.submit(session, Submission::Contact { session: 0, contact: up }).await?;
+        let up = Contact::PeerUp {
+            peer: hello.name.clone(),
+            instance: hello.instance,
+        };
+        self.submit(
+            session,
+            Submission::Contact {
+                session: 0,
+                contact: up,
+            },
+        )
+        .await?;
         let acks = Arc::new(watch::Sender::new(0));
         let mut durable = acks.subscribe();
         let acknowledge = async {
@@ -245,8 +303,10 @@ impl Server {
         };
         let listen = async {
             while let Some(frame) = receiver.recv().await? {
-                let (seq, message) = codec::decode_peer(&frame).map_err(|error| session.undecodable(&error))?;
-                self.take_message(session, &hello.name, seq, message, &acks).await?;
+                let (seq, message) =
+                    codec::decode_peer(&frame).map_err(|error| session.undecodable(&error))?;
+                self.take_message(session, &hello.name, seq, message, &acks)
+                    .await?;
             }
             Ok(())
         };
@@ -267,22 +327,44 @@ impl Server {
         if let PeerMessage::Cards(cards) = &message
             && cards.iter().any(|card| card.federator != peer)
         {
-            return Err(session.misbehaved(CloseCode::Identity, "a card in another federator's name"));
+            return Err(
+                session.misbehaved(CloseCode::Identity, "a card in another federator's name")
+            );
         }
         let peer = peer.to_owned();
         match message {
             // Soft state: nothing to make durable.
             message @ (PeerMessage::Offers(_) | PeerMessage::Withdraw(_)) => {
                 let contact = Contact::Said { peer, message };
-                self.submit(session, Submission::Contact { session: 0, contact }).await?;
+                self.submit(
+                    session,
+                    Submission::Contact {
+                        session: 0,
+                        contact,
+                    },
+                )
+                .await?;
                 // Only what was submitted before may be acknowledged with it: the journal tells, in order.
-                let soft = Submission::Acknowledge { seq, acks: acks.clone() };
+                let soft = Submission::Acknowledge {
+                    seq,
+                    acks: acks.clone(),
+                };
                 self.submit(session, soft).await
             }
             message => {
                 self.check_journal(session)?;
                 let at = clock::now();
-                self.submit(session, Submission::Peer { at, peer, message, seq, acks: acks.clone() }).await
+                self.submit(
+                    session,
+                    Submission::Peer {
+                        at,
+                        peer,
+                        message,
+                        seq,
+                        acks: acks.clone(),
+                    },
+                )
+                .await
             }
         }
     }

@@ -4,14 +4,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use weft_transport::{Dialler, Expect, FrameReceiver, FrameSender, Identity, PeerRole, SpiffeId, pki};
+use weft_transport::{
+    Dialler, Expect, FrameReceiver, FrameSender, Identity, PeerRole, SpiffeId, pki,
+};
 use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, PROTOCOL_VERSION};
 use weft_wire::query::{
-    Completeness, Connection, Filter, QueryError, Question, ReportRow, Request, Response, Scope, SqlValue,
+    Completeness, Connection, Filter, QueryError, Question, ReportRow, Request, Response, Scope,
+    SqlValue,
 };
 use weft_wire::{
-    AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, Owner, Process, Protocol, Role, Site, Timestamp,
-    batch,
+    AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, Owner, Process, Protocol,
+    Role, Site, Timestamp, batch,
 };
 
 use crate::clock;
@@ -31,8 +34,14 @@ pub struct World {
 impl World {
     /// Makes the CA.
     pub fn new(folder: &Path) -> anyhow::Result<Self> {
-        let world = Self { folder: folder.to_path_buf() };
-        pki::init_ca(&world.folder.join("ca"), DOMAIN, pki::Validity::days_from(clock::now(), 30))?;
+        let world = Self {
+            folder: folder.to_path_buf(),
+        };
+        pki::init_ca(
+            &world.folder.join("ca"),
+            DOMAIN,
+            pki::Validity::days_from(clock::now(), 30),
+        )?;
         let key: String = (0..32).map(|byte| format!("{byte:02x}")).collect();
         std::fs::write(world.mesh_key(), key)?;
         Ok(world)
@@ -48,29 +57,52 @@ impl World {
         let out = self.folder.join(format!("{region}-{}-{name}", role.name()));
         if !out.exists() {
             let id = SpiffeId::new(DOMAIN, region, role, name)?;
-            pki::issue(&self.folder.join("ca"), &out, &id, pki::Validity::days_from(clock::now(), 30))?;
+            pki::issue(
+                &self.folder.join("ca"),
+                &out,
+                &id,
+                pki::Validity::days_from(clock::now(), 30),
+            )?;
         }
         Ok(out)
     }
 
     /// A configuration file's text. Peers: (name, address); everyone's region is `r-NAME`.
-    pub fn federator(&self, name: &str, listen: &str, peers: &[(&str, &str)]) -> anyhow::Result<String> {
+    pub fn federator(
+        &self,
+        name: &str,
+        listen: &str,
+        peers: &[(&str, &str)],
+    ) -> anyhow::Result<String> {
         let region = format!("r-{name}");
         let identity = self.identity(&region, PeerRole::Federator, name)?;
         let mut text = format!(
             "name = {name:?}\nregion = {region:?}\nlisten = {listen:?}\nidentity = {:?}\ndata_dir = {:?}\n[stitch]\nhold_ms = 200\n[store]\nflush_interval_ms = 100\n",
             identity.display().to_string(),
-            self.folder.join(format!("data-{name}")).display().to_string(),
+            self.folder
+                .join(format!("data-{name}"))
+                .display()
+                .to_string(),
         );
-        text.push_str(&format!("[mesh]\nkey_file = {:?}\n", self.mesh_key().display().to_string()));
+        text.push_str(&format!(
+            "[mesh]\nkey_file = {:?}\n",
+            self.mesh_key().display().to_string()
+        ));
         for (peer, address) in peers {
-            text.push_str(&format!("[[mesh.peer]]\nname = {peer:?}\nregion = \"r-{peer}\"\naddress = {address:?}\n"));
+            text.push_str(&format!(
+                "[[mesh.peer]]\nname = {peer:?}\nregion = \"r-{peer}\"\naddress = {address:?}\n"
+            ));
         }
         Ok(text)
     }
 
     /// The same, read.
-    pub fn config(&self, name: &str, listen: &str, peers: &[(&str, &str)]) -> anyhow::Result<Config> {
+    pub fn config(
+        &self,
+        name: &str,
+        listen: &str,
+        peers: &[(&str, &str)],
+    ) -> anyhow::Result<Config> {
         Config::parse(&self.federator(name, listen, peers)?)
     }
 
@@ -85,7 +117,10 @@ impl World {
         let folder = self.identity("ops", PeerRole::Operator, "op")?;
         let dialler = Dialler::new(&Identity::load(&folder)?)?;
         let session = dialler.dial(address, &Expect::any_federator()).await?;
-        Ok(Operator { session, _dialler: dialler })
+        Ok(Operator {
+            session,
+            _dialler: dialler,
+        })
     }
 }
 
@@ -110,14 +145,34 @@ impl Agent {
         let dialler = Dialler::new(identity)?;
         let session = dialler.dial(address, &Expect::any_federator()).await?;
         let (mut sender, mut receiver) = session.open_bi().await?;
-        let site = Site { cloud: "lab".into(), zone: format!("zone-{name}"), ..Site::default() };
-        let agent = AgentInfo { name: name.into(), site, ..AgentInfo::default() };
-        let hello = AgentHello { version: PROTOCOL_VERSION, agent, now: clock::now() };
+        let site = Site {
+            cloud: "lab".into(),
+            zone: format!("zone-{name}"),
+            ..Site::default()
+        };
+        let agent = AgentInfo {
+            name: name.into(),
+            site,
+            ..AgentInfo::default()
+        };
+        let hello = AgentHello {
+            version: PROTOCOL_VERSION,
+            agent,
+            now: clock::now(),
+        };
         sender.send(&hello, PATIENCE).await?;
         let welcome: AgentWelcome = receiver.expect(PATIENCE).await?;
         let durable_seq = welcome.durable_seq;
         let key = identity.key();
-        Ok(Self { key, durable_seq, acknowledged: durable_seq, session, sender, receiver, _dialler: dialler })
+        Ok(Self {
+            key,
+            durable_seq,
+            acknowledged: durable_seq,
+            session,
+            sender,
+            receiver,
+            _dialler: dialler,
+        })
     }
 
     /// Sends a batch.
@@ -151,10 +206,17 @@ pub fn half(agent: AgentKey, number: u32, role: Role, state: HalfState) -> Half 
     let port = 1024 + (number % 60_000) as u16;
     let (local, remote) = match role {
         Role::Client => (([10, 1, 0, 2], port), ([203, 0, 113, 9], 443)),
-        Role::Server => (([198, 51, 100, 2], 8443), ([198, 51, 100, 1], port.wrapping_mul(3))),
+        Role::Server => (
+            ([198, 51, 100, 2], 8443),
+            ([198, 51, 100, 1], port.wrapping_mul(3)),
+        ),
     };
     let at = clock::now();
-    let (sent, received) = if role == Role::Client { (18_204, 977) } else { (977, 18_204) };
+    let (sent, received) = if role == Role::Client {
+        (18_204, 977)
+    } else {
+        (977, 18_204)
+    };
     Half {
         id: HalfId::new(agent, BOOT, number.into()),
         cookie: number.into(),
@@ -184,9 +246,21 @@ const BOOT: u64 = 7;
 
 /// A batch of such halves, of one process.
 pub fn batch_of(workload: &str, halves: Vec<Half>) -> HalfBatch {
-    let process = Process { pid: 42, name: workload.into(), ..Process::default() };
-    let owner = Owner { process: Some(process), workload: workload.into(), ..Owner::default() };
-    HalfBatch { boot: BOOT, owners: vec![owner], halves }
+    let process = Process {
+        pid: 42,
+        name: workload.into(),
+        ..Process::default()
+    };
+    let owner = Owner {
+        process: Some(process),
+        workload: workload.into(),
+        ..Owner::default()
+    };
+    HalfBatch {
+        boot: BOOT,
+        owners: vec![owner],
+        halves,
+    }
 }
 
 /// An operator with a session.
@@ -216,20 +290,44 @@ pub struct Answered {
 
 impl Operator {
     /// Asks.
-    pub async fn ask(&self, scope: Scope, what: Question) -> anyhow::Result<Result<Answered, QueryError>> {
+    pub async fn ask(
+        &self,
+        scope: Scope,
+        what: Question,
+    ) -> anyhow::Result<Result<Answered, QueryError>> {
         let (mut sender, mut receiver) = self.session.open_bi().await?;
-        sender.send(&Request { version: PROTOCOL_VERSION, scope, what }, PATIENCE).await?;
+        sender
+            .send(
+                &Request {
+                    version: PROTOCOL_VERSION,
+                    scope,
+                    what,
+                },
+                PATIENCE,
+            )
+            .await?;
         sender.finish();
         let mut answer = Answered::default();
         loop {
-            match receiver.expect(PATIENCE).await.context("waiting for an answer")? {
+            match receiver
+                .expect(PATIENCE)
+                .await
+                .context("waiting for an answer")?
+            {
                 Response::Connections(mut rows) => answer.connections.append(&mut rows),
                 Response::Report(mut rows) => answer.report.append(&mut rows),
                 Response::SqlColumns(columns) => answer.columns = columns,
                 Response::SqlRows(mut rows) => answer.rows.append(&mut rows),
                 Response::Health(mut federators) => answer.health.append(&mut federators),
-                Response::End { completeness, truncated } => {
-                    return Ok(Ok(Answered { completeness, truncated, ..answer }));
+                Response::End {
+                    completeness,
+                    truncated,
+                } => {
+                    return Ok(Ok(Answered {
+                        completeness,
+                        truncated,
+                        ..answer
+                    }));
                 }
                 Response::Error(error) => return Ok(Err(error)),
             }
@@ -238,7 +336,10 @@ impl Operator {
 
     /// All connections of this federator, or of the mesh.
     pub async fn connections(&self, scope: Scope) -> anyhow::Result<Answered> {
-        let question = Question::Connections { filter: Filter::default(), limit: 1_000_000 };
+        let question = Question::Connections {
+            filter: Filter::default(),
+            limit: 1_000_000,
+        };
         match self.ask(scope, question).await? {
             Ok(answer) => Ok(answer),
             Err(error) => bail!("{error}"),
@@ -246,8 +347,16 @@ impl Operator {
     }
 
     /// One SQL statement.
-    pub async fn sql(&self, scope: Scope, text: &str) -> anyhow::Result<Result<Answered, QueryError>> {
-        let question = Question::Sql { text: text.into(), filter: Filter::default(), limit: 10_000 };
+    pub async fn sql(
+        &self,
+        scope: Scope,
+        text: &str,
+    ) -> anyhow::Result<Result<Answered, QueryError>> {
+        let question = Question::Sql {
+            text: text.into(),
+            filter: Filter::default(),
+            limit: 10_000,
+        };
         self.ask(scope, question).await
     }
 }

@@ -1,5 +1,7 @@
 //! One federator: agents in, connections out.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use weft_federator::run::Federator;
 use weft_federator::testing::{World, batch_of, half, local};
 use weft_wire::query::{ConnectionState, Filter, Question, Scope, Unmatched};
@@ -9,15 +11,26 @@ use weft_wire::{HalfState, Role};
 async fn two_ends_become_one_connection() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap()).await.unwrap();
+    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap())
+        .await
+        .unwrap();
     let address = federator.address().unwrap().to_string();
     let mut client = world.agent("fed-a", &address, "a1").await.unwrap();
     let mut server = world.agent("fed-a", &address, "a2").await.unwrap();
-    let of = |agent, role| (1..=20).map(|n| half(agent, n, role, HalfState::Closed)).collect();
+    let of = |agent, role| {
+        (1..=20)
+            .map(|n| half(agent, n, role, HalfState::Closed))
+            .collect()
+    };
     let mut clients = batch_of("web", of(client.key, Role::Client));
-    clients.halves.push(half(client.key, 99, Role::Client, HalfState::Open));
+    clients
+        .halves
+        .push(half(client.key, 99, Role::Client, HalfState::Open));
     client.send(1, &clients).await.unwrap();
-    server.send(1, &batch_of("db", of(server.key, Role::Server))).await.unwrap();
+    server
+        .send(1, &batch_of("db", of(server.key, Role::Server)))
+        .await
+        .unwrap();
     client.acknowledged(1).await.unwrap();
     server.acknowledged(1).await.unwrap();
 
@@ -26,7 +39,11 @@ async fn two_ends_become_one_connection() {
     assert_eq!(answer.connections.len(), 21);
     assert_eq!(answer.completeness.halves.matched, 40);
     assert_eq!(answer.completeness.halves.unmatched[&Unmatched::Pending], 1);
-    let joined: Vec<_> = answer.connections.iter().filter(|c| c.matched.is_some()).collect();
+    let joined: Vec<_> = answer
+        .connections
+        .iter()
+        .filter(|c| c.matched.is_some())
+        .collect();
     assert_eq!(joined.len(), 20);
     let one = joined[0];
     let (a, b) = (one.client.as_ref().unwrap(), one.server.as_ref().unwrap());
@@ -34,14 +51,34 @@ async fn two_ends_become_one_connection() {
     assert_eq!((a.agent.as_str(), b.federator.as_str()), ("a1", "fed-a"));
     let matched = one.matched.as_ref().unwrap();
     assert_eq!(matched.evidence, "tcp-isn-pair");
-    assert_eq!(matched.nat, ["source", "source-port", "destination", "destination-port"]);
+    assert_eq!(
+        matched.nat,
+        ["source", "source-port", "destination", "destination-port"]
+    );
     assert!(matched.checks.iter().all(|check| check.agrees));
     assert_eq!(one.state, ConnectionState::Closed);
 
-    let explained = operator.ask(local(), Question::Explain { id_prefix: one.id.to_string()[..12].into() }).await.unwrap().unwrap();
-    assert_eq!(explained.connections, [one.clone()]);
-    let filter = Filter { from: Some("web".into()), expression: Some("server is null".into()), ..Filter::default() };
-    let open = operator.ask(Scope::Mesh, Question::Connections { filter, limit: 5 }).await.unwrap().unwrap();
+    let explained = operator
+        .ask(
+            local(),
+            Question::Explain {
+                id_prefix: one.id.to_string()[..12].into(),
+            },
+        )
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(explained.connections, std::slice::from_ref(one));
+    let filter = Filter {
+        from: Some("web".into()),
+        expression: Some("server is null".into()),
+        ..Filter::default()
+    };
+    let open = operator
+        .ask(Scope::Mesh, Question::Connections { filter, limit: 5 })
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(open.connections.len(), 1);
     federator.drain().await;
 }
@@ -50,11 +87,19 @@ async fn two_ends_become_one_connection() {
 async fn batches_delivered_again_count_once() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap()).await.unwrap();
+    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap())
+        .await
+        .unwrap();
     let address = federator.address().unwrap().to_string();
     let mut first = world.agent("fed-a", &address, "a1").await.unwrap();
-    let batches: Vec<_> =
-        (1..=5u32).map(|n| batch_of("web", vec![half(first.key, n, Role::Client, HalfState::Closed)])).collect();
+    let batches: Vec<_> = (1..=5u32)
+        .map(|n| {
+            batch_of(
+                "web",
+                vec![half(first.key, n, Role::Client, HalfState::Closed)],
+            )
+        })
+        .collect();
     for (index, batch) in batches.iter().enumerate() {
         first.send(index as u64 + 1, batch).await.unwrap();
     }
@@ -66,18 +111,41 @@ async fn batches_delivered_again_count_once() {
     for (index, batch) in batches.iter().enumerate().rev() {
         second.send(index as u64 + 1, batch).await.unwrap();
     }
-    second.send(6, &batch_of("web", vec![half(second.key, 6, Role::Client, HalfState::Closed)])).await.unwrap();
+    second
+        .send(
+            6,
+            &batch_of(
+                "web",
+                vec![half(second.key, 6, Role::Client, HalfState::Closed)],
+            ),
+        )
+        .await
+        .unwrap();
     second.acknowledged(6).await.unwrap();
-    let answer = world.operator(&address).await.unwrap().connections(local()).await.unwrap();
+    let answer = world
+        .operator(&address)
+        .await
+        .unwrap()
+        .connections(local())
+        .await
+        .unwrap();
     assert_eq!(answer.connections.len(), 6);
     federator.drain().await;
 
     // And after a restart everything is there.
-    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap()).await.unwrap();
+    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap())
+        .await
+        .unwrap();
     let address = federator.address().unwrap().to_string();
     let agent = world.agent("fed-a", &address, "a1").await.unwrap();
     assert_eq!(agent.durable_seq, 6);
-    let answer = world.operator(&address).await.unwrap().connections(local()).await.unwrap();
+    let answer = world
+        .operator(&address)
+        .await
+        .unwrap()
+        .connections(local())
+        .await
+        .unwrap();
     assert_eq!(answer.connections.len(), 6);
     federator.drain().await;
 }
@@ -86,16 +154,33 @@ async fn batches_delivered_again_count_once() {
 async fn roles_are_kept_apart() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap()).await.unwrap();
+    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap())
+        .await
+        .unwrap();
     let address = federator.address().unwrap().to_string();
-    let identity = world.identity("r-fed-a", weft_transport::PeerRole::Agent, "a1").unwrap();
+    let identity = world
+        .identity("r-fed-a", weft_transport::PeerRole::Agent, "a1")
+        .unwrap();
     let identity = weft_transport::Identity::load(&identity).unwrap();
     let impostor = weft_federator::testing::Agent::connect(&identity, &address, "a2").await;
     assert!(impostor.is_err(), "a name that is not the certificate's");
-    let operator = world.identity("ops", weft_transport::PeerRole::Operator, "op").unwrap();
+    let operator = world
+        .identity("ops", weft_transport::PeerRole::Operator, "op")
+        .unwrap();
     let operator = weft_transport::Identity::load(&operator).unwrap();
-    assert!(weft_federator::testing::Agent::connect(&operator, &address, "op").await.is_err(), "an operator sends no halves");
-    let answer = world.operator(&address).await.unwrap().connections(local()).await.unwrap();
+    assert!(
+        weft_federator::testing::Agent::connect(&operator, &address, "op")
+            .await
+            .is_err(),
+        "an operator sends no halves"
+    );
+    let answer = world
+        .operator(&address)
+        .await
+        .unwrap()
+        .connections(local())
+        .await
+        .unwrap();
     assert!(answer.connections.is_empty());
     federator.drain().await;
 }

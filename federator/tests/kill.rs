@@ -1,5 +1,7 @@
 //! A federator killed with -9 at any moment loses nothing that it acknowledged and counts nothing twice.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -20,7 +22,10 @@ fn start(config: &Path) -> Child {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut said = String::new();
     loop {
-        let line = lines.next().unwrap_or_else(|| panic!("it ended before it listened: {said}")).unwrap();
+        let line = lines
+            .next()
+            .unwrap_or_else(|| panic!("it ended before it listened: {said}"))
+            .unwrap();
         said.push_str(&line);
         said.push('\n');
         if line.contains("listening") {
@@ -36,7 +41,9 @@ fn start(config: &Path) -> Child {
 async fn deliver(agent: &mut Agent, role: Role, last: u64) -> bool {
     for seq in agent.durable_seq + 1..=last {
         let numbers = (seq as u32 - 1) * 10 + 1..=seq as u32 * 10;
-        let halves = numbers.map(|n| half(agent.key, n, role, HalfState::Closed)).collect();
+        let halves = numbers
+            .map(|n| half(agent.key, n, role, HalfState::Closed))
+            .collect();
         if agent.send(seq, &batch_of("load", halves)).await.is_err() {
             return false;
         }
@@ -48,7 +55,11 @@ async fn deliver(agent: &mut Agent, role: Role, last: u64) -> bool {
 async fn kill_9_loses_and_doubles_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let address = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = std::net::UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
     let config = folder.path().join("federator.toml");
     std::fs::write(&config, world.federator("fed-a", &address, &[]).unwrap()).unwrap();
     let mut acknowledged = [0, 0];
@@ -58,26 +69,48 @@ async fn kill_9_loses_and_doubles_nothing() {
         let mut client = world.agent("fed-a", &address, "a1").await.unwrap();
         let mut server = world.agent("fed-a", &address, "a2").await.unwrap();
         for (agent, known) in [(&client, acknowledged[0]), (&server, acknowledged[1])] {
-            assert!(agent.durable_seq >= known, "what was acknowledged is gone: {} < {known}", agent.durable_seq);
+            assert!(
+                agent.durable_seq >= known,
+                "what was acknowledged is gone: {} < {known}",
+                agent.durable_seq
+            );
         }
         let last = (round + 1) * 40;
         let pause = std::time::Duration::from_millis([5, 150, 30, 400, 80, 15][round as usize]);
-        let deliveries = async { tokio::join!(deliver(&mut client, Role::Client, last), deliver(&mut server, Role::Server, last)) };
+        let deliveries = async {
+            tokio::join!(
+                deliver(&mut client, Role::Client, last),
+                deliver(&mut server, Role::Server, last)
+            )
+        };
         let _ = tokio::time::timeout(pause, deliveries).await;
         federator.kill().unwrap();
         federator.wait().unwrap();
-        acknowledged = [client.acknowledged.max(acknowledged[0]), server.acknowledged.max(acknowledged[1])];
+        acknowledged = [
+            client.acknowledged.max(acknowledged[0]),
+            server.acknowledged.max(acknowledged[1]),
+        ];
     }
     let mut federator = start(&config);
     let mut client = world.agent("fed-a", &address, "a1").await.unwrap();
     let mut server = world.agent("fed-a", &address, "a2").await.unwrap();
     assert!(deliver(&mut client, Role::Client, 240).await);
     assert!(deliver(&mut server, Role::Server, 240).await);
-    let answer = world.operator(&address).await.unwrap().connections(local()).await.unwrap();
+    let answer = world
+        .operator(&address)
+        .await
+        .unwrap()
+        .connections(local())
+        .await
+        .unwrap();
     assert_eq!(answer.connections.len(), 2400);
     assert_eq!(answer.completeness.halves.matched, 4800);
     assert!(answer.completeness.halves.unmatched.is_empty());
     // An orderly end leaves the store complete.
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(federator.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(federator.id() as i32),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
     assert!(federator.wait().unwrap().success());
 }

@@ -1,5 +1,7 @@
 //! Several federators on loopback: connections whose ends are at home in two of them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use weft_federator::run::Federator;
@@ -19,12 +21,24 @@ impl Mesh {
         let folder = tempfile::tempdir().unwrap();
         let world = World::new(folder.path()).unwrap();
         // Held until all are chosen, so that no two are the same.
-        let sockets: Vec<_> = names.iter().map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let sockets: Vec<_> = names
+            .iter()
+            .map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap())
+            .collect();
         let address = |socket: &std::net::UdpSocket| socket.local_addr().unwrap().to_string();
-        let addresses = names.iter().zip(&sockets).map(|(name, socket)| ((*name).to_owned(), address(socket))).collect();
+        let addresses = names
+            .iter()
+            .zip(&sockets)
+            .map(|(name, socket)| ((*name).to_owned(), address(socket)))
+            .collect();
         drop(sockets);
         let federators = names.iter().map(|_| None).collect();
-        let mut mesh = Self { world, addresses, federators, _folder: folder };
+        let mut mesh = Self {
+            world,
+            addresses,
+            federators,
+            _folder: folder,
+        };
         for index in 0..names.len() {
             mesh.restart(index).await;
         }
@@ -77,34 +91,75 @@ impl Mesh {
 }
 
 fn all_joined(count: usize) -> impl Fn(&[Connection]) -> bool {
-    move |all| all.len() == count && all.iter().all(|c| c.matched.is_some() && c.closed_at.is_some())
+    move |all| {
+        all.len() == count
+            && all
+                .iter()
+                .all(|c| c.matched.is_some() && c.closed_at.is_some())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_federators_join_what_neither_can_alone() {
     let mesh = Mesh::start(&["fed-a", "fed-b"]).await;
     let (mut client, mut server) = (mesh.agent(0, "a1").await, mesh.agent(1, "b1").await);
-    let of = |agent, role, state, range: std::ops::Range<u32>| -> Vec<_> { range.map(|n| half(agent, n, role, state)).collect() };
+    let of = |agent, role, state, range: std::ops::Range<u32>| -> Vec<_> {
+        range.map(|n| half(agent, n, role, state)).collect()
+    };
     // Some open at first, some closed at once.
     let mut clients = of(client.key, Role::Client, HalfState::Open, 1..6);
     clients.extend(of(client.key, Role::Client, HalfState::Closed, 6..31));
     client.send(1, &batch_of("web", clients)).await.unwrap();
-    server.send(1, &batch_of("db", of(server.key, Role::Server, HalfState::Closed, 1..31))).await.unwrap();
+    server
+        .send(
+            1,
+            &batch_of("db", of(server.key, Role::Server, HalfState::Closed, 1..31)),
+        )
+        .await
+        .unwrap();
     for index in 0..2 {
-        mesh.until(index, |all| all.len() == 30 && all.iter().all(|c| c.matched.is_some())).await;
+        mesh.until(index, |all| {
+            all.len() == 30 && all.iter().all(|c| c.matched.is_some())
+        })
+        .await;
     }
-    client.send(2, &batch_of("web", of(client.key, Role::Client, HalfState::Closed, 1..6))).await.unwrap();
-    let (mut a, mut b) = (mesh.until(0, all_joined(30)).await, mesh.until(1, all_joined(30)).await);
+    client
+        .send(
+            2,
+            &batch_of("web", of(client.key, Role::Client, HalfState::Closed, 1..6)),
+        )
+        .await
+        .unwrap();
+    let (mut a, mut b) = (
+        mesh.until(0, all_joined(30)).await,
+        mesh.until(1, all_joined(30)).await,
+    );
     a.sort_by_key(|c| c.id);
     b.sort_by_key(|c| c.id);
     for (a, b) in a.iter().zip(&b) {
         assert_eq!(a.id, b.id);
-        assert_eq!((a.client.as_ref().unwrap().half, b.client.as_ref().unwrap().half), (a.id, a.id));
+        assert_eq!(
+            (
+                a.client.as_ref().unwrap().half,
+                b.client.as_ref().unwrap().half
+            ),
+            (a.id, a.id)
+        );
         assert_eq!(a.server.as_ref().unwrap().federator, "fed-b");
         assert_eq!(a.server.as_ref().unwrap().workload, "db");
-        assert_eq!(b.client.as_ref().unwrap().process, a.client.as_ref().unwrap().process);
+        assert_eq!(
+            b.client.as_ref().unwrap().process,
+            a.client.as_ref().unwrap().process
+        );
         assert_eq!(a.matched.as_ref().unwrap().evidence, "tcp-isn-pair");
-        assert!(b.matched.as_ref().unwrap().checks.iter().all(|check| check.agrees));
+        assert!(
+            b.matched
+                .as_ref()
+                .unwrap()
+                .checks
+                .iter()
+                .all(|check| check.agrees)
+        );
     }
     mesh.stop().await;
 }
@@ -114,12 +169,30 @@ async fn an_owner_that_is_neither_home_brings_them_together() {
     let mesh = Mesh::start(&["fed-a", "fed-b", "fed-c"]).await;
     let (mut client, mut server) = (mesh.agent(0, "a1").await, mesh.agent(1, "b1").await);
     // Of so many, some belong to each of the three.
-    let of = |agent, role| (1..=60).map(|n| half(agent, n, role, HalfState::Closed)).collect();
-    client.send(1, &batch_of("web", of(client.key, Role::Client))).await.unwrap();
-    server.send(1, &batch_of("db", of(server.key, Role::Server))).await.unwrap();
+    let of = |agent, role| {
+        (1..=60)
+            .map(|n| half(agent, n, role, HalfState::Closed))
+            .collect()
+    };
+    client
+        .send(1, &batch_of("web", of(client.key, Role::Client)))
+        .await
+        .unwrap();
+    server
+        .send(1, &batch_of("db", of(server.key, Role::Server)))
+        .await
+        .unwrap();
     mesh.until(0, all_joined(60)).await;
     mesh.until(1, all_joined(60)).await;
-    assert!(mesh.operator(2).await.connections(local()).await.unwrap().connections.is_empty());
+    assert!(
+        mesh.operator(2)
+            .await
+            .connections(local())
+            .await
+            .unwrap()
+            .connections
+            .is_empty()
+    );
     mesh.stop().await;
 }
 
@@ -127,17 +200,36 @@ async fn an_owner_that_is_neither_home_brings_them_together() {
 async fn a_federator_that_was_away_catches_up() {
     let mut mesh = Mesh::start(&["fed-a", "fed-b"]).await;
     let mut client = mesh.agent(0, "a1").await;
-    let of = |agent, role, state| -> Vec<_> { (1..=20).map(|n| half(agent, n, role, state)).collect() };
-    client.send(1, &batch_of("web", of(client.key, Role::Client, HalfState::Open))).await.unwrap();
+    let of =
+        |agent, role, state| -> Vec<_> { (1..=20).map(|n| half(agent, n, role, state)).collect() };
+    client
+        .send(
+            1,
+            &batch_of("web", of(client.key, Role::Client, HalfState::Open)),
+        )
+        .await
+        .unwrap();
     client.acknowledged(1).await.unwrap();
     if let Some(federator) = mesh.federators[1].take() {
         federator.drain().await;
     }
-    client.send(2, &batch_of("web", of(client.key, Role::Client, HalfState::Closed))).await.unwrap();
+    client
+        .send(
+            2,
+            &batch_of("web", of(client.key, Role::Client, HalfState::Closed)),
+        )
+        .await
+        .unwrap();
     client.acknowledged(2).await.unwrap();
     mesh.restart(1).await;
     let mut server = mesh.agent(1, "b1").await;
-    server.send(1, &batch_of("db", of(server.key, Role::Server, HalfState::Closed))).await.unwrap();
+    server
+        .send(
+            1,
+            &batch_of("db", of(server.key, Role::Server, HalfState::Closed)),
+        )
+        .await
+        .unwrap();
     mesh.until(0, all_joined(20)).await;
     mesh.until(1, all_joined(20)).await;
     // Restarted after the match: the same, and no more.

@@ -19,7 +19,10 @@ pub struct Departed {
 impl Departed {
     /// Nothing yet.
     pub fn new(seed: u64) -> Self {
-        Self { young: HashSet::with_hasher(Mixed(seed)), old: HashSet::with_hasher(Mixed(seed)) }
+        Self {
+            young: HashSet::with_hasher(Mixed(seed)),
+            old: HashSet::with_hasher(Mixed(seed)),
+        }
     }
 
     /// Remembers an id.

@@ -135,7 +135,9 @@ impl Core {
             (Some(_), Contact::Said { peer, message }) => self.heard(peer, message),
             (Some(mesh), Contact::Up { peer, instance }) => mesh.session_up(peer, *instance),
             (Some(mesh), Contact::Down { peer }) => mesh.session_down(peer),
-            (Some(mesh), Contact::PeerUp { peer, instance }) => mesh.peer_session_up(peer, *instance),
+            (Some(mesh), Contact::PeerUp { peer, instance }) => {
+                mesh.peer_session_up(peer, *instance)
+            }
             (Some(mesh), Contact::Acked { peer, seq }) => mesh.acked(now, peer, *seq),
         }
         self.converse();
@@ -158,7 +160,11 @@ impl Core {
 
     pub(super) fn heard(&mut self, peer: &str, message: &PeerMessage) {
         let Some(mesh) = &mut self.mesh else { return };
-        let ours = Ours { slots: &self.slots, owners: &self.owners, agents: &self.agents };
+        let ours = Ours {
+            slots: &self.slots,
+            owners: &self.owners,
+            agents: &self.agents,
+        };
         if mesh.received(self.now, peer, message, &ours).is_err() {
             self.counters.peer_misbehaved += 1;
         }
@@ -168,13 +174,23 @@ impl Core {
     /// Lets the mesh decide, and acts on it.
     pub(super) fn converse(&mut self) {
         let Some(mesh) = &mut self.mesh else { return };
-        let ours = Ours { slots: &self.slots, owners: &self.owners, agents: &self.agents };
+        let ours = Ours {
+            slots: &self.slots,
+            owners: &self.owners,
+            agents: &self.agents,
+        };
         mesh.advance(self.now, &ours);
         while let Some(effect) = self.mesh.as_mut().and_then(Mesh::poll) {
             match effect {
-                Effect::Send { peer, seq, message } => self.told.push_back(Told::Send { peer, seq, message }),
+                Effect::Send { peer, seq, message } => {
+                    self.told.push_back(Told::Send { peer, seq, message })
+                }
                 Effect::Redial { peer } => self.told.push_back(Told::Redial { peer }),
-                Effect::Join { half, card, verdict } => self.join(half, &card, verdict),
+                Effect::Join {
+                    half,
+                    card,
+                    verdict,
+                } => self.join(half, &card, verdict),
                 Effect::Undo { half } => self.undo(half),
                 Effect::Done { half } => self.done(half),
             }
@@ -182,7 +198,9 @@ impl Core {
     }
 
     pub(super) fn offer(&mut self, number: SlotNumber) {
-        let Some(slot) = self.slots.find(number).filter(|slot| !slot.matched()) else { return };
+        let Some(slot) = self.slots.find(number).filter(|slot| !slot.matched()) else {
+            return;
+        };
         let (id, view) = (slot.half.id, slot.view());
         if !std::mem::replace(&mut self.slots[number].past_hold, true) {
             self.past_hold += 1;
@@ -194,7 +212,13 @@ impl Core {
     }
 
     pub(super) fn withdraw(&mut self, number: SlotNumber, why: Withdrawn) {
-        let Some(slot) = self.slots.find(number).filter(|slot| slot.offered && !slot.remote) else { return };
+        let Some(slot) = self
+            .slots
+            .find(number)
+            .filter(|slot| slot.offered && !slot.remote)
+        else {
+            return;
+        };
         if let Some(mesh) = &mut self.mesh {
             mesh.withdraw(self.now, slot.half.id, why);
         }
@@ -213,7 +237,11 @@ impl Core {
                 mesh.restore(slot.half.id, &slot.view(), link);
                 true
             }
-            None => !slot.matched() && slot.unmatched != Unmatched::Ambiguous && mesh.offer(slot.half.id, &slot.view()),
+            None => {
+                !slot.matched()
+                    && slot.unmatched != Unmatched::Ambiguous
+                    && mesh.offer(slot.half.id, &slot.view())
+            }
         };
         self.slots[number].offered = taken;
         self.slots[number].link_stored = link.is_some();
@@ -228,9 +256,15 @@ impl Core {
     ) {
         let partner = self.slots[number].partner;
         for number in [number, partner] {
-            let Some(slot) = self.slots.find(number).filter(|slot| !slot.remote) else { continue };
+            let Some(slot) = self.slots.find(number).filter(|slot| !slot.remote) else {
+                continue;
+            };
             let id = slot.half.id;
-            let link = self.mesh.as_ref().filter(|_| slot.offered).and_then(|mesh| mesh.link(id));
+            let link = self
+                .mesh
+                .as_ref()
+                .filter(|_| slot.offered)
+                .and_then(|mesh| mesh.link(id));
             // A half without card due is done, or was never joined: the first need not be kept, the second must.
             let link = link.filter(|link| slot.card_due || !link.joined);
             if slot.link_stored {
@@ -246,13 +280,22 @@ impl Core {
 
     /// A half of ours and a card's are one connection, or the card has news of it.
     fn join(&mut self, id: HalfId, card: &EndpointCard, verdict: Verdict) {
-        let Some(number) = self.slots.of_id(id) else { return };
+        let Some(number) = self.slots.of_id(id) else {
+            return;
+        };
         let agent = self.agents.number(AgentRecord {
             key: None,
             federator: card.federator.clone(),
-            info: AgentInfo { name: card.agent.clone(), site: card.site.clone(), ..AgentInfo::default() },
+            info: AgentInfo {
+                name: card.agent.clone(),
+                site: card.site.clone(),
+                ..AgentInfo::default()
+            },
         });
-        let half = Half { owner: self.owners.number(&card.owner), ..card.half };
+        let half = Half {
+            owner: self.owners.number(&card.owner),
+            ..card.half
+        };
         let partner = self.slots[number].partner;
         match self.slots.find(partner).map(|slot| slot.remote) {
             Some(false) => return,
@@ -268,10 +311,15 @@ impl Core {
                 let mut slot = Slot::new(half, agent, 0, 0, 0);
                 slot.remote = true;
                 let partner = self.slots.add(slot);
-                let joined =
-                    Joined { evidence: verdict.rule.evidence(), confidence: confidence(verdict.confidence) };
-                let (client, server) =
-                    if is_client(&half) { (partner, number) } else { (number, partner) };
+                let joined = Joined {
+                    evidence: verdict.rule.evidence(),
+                    confidence: confidence(verdict.confidence),
+                };
+                let (client, server) = if is_client(&half) {
+                    (partner, number)
+                } else {
+                    (number, partner)
+                };
                 self.link(client, server, joined);
                 let candidate = self.slots[number].candidate(number);
                 if self.slots[number].waiting {
@@ -286,7 +334,9 @@ impl Core {
     }
 
     fn undo(&mut self, id: HalfId) {
-        let Some(number) = self.slots.of_id(id) else { return };
+        let Some(number) = self.slots.of_id(id) else {
+            return;
+        };
         self.counters.contested += 1;
         self.slots[number].offered = false;
         let partner = self.slots[number].partner;
@@ -301,7 +351,9 @@ impl Core {
     }
 
     fn done(&mut self, id: HalfId) {
-        let Some(number) = self.slots.of_id(id) else { return };
+        let Some(number) = self.slots.of_id(id) else {
+            return;
+        };
         self.slots[number].card_due = false;
         self.touch(number);
     }

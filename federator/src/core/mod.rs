@@ -29,10 +29,10 @@ use weft_wire::control::PeerMessage;
 use weft_wire::query::{Confidence, Unmatched};
 use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, Timestamp};
 
-pub use self::exchange::{Contact, Told};
-pub use self::slots::view_of;
 use self::departed::Departed;
+pub use self::exchange::{Contact, Told};
 use self::names::{Agents, Owners};
+pub use self::slots::view_of;
 use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
 use crate::record::{AgentNumber, AgentRecord, Flush, Joined, Row, is_client};
 use crate::store::Loaded;
@@ -137,6 +137,8 @@ pub struct CoreCounters {
 pub struct Core {
     config: CoreConfig,
     now: i64,
+    /// Live rows and links of the store, until the time is known.
+    asleep: Option<(Vec<Row>, HashMap<HalfId, Link>)>,
     /// Time that passed while the program was down.
     down_us: i64,
     position: u64,
@@ -174,6 +176,7 @@ impl Core {
         });
         let mut core = Self {
             now: i64::MIN,
+            asleep: None,
             down_us: 0,
             position: loaded.position,
             flushed_position: loaded.position,
@@ -200,11 +203,19 @@ impl Core {
         };
         core.owners.load(loaded.owners, loaded.next_owner);
         core.agents.load(loaded.agents);
-        for row in &loaded.live {
-            core.restore(row, &loaded.links);
-        }
-        core.converse();
+        core.asleep = Some((loaded.live, loaded.links));
         core
+    }
+
+    /// Puts the live rows back into memory at the first sign of the time: their timers run from then, not from the
+    /// beginning of time.
+    fn wake(&mut self, at: Timestamp) {
+        if let Some((rows, links)) = self.asleep.take() {
+            self.now = at.0.saturating_sub(self.down_us);
+            for row in &rows {
+                self.restore(row, &links);
+            }
+        }
     }
 
     /// Puts a live row back into memory.
@@ -213,7 +224,10 @@ impl Core {
             let side = side?;
             let agent = self.agents.find(side.agent)?;
             let remote = agent.record.federator != self.config.name;
-            let netns = self.owners.find(side.half.owner).map_or(0, |owner| owner.netns);
+            let netns = self
+                .owners
+                .find(side.half.owner)
+                .map_or(0, |owner| owner.netns);
             let (network, host) = (agent.network, agent.host(netns));
             let mut slot = Slot::new(side.half, side.agent, network, host, 0);
             slot.remote = remote;
@@ -256,9 +270,18 @@ impl Core {
             Input::Start { down_us } => self.down_us += down_us.max(0),
             Input::Agent { key, info } => {
                 let federator = self.config.name.clone();
-                self.agents.number(AgentRecord { key: Some(key), federator, info });
+                self.agents.number(AgentRecord {
+                    key: Some(key),
+                    federator,
+                    info,
+                });
             }
-            Input::Batch { agent, seq, skew_us, batch } => {
+            Input::Batch {
+                agent,
+                seq,
+                skew_us,
+                batch,
+            } => {
                 self.advance(at);
                 self.batch(agent, seq, skew_us, &batch);
             }
@@ -271,10 +294,18 @@ impl Core {
 
     /// Time has passed.
     pub fn advance(&mut self, at: Timestamp) {
+        self.wake(at);
         let now = self.now.max(at.0.saturating_sub(self.down_us));
         let mut last = None;
-        while let Some(due) = self.stitcher.next_timer().filter(|due| last.replace(*due) != Some(*due)) {
-            let tick = due.saturating_add(TICK_US - 1).div_euclid(TICK_US).saturating_mul(TICK_US);
+        while let Some(due) = self
+            .stitcher
+            .next_timer()
+            .filter(|due| last.replace(*due) != Some(*due))
+        {
+            let tick = due
+                .saturating_add(TICK_US - 1)
+                .div_euclid(TICK_US)
+                .saturating_mul(TICK_US);
             if tick > now {
                 break;
             }
@@ -343,13 +374,23 @@ impl Core {
         }
         self.sequences.insert(key, seq);
         self.sequences_changed.insert(key, seq);
-        let Some(known) = self.agents.find(agent) else { return };
+        let Some(known) = self.agents.find(agent) else {
+            return;
+        };
         let network = known.network;
-        let owners: Vec<(u32, u64)> =
-            batch.owners.iter().map(|owner| (self.owners.number(owner), known.host(owner.netns))).collect();
+        let owners: Vec<(u32, u64)> = batch
+            .owners
+            .iter()
+            .map(|owner| (self.owners.number(owner), known.host(owner.netns)))
+            .collect();
         for half in &batch.halves {
-            let Some((owner, host)) = owners.get(half.owner as usize) else { continue };
-            let half = Half { owner: *owner, ..*half };
+            let Some((owner, host)) = owners.get(half.owner as usize) else {
+                continue;
+            };
+            let half = Half {
+                owner: *owner,
+                ..*half
+            };
             self.counters.rows += 1;
             match self.slots.of_id(half.id) {
                 Some(number) => self.update(number, agent, skew_us, &half),
@@ -396,8 +437,16 @@ impl Core {
     /// There is no room to let the half wait: it is stored as it is.
     fn store_unmatched(&mut self, slot: &Slot) {
         self.counters.memory_full += 1;
-        let reason = if slot.half.state.established() { Unmatched::NoPartner } else { Unmatched::NotEstablished };
-        let (client, server) = if is_client(&slot.half) { (Some(slot.side()), None) } else { (None, Some(slot.side())) };
+        let reason = if slot.half.state.established() {
+            Unmatched::NoPartner
+        } else {
+            Unmatched::NotEstablished
+        };
+        let (client, server) = if is_client(&slot.half) {
+            (Some(slot.side()), None)
+        } else {
+            (None, Some(slot.side()))
+        };
         self.overflow.push(Row {
             client,
             server,
@@ -422,7 +471,10 @@ impl Core {
             return;
         };
         if merged.owner != slot.half.owner {
-            let known_process = self.owners.find(new.owner).is_some_and(|owner| owner.process.is_some());
+            let known_process = self
+                .owners
+                .find(new.owner)
+                .is_some_and(|owner| owner.process.is_some());
             if known_process {
                 self.owners.release(slot.half.owner);
                 self.owners.hold(new.owner);
@@ -461,7 +513,11 @@ impl Core {
     fn decide(&mut self) {
         while let Some(output) = self.stitcher.poll() {
             match output {
-                Output::Stitched { client, server, rule } => self.stitched(client.0, server.0, rule),
+                Output::Stitched {
+                    client,
+                    server,
+                    rule,
+                } => self.stitched(client.0, server.0, rule),
                 Output::Offer(handle) => self.offer(handle.0),
                 Output::Ambiguous { handle, .. } => self.ambiguous(handle.0),
                 Output::Contested { handle } => self.contested(handle.0),
@@ -476,7 +532,14 @@ impl Core {
         }
         let verdict = judge(&self.slots[client].view(), &self.slots[server].view());
         let confidence = verdict.map_or(Confidence::Low, |verdict| confidence(verdict.confidence));
-        self.link(client, server, Joined { evidence: rule.evidence(), confidence });
+        self.link(
+            client,
+            server,
+            Joined {
+                evidence: rule.evidence(),
+                confidence,
+            },
+        );
         self.counters.stitched += 1;
         self.counters.matched_halves += 2;
         for number in [client, server] {
@@ -513,7 +576,12 @@ impl Core {
 
     /// A third half with the same claim came: neither the pair nor the third can be trusted.
     fn contested(&mut self, number: SlotNumber) {
-        let Some(partner) = self.slots.find(number).filter(|slot| slot.matched()).map(|slot| slot.partner) else {
+        let Some(partner) = self
+            .slots
+            .find(number)
+            .filter(|slot| slot.matched())
+            .map(|slot| slot.partner)
+        else {
             return;
         };
         self.counters.contested += 1;
@@ -553,7 +621,9 @@ impl Core {
     }
 
     fn expired(&mut self, number: SlotNumber, reason: Reason) {
-        let Some(slot) = self.slots.find(number) else { return };
+        let Some(slot) = self.slots.find(number) else {
+            return;
+        };
         if slot.matched() {
             return;
         }
@@ -605,7 +675,9 @@ impl Core {
             rows,
             links_changed,
             links,
-            sequences: std::mem::take(&mut self.sequences_changed).into_iter().collect(),
+            sequences: std::mem::take(&mut self.sequences_changed)
+                .into_iter()
+                .collect(),
         }
     }
 
@@ -614,11 +686,18 @@ impl Core {
         let partner = self.slots[number].partner;
         let settled = self.settled(&self.slots[number]);
         let (mut client, mut server) = (None, None);
-        for number in [Some(number), (partner != NONE).then_some(partner)].into_iter().flatten() {
+        for number in [Some(number), (partner != NONE).then_some(partner)]
+            .into_iter()
+            .flatten()
+        {
             self.unstore(number);
             let slot = &mut self.slots[number];
             slot.dirty = false;
-            *(if is_client(&slot.half) { &mut client } else { &mut server }) = Some(number);
+            *(if is_client(&slot.half) {
+                &mut client
+            } else {
+                &mut server
+            }) = Some(number);
         }
         // A socket connected to itself is both ends.
         if partner == number {
@@ -634,7 +713,10 @@ impl Core {
         Row {
             client: client.map(|number| self.slots[number].side()),
             server: server.map(|number| self.slots[number].side()),
-            joined: slot.matched().then_some(Joined { evidence: slot.evidence, confidence: slot.confidence }),
+            joined: slot.matched().then_some(Joined {
+                evidence: slot.evidence,
+                confidence: slot.confidence,
+            }),
             unmatched: (!slot.matched()).then_some(slot.unmatched),
             card_due: slot.card_due || (partner != NONE && self.slots[partner].card_due),
             settled,
@@ -643,16 +725,21 @@ impl Core {
 
     fn begin_leaving(&mut self, number: SlotNumber) {
         let slot = &self.slots[number];
-        let (partner, ambiguous) = (slot.partner, slot.unmatched == Unmatched::Ambiguous && !slot.matched());
+        let (partner, ambiguous) = (
+            slot.partner,
+            slot.unmatched == Unmatched::Ambiguous && !slot.matched(),
+        );
         if slot.leaving || (partner != NONE && self.slots[partner].leaving) {
             return;
         }
         self.slots[number].leaving = true;
         // Another half with an ambiguous one's claim must find it while it would have been waited for.
         if ambiguous {
-            self.leaving_late.push_back((self.now.saturating_add(self.config.expiry_us), number));
+            self.leaving_late
+                .push_back((self.now.saturating_add(self.config.expiry_us), number));
         } else {
-            self.leaving.push_back((self.now.saturating_add(LINGER_US), number));
+            self.leaving
+                .push_back((self.now.saturating_add(LINGER_US), number));
         }
     }
 
@@ -674,14 +761,24 @@ impl Core {
 
     fn depart(&mut self, number: SlotNumber) {
         // The number may have been given to another half since.
-        let Some(partner) = self.slots.find(number).filter(|slot| slot.leaving).map(|slot| slot.partner) else {
+        let Some(partner) = self
+            .slots
+            .find(number)
+            .filter(|slot| slot.leaving)
+            .map(|slot| slot.partner)
+        else {
             return;
         };
         self.slots[number].leaving = false;
         // Touched since: it will be written and leave again.
-        let numbers = [Some(number), (partner != NONE && partner != number).then_some(partner)];
+        let numbers = [
+            Some(number),
+            (partner != NONE && partner != number).then_some(partner),
+        ];
         let numbers = numbers.into_iter().flatten();
-        if numbers.clone().any(|number| self.slots[number].dirty) || !self.settled(&self.slots[number]) {
+        if numbers.clone().any(|number| self.slots[number].dirty)
+            || !self.settled(&self.slots[number])
+        {
             return;
         }
         for number in numbers {
@@ -722,8 +819,17 @@ fn merge(known: &Half, new: &Half) -> Option<Half> {
         first => first,
     };
     let opened_at = known.opened_at.min(new.opened_at);
-    let state = if known.state == HalfState::Closed { known.state } else { new.state };
-    Some(Half { fingerprint, opened_at, state, ..*new })
+    let state = if known.state == HalfState::Closed {
+        known.state
+    } else {
+        new.state
+    };
+    Some(Half {
+        fingerprint,
+        opened_at,
+        state,
+        ..*new
+    })
 }
 
 #[cfg(test)]

@@ -77,7 +77,10 @@ impl Owners {
     /// Those that the store does not have yet.
     pub fn take_fresh(&mut self) -> Vec<(OwnerNumber, Arc<Owner>)> {
         let fresh = std::mem::take(&mut self.fresh);
-        let taken = fresh.iter().filter_map(|number| Some((*number, self.find(*number)?.clone()))).collect();
+        let taken = fresh
+            .iter()
+            .filter_map(|number| Some((*number, self.find(*number)?.clone())))
+            .collect();
         self.forget_idle();
         taken
     }
@@ -92,13 +95,18 @@ impl Owners {
         if self.entries.len() < MAX_IDLE_OWNERS {
             return;
         }
-        let used = self.entries.values().filter(|entry| entry.halves > 0).count();
+        let used = self
+            .entries
+            .values()
+            .filter(|entry| entry.halves > 0)
+            .count();
         if self.entries.len() - used < MAX_IDLE_OWNERS {
             return;
         }
         self.entries.retain(|_, entry| entry.halves > 0);
         let entries = &self.entries;
-        self.numbers.retain(|_, number| entries.contains_key(number));
+        self.numbers
+            .retain(|_, number| entries.contains_key(number));
     }
 }
 
@@ -144,7 +152,10 @@ impl Agents {
     pub fn number(&mut self, record: AgentRecord) -> AgentNumber {
         let name = (record.federator.clone(), record.info.name.clone());
         if let Some(number) = self.by_name.get(&name)
-            && self.list.get(number).is_some_and(|agent| *agent.record == record)
+            && self
+                .list
+                .get(number)
+                .is_some_and(|agent| *agent.record == record)
         {
             return *number;
         }
@@ -160,7 +171,8 @@ impl Agents {
         if let Some(key) = record.key {
             self.by_key.insert(key, number);
         }
-        self.by_name.insert((record.federator.clone(), record.info.name.clone()), number);
+        self.by_name
+            .insert((record.federator.clone(), record.info.name.clone()), number);
         self.list.insert(number, Agent { record, network });
     }
 
@@ -177,7 +189,10 @@ impl Agents {
     /// Those that the store does not have yet.
     pub fn take_fresh(&mut self) -> Vec<(AgentNumber, Arc<AgentRecord>)> {
         let fresh = std::mem::take(&mut self.fresh);
-        fresh.iter().filter_map(|number| Some((*number, self.list.get(number)?.record.clone()))).collect()
+        fresh
+            .iter()
+            .filter_map(|number| Some((*number, self.list.get(number)?.record.clone())))
+            .collect()
     }
 }
 
@@ -209,8 +224,8 @@ impl Hasher for MixedHasher {
     }
 
     fn write_u64(&mut self, word: u64) {
-        let wide = u128::from(self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        let wide =
+            u128::from(self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
         self.0 = (wide >> 64) as u64 ^ wide as u64;
     }
 }
-

@@ -71,7 +71,11 @@ pub struct Slot {
 impl Slot {
     /// A half that has just come.
     pub fn new(half: Half, agent: AgentNumber, network: u64, host: u64, skew_us: i64) -> Self {
-        let unmatched = if half.state.established() { Unmatched::Pending } else { Unmatched::NotEstablished };
+        let unmatched = if half.state.established() {
+            Unmatched::Pending
+        } else {
+            Unmatched::NotEstablished
+        };
         Self {
             half,
             agent,
@@ -97,7 +101,10 @@ impl Slot {
 
     /// The half as a row has it.
     pub fn side(&self) -> Side {
-        Side { half: self.half, agent: self.agent }
+        Side {
+            half: self.half,
+            agent: self.agent,
+        }
     }
 
     /// The half as the rules see it.
@@ -134,7 +141,9 @@ pub fn view_of(half: &Half) -> HalfView {
         },
         fingerprint: match half.fingerprint {
             Fingerprint::Unknown => stitching::Fingerprint::Unknown,
-            Fingerprint::TcpIsn { client, server } => stitching::Fingerprint::TcpIsn { client, server },
+            Fingerprint::TcpIsn { client, server } => {
+                stitching::Fingerprint::TcpIsn { client, server }
+            }
         },
         network: 0,
         host: 0,
@@ -159,7 +168,11 @@ pub struct Slots {
 impl Slots {
     /// None yet.
     pub fn new(seed: u64) -> Self {
-        Self { list: Vec::new(), free: Vec::new(), by_id: HashMap::with_hasher(Mixed(seed)) }
+        Self {
+            list: Vec::new(),
+            free: Vec::new(),
+            by_id: HashMap::with_hasher(Mixed(seed)),
+        }
     }
 
     /// Puts a half into memory.

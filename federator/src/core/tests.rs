@@ -4,14 +4,35 @@ use proptest::prelude::*;
 use weft_wire::{Owner, Protocol, Role, Site};
 
 fn config() -> CoreConfig {
-    CoreConfig { name: "fed-a".into(), hold_us: 1_500_000, expiry_us: 120_000_000, max_open: 10_000, seed: 3, mesh: None }
+    CoreConfig {
+        name: "fed-a".into(),
+        hold_us: 1_500_000,
+        expiry_us: 120_000_000,
+        max_open: 10_000,
+        seed: 3,
+        mesh: None,
+    }
 }
 
 fn core() -> Core {
     let mut core = Core::new(config(), Loaded::default());
     for key in [1, 2] {
-        let info = AgentInfo { name: format!("a{key}"), site: Site { cloud: "aws".into(), ..Site::default() }, ..AgentInfo::default() };
-        core.apply(key, Timestamp(0), Input::Agent { key: AgentKey(key), info });
+        let info = AgentInfo {
+            name: format!("a{key}"),
+            site: Site {
+                cloud: "aws".into(),
+                ..Site::default()
+            },
+            ..AgentInfo::default()
+        };
+        core.apply(
+            key,
+            Timestamp(0),
+            Input::Agent {
+                key: AgentKey(key),
+                info,
+            },
+        );
     }
     core
 }
@@ -23,8 +44,17 @@ fn half(agent: u64, cookie: u64, role: Role, isn: u32, state: HalfState) -> Half
         protocol: Protocol::Tcp,
         role,
         state,
-        fingerprint: Fingerprint::TcpIsn { client: isn, server: isn.wrapping_mul(7) },
-        local: if role == Role::Client { "10.0.0.1:4000" } else { "10.9.9.9:80" }.parse().unwrap(),
+        fingerprint: Fingerprint::TcpIsn {
+            client: isn,
+            server: isn.wrapping_mul(7),
+        },
+        local: if role == Role::Client {
+            "10.0.0.1:4000"
+        } else {
+            "10.9.9.9:80"
+        }
+        .parse()
+        .unwrap(),
         remote: "203.0.113.9:80".parse().unwrap(),
         opened_at: Timestamp(1000),
         closed_at: state.finished().then_some(Timestamp(2000)),
@@ -40,16 +70,44 @@ fn half(agent: u64, cookie: u64, role: Role, isn: u32, state: HalfState) -> Half
 }
 
 fn batch(core: &mut Core, at: i64, agent: u64, seq: u64, halves: Vec<Half>) {
-    let owner = Owner { workload: format!("w{agent}"), ..Owner::default() };
-    let batch = HalfBatch { boot: 7, owners: vec![owner], halves };
-    core.apply(10 + seq, Timestamp(at), Input::Batch { agent: AgentKey(agent), seq, skew_us: 0, batch });
+    let owner = Owner {
+        workload: format!("w{agent}"),
+        ..Owner::default()
+    };
+    let batch = HalfBatch {
+        boot: 7,
+        owners: vec![owner],
+        halves,
+    };
+    core.apply(
+        10 + seq,
+        Timestamp(at),
+        Input::Batch {
+            agent: AgentKey(agent),
+            seq,
+            skew_us: 0,
+            batch,
+        },
+    );
 }
 
 #[test]
 fn two_closed_ends_make_one_settled_row() {
     let mut core = core();
-    batch(&mut core, 1, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
-    batch(&mut core, 2, 2, 1, vec![half(2, 1, Role::Server, 9, HalfState::Closed)]);
+    batch(
+        &mut core,
+        1,
+        1,
+        1,
+        vec![half(1, 1, Role::Client, 9, HalfState::Closed)],
+    );
+    batch(
+        &mut core,
+        2,
+        2,
+        1,
+        vec![half(2, 1, Role::Server, 9, HalfState::Closed)],
+    );
     let flush = core.flush();
     assert_eq!(flush.rows.len(), 1);
     let row = flush.rows[0];
@@ -60,7 +118,13 @@ fn two_closed_ends_make_one_settled_row() {
     assert_eq!(flush.sequences, [(AgentKey(1), 1), (AgentKey(2), 1)]);
     core.advance(Timestamp(LINGER_US + 2));
     assert_eq!(core.in_memory(), 0);
-    batch(&mut core, LINGER_US + 3, 1, 2, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
+    batch(
+        &mut core,
+        LINGER_US + 3,
+        1,
+        2,
+        vec![half(1, 1, Role::Client, 9, HalfState::Closed)],
+    );
     assert_eq!(core.flush().rows, [], "a half that left does not come back");
     assert_eq!(core.counters().late, 1);
 }
@@ -71,18 +135,39 @@ fn a_row_written_alone_is_replaced_when_the_other_end_comes() {
     let server = half(2, 1, Role::Server, 9, HalfState::Open);
     batch(&mut core, 1, 2, 1, vec![server]);
     let flush = core.flush();
-    assert_eq!((flush.rows[0].id(), flush.rows[0].settled), (server.id, false));
+    assert_eq!(
+        (flush.rows[0].id(), flush.rows[0].settled),
+        (server.id, false)
+    );
     let client = half(1, 1, Role::Client, 9, HalfState::Open);
     batch(&mut core, 2, 1, 1, vec![client]);
     let flush = core.flush();
     assert_eq!((flush.rows.len(), flush.rows[0].id()), (1, client.id));
     assert_eq!(flush.replaced, [server.id]);
-    batch(&mut core, 3, 1, 2, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
+    batch(
+        &mut core,
+        3,
+        1,
+        2,
+        vec![half(1, 1, Role::Client, 9, HalfState::Closed)],
+    );
     let flush = core.flush();
-    assert_eq!((flush.replaced, flush.rows[0].settled), (vec![client.id], false));
-    batch(&mut core, 4, 2, 2, vec![half(2, 1, Role::Server, 9, HalfState::Closed)]);
+    assert_eq!(
+        (flush.replaced, flush.rows[0].settled),
+        (vec![client.id], false)
+    );
+    batch(
+        &mut core,
+        4,
+        2,
+        2,
+        vec![half(2, 1, Role::Server, 9, HalfState::Closed)],
+    );
     let flush = core.flush();
-    assert_eq!((flush.replaced, flush.rows[0].settled), (vec![client.id], true));
+    assert_eq!(
+        (flush.replaced, flush.rows[0].settled),
+        (vec![client.id], true)
+    );
 }
 
 #[test]
@@ -90,26 +175,66 @@ fn an_agent_that_restarted_does_not_take_back_what_was_known() {
     let mut core = core();
     let first = half(1, 1, Role::Client, 9, HalfState::Open);
     batch(&mut core, 1, 1, 1, vec![first]);
-    let again = Half { fingerprint: Fingerprint::Unknown, opened_at: Timestamp(1400), seen_at: Timestamp(1600), bytes_sent: 70, ..first };
+    let again = Half {
+        fingerprint: Fingerprint::Unknown,
+        opened_at: Timestamp(1400),
+        seen_at: Timestamp(1600),
+        bytes_sent: 70,
+        ..first
+    };
     batch(&mut core, 2, 1, 2, vec![again]);
     let side = core.flush().rows[0].client.unwrap();
-    assert_eq!((side.half.fingerprint, side.half.opened_at), (first.fingerprint, first.opened_at));
+    assert_eq!(
+        (side.half.fingerprint, side.half.opened_at),
+        (first.fingerprint, first.opened_at)
+    );
     assert_eq!(side.half.bytes_sent, 70);
-    batch(&mut core, 3, 2, 1, vec![half(2, 1, Role::Server, 9, HalfState::Open)]);
+    batch(
+        &mut core,
+        3,
+        2,
+        1,
+        vec![half(2, 1, Role::Server, 9, HalfState::Open)],
+    );
     assert!(core.flush().rows[0].joined.is_some());
 }
 
 #[test]
 fn no_partner_expires_and_leaves() {
     let mut core = core();
-    batch(&mut core, 0, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
-    batch(&mut core, 0, 1, 2, vec![half(1, 2, Role::Client, 10, HalfState::Refused)]);
+    batch(
+        &mut core,
+        0,
+        1,
+        1,
+        vec![half(1, 1, Role::Client, 9, HalfState::Closed)],
+    );
+    batch(
+        &mut core,
+        0,
+        1,
+        2,
+        vec![half(1, 2, Role::Client, 10, HalfState::Refused)],
+    );
     let flush = core.flush();
-    assert_eq!(flush.rows.iter().map(|row| row.unmatched).collect::<Vec<_>>(), [Some(Unmatched::Pending), Some(Unmatched::NotEstablished)]);
-    assert_eq!(flush.rows.iter().map(|row| row.settled).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(
+        flush
+            .rows
+            .iter()
+            .map(|row| row.unmatched)
+            .collect::<Vec<_>>(),
+        [Some(Unmatched::Pending), Some(Unmatched::NotEstablished)]
+    );
+    assert_eq!(
+        flush.rows.iter().map(|row| row.settled).collect::<Vec<_>>(),
+        [false, true]
+    );
     core.advance(Timestamp(122_000_000));
     let flush = core.flush();
-    assert_eq!((flush.rows[0].unmatched, flush.rows[0].settled), (Some(Unmatched::NoPartner), true));
+    assert_eq!(
+        (flush.rows[0].unmatched, flush.rows[0].settled),
+        (Some(Unmatched::NoPartner), true)
+    );
     core.advance(Timestamp(140_000_000));
     assert_eq!(core.in_memory(), 0);
 }
@@ -117,32 +242,82 @@ fn no_partner_expires_and_leaves() {
 #[test]
 fn downtime_does_not_expire_what_waits() {
     let mut core = core();
-    batch(&mut core, 0, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
+    batch(
+        &mut core,
+        0,
+        1,
+        1,
+        vec![half(1, 1, Role::Client, 9, HalfState::Closed)],
+    );
     let an_hour = 3_600_000_000;
     core.apply(20, Timestamp(an_hour), Input::Start { down_us: an_hour });
     core.advance(Timestamp(an_hour + 1));
-    batch(&mut core, an_hour + 2, 2, 1, vec![half(2, 1, Role::Server, 9, HalfState::Closed)]);
+    batch(
+        &mut core,
+        an_hour + 2,
+        2,
+        1,
+        vec![half(2, 1, Role::Server, 9, HalfState::Closed)],
+    );
     assert!(core.flush().rows[0].joined.is_some());
 }
 
 #[test]
 fn a_third_claim_undoes_the_pair() {
     let mut core = core();
-    batch(&mut core, 1, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed)]);
-    batch(&mut core, 2, 2, 1, vec![half(2, 1, Role::Server, 9, HalfState::Closed)]);
+    batch(
+        &mut core,
+        1,
+        1,
+        1,
+        vec![half(1, 1, Role::Client, 9, HalfState::Closed)],
+    );
+    batch(
+        &mut core,
+        2,
+        2,
+        1,
+        vec![half(2, 1, Role::Server, 9, HalfState::Closed)],
+    );
     let pair = core.flush().rows[0].id();
-    batch(&mut core, 3, 2, 2, vec![half(2, 2, Role::Server, 9, HalfState::Closed)]);
+    batch(
+        &mut core,
+        3,
+        2,
+        2,
+        vec![half(2, 2, Role::Server, 9, HalfState::Closed)],
+    );
     let flush = core.flush();
     assert_eq!(flush.replaced_done, [pair]);
     assert_eq!(flush.rows.len(), 3);
-    assert!(flush.rows.iter().all(|row| row.unmatched == Some(Unmatched::Ambiguous) && row.joined.is_none()));
+    assert!(
+        flush
+            .rows
+            .iter()
+            .all(|row| row.unmatched == Some(Unmatched::Ambiguous) && row.joined.is_none())
+    );
 }
 
 #[test]
 fn a_full_memory_stores_without_waiting() {
-    let mut core = Core::new(CoreConfig { max_open: 2, ..config() }, Loaded::default());
-    core.apply(1, Timestamp(0), Input::Agent { key: AgentKey(1), info: AgentInfo::default() });
-    let halves = (1..=5).map(|cookie| half(1, cookie, Role::Client, cookie as u32, HalfState::Closed)).collect();
+    let mut core = Core::new(
+        CoreConfig {
+            max_open: 2,
+            ..config()
+        },
+        Loaded::default(),
+    );
+    core.apply(
+        1,
+        Timestamp(0),
+        Input::Agent {
+            key: AgentKey(1),
+            info: AgentInfo::default(),
+        },
+    );
+    let halves = (1..=5)
+        .map(|cookie| half(1, cookie, Role::Client, cookie as u32, HalfState::Closed))
+        .collect();
     batch(&mut core, 1, 1, 1, halves);
     assert_eq!(core.in_memory(), 2);
     assert_eq!(core.counters().memory_full, 3);
@@ -172,8 +347,18 @@ struct Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = (0i64..3_000_000, 1u64..=2, prop::collection::vec((1u64..12, any::<bool>()), 0..6), any::<bool>())
-        .prop_map(|(pause, agent, halves, flush)| Step { pause, agent, halves, flush });
+    let step = (
+        0i64..3_000_000,
+        1u64..=2,
+        prop::collection::vec((1u64..12, any::<bool>()), 0..6),
+        any::<bool>(),
+    )
+        .prop_map(|(pause, agent, halves, flush)| Step {
+            pause,
+            agent,
+            halves,
+            flush,
+        });
     prop::collection::vec(step, 1..40)
 }
 
@@ -182,12 +367,20 @@ fn run(steps: &[Step], flush_when: impl Fn(&Step) -> bool, twice: bool) -> BTree
     let (mut core, mut now, mut flushes) = (core(), 0, Vec::new());
     for (seq, step) in steps.iter().enumerate() {
         now += step.pause;
-        let role = if step.agent == 1 { Role::Client } else { Role::Server };
+        let role = if step.agent == 1 {
+            Role::Client
+        } else {
+            Role::Server
+        };
         let halves: Vec<Half> = step
             .halves
             .iter()
             .map(|(cookie, closed)| {
-                let state = if *closed { HalfState::Closed } else { HalfState::Open };
+                let state = if *closed {
+                    HalfState::Closed
+                } else {
+                    HalfState::Open
+                };
                 half(step.agent, *cookie, role, *cookie as u32, state)
             })
             .collect();
@@ -206,7 +399,16 @@ fn run(steps: &[Step], flush_when: impl Fn(&Step) -> bool, twice: bool) -> BTree
 fn one_long_step_decides_as_many_short_ones() {
     let (mut one, mut many) = (core(), core());
     for core in [&mut one, &mut many] {
-        batch(core, 0, 1, 1, vec![half(1, 1, Role::Client, 9, HalfState::Closed), half(1, 2, Role::Client, 10, HalfState::Open)]);
+        batch(
+            core,
+            0,
+            1,
+            1,
+            vec![
+                half(1, 1, Role::Client, 9, HalfState::Closed),
+                half(1, 2, Role::Client, 10, HalfState::Open),
+            ],
+        );
     }
     for at in 1..1300 {
         many.advance(Timestamp(at * 100_003));
@@ -217,7 +419,16 @@ fn one_long_step_decides_as_many_short_ones() {
 }
 
 fn states(rows: &BTreeMap<HalfId, Row>) -> Vec<(HalfId, Option<HalfId>, Option<Unmatched>, bool)> {
-    rows.iter().map(|(id, row)| (*id, row.server.map(|side| side.half.id), row.unmatched, row.settled)).collect()
+    rows.iter()
+        .map(|(id, row)| {
+            (
+                *id,
+                row.server.map(|side| side.half.id),
+                row.unmatched,
+                row.settled,
+            )
+        })
+        .collect()
 }
 
 proptest! {

@@ -101,7 +101,10 @@ impl EntryRef<'_> {
                 out.extend_from_slice(&entry.arrived_at.0.to_le_bytes());
                 out.extend_from_slice(entry.message);
             }
-            Self::Start { arrived_at, down_us } => {
+            Self::Start {
+                arrived_at,
+                down_us,
+            } => {
                 out.push(START);
                 out.extend_from_slice(&arrived_at.0.to_le_bytes());
                 out.extend_from_slice(&down_us.to_le_bytes());
@@ -123,14 +126,30 @@ impl Entry {
         Some(match *kind {
             BATCH => {
                 let (agent, seq, skew_us) = (AgentKey(word()?), word()?, word()?.cast_signed());
-                Self::Batch(BatchEntry { arrived_at, agent, seq, skew_us, batch: rest.to_vec() })
+                Self::Batch(BatchEntry {
+                    arrived_at,
+                    agent,
+                    seq,
+                    skew_us,
+                    batch: rest.to_vec(),
+                })
             }
             AGENT => {
                 let agent = AgentKey(word()?);
-                Self::Agent(AgentEntry { arrived_at, agent, info: rest.to_vec() })
+                Self::Agent(AgentEntry {
+                    arrived_at,
+                    agent,
+                    info: rest.to_vec(),
+                })
             }
-            PEER => Self::Peer(PeerEntry { arrived_at, message: rest.to_vec() }),
-            START => Self::Start { arrived_at, down_us: word()?.cast_signed() },
+            PEER => Self::Peer(PeerEntry {
+                arrived_at,
+                message: rest.to_vec(),
+            }),
+            START => Self::Start {
+                arrived_at,
+                down_us: word()?.cast_signed(),
+            },
             _ => return None,
         })
     }

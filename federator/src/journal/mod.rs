@@ -1,7 +1,7 @@
 //! The journal: what was acknowledged survives `kill -9`.
 //!
 //! Entries are appended to segment files and made durable in groups: whatever waits is written together and
-//! costs one `fdatasync` (see [`crate::commit`] for the thread that does it). A position is a byte offset in the endless
+//! costs one `fdatasync` (see [`crate::pipeline`] for the thread that does it). A position is a byte offset in the endless
 //! concatenation of all segments, so it never repeats; the store remembers the position that its rows cover, and
 //! [`Journal::release`] then deletes the segments below it.
 //!
@@ -106,7 +106,11 @@ impl Journal {
             })?;
             if let Some(why) = scanned.damage {
                 if !last {
-                    return Err(JournalError::Damaged { path: path.clone(), position: scanned.end, why });
+                    return Err(JournalError::Damaged {
+                        path: path.clone(),
+                        position: scanned.end,
+                        why,
+                    });
                 }
                 recovery.torn_bytes += scanned.file_end - scanned.end;
                 segment::truncate(path, scanned.end - start)?;
@@ -122,7 +126,10 @@ impl Journal {
                 (from, segment::create(folder, from)?)
             }
         };
-        let file = File::options().append(true).open(&path).map_err(|source| io_error(&path, source))?;
+        let file = File::options()
+            .append(true)
+            .open(&path)
+            .map_err(|source| io_error(&path, source))?;
         let journal = Self {
             folder: folder.to_path_buf(),
             file,
@@ -183,8 +190,16 @@ impl Journal {
 
     /// Deletes segments that hold nothing above `covered`; returns how many.
     pub fn release(&mut self, covered: u64) -> Result<usize, JournalError> {
-        let next_starts = self.older.iter().skip(1).map(|(start, _)| *start).chain([self.start]);
-        let releasable = next_starts.take(self.older.len()).take_while(|next| *next <= covered).count();
+        let next_starts = self
+            .older
+            .iter()
+            .skip(1)
+            .map(|(start, _)| *start)
+            .chain([self.start]);
+        let releasable = next_starts
+            .take(self.older.len())
+            .take_while(|next| *next <= covered)
+            .count();
         for (_, path) in self.older.drain(..releasable) {
             std::fs::remove_file(&path).map_err(|source| io_error(&path, source))?;
         }
@@ -193,7 +208,10 @@ impl Journal {
 
     fn rotate(&mut self) -> Result<(), JournalError> {
         let path = segment::create(&self.folder, self.end)?;
-        let file = File::options().append(true).open(&path).map_err(|source| io_error(&path, source))?;
+        let file = File::options()
+            .append(true)
+            .open(&path)
+            .map_err(|source| io_error(&path, source))?;
         let full = std::mem::replace(&mut self.path, path);
         self.older.push((self.start, full));
         self.file = file;
@@ -203,7 +221,10 @@ impl Journal {
 }
 
 fn io_error(path: &Path, source: io::Error) -> JournalError {
-    JournalError::Io { path: path.to_path_buf(), source }
+    JournalError::Io {
+        path: path.to_path_buf(),
+        source,
+    }
 }
 
 #[cfg(test)]

@@ -30,7 +30,10 @@ pub(super) fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, JournalError> {
         let path = entry.map_err(|source| io_error(folder, source))?.path();
         let start = path
             .file_stem()
-            .filter(|_| path.extension().is_some_and(|extension| extension == EXTENSION))
+            .filter(|_| {
+                path.extension()
+                    .is_some_and(|extension| extension == EXTENSION)
+            })
             .and_then(|stem| u64::from_str_radix(stem.to_str()?, 16).ok());
         if let Some(start) = start {
             segments.push((start, path));
@@ -63,7 +66,11 @@ pub(super) fn truncate(path: &Path, bytes: u64) -> Result<(), JournalError> {
 }
 
 /// Appends a frame that will stand at `position`; on an error `out` is as before.
-pub(super) fn encode(out: &mut Vec<u8>, position: u64, entry: EntryRef<'_>) -> Result<(), JournalError> {
+pub(super) fn encode(
+    out: &mut Vec<u8>,
+    position: u64,
+    entry: EntryRef<'_>,
+) -> Result<(), JournalError> {
     let frame = out.len();
     out.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
     entry.encode(out);
@@ -79,9 +86,17 @@ pub(super) fn encode(out: &mut Vec<u8>, position: u64, entry: EntryRef<'_>) -> R
 }
 
 /// Reads every good frame from the start; stops at the first that is not one.
-pub(super) fn scan(path: &Path, start: u64, mut each: impl FnMut(u64, Entry)) -> Result<Scanned, JournalError> {
+pub(super) fn scan(
+    path: &Path,
+    start: u64,
+    mut each: impl FnMut(u64, Entry),
+) -> Result<Scanned, JournalError> {
     let file = File::open(path).map_err(|source| io_error(path, source))?;
-    let file_end = start + file.metadata().map_err(|source| io_error(path, source))?.len();
+    let file_end = start
+        + file
+            .metadata()
+            .map_err(|source| io_error(path, source))?
+            .len();
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut position = start;
     let mut body = Vec::new();
@@ -95,11 +110,17 @@ pub(super) fn scan(path: &Path, start: u64, mut each: impl FnMut(u64, Entry)) ->
                 each(position, entry);
             }
             Ok(Err(why)) => break Some(why),
-            Err(source) if source.kind() == ErrorKind::UnexpectedEof => break Some("the frame is cut short"),
+            Err(source) if source.kind() == ErrorKind::UnexpectedEof => {
+                break Some("the frame is cut short");
+            }
             Err(source) => return Err(io_error(path, source)),
         }
     };
-    Ok(Scanned { end: position, file_end, damage })
+    Ok(Scanned {
+        end: position,
+        file_end,
+        damage,
+    })
 }
 
 fn read_frame(

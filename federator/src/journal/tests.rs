@@ -3,7 +3,13 @@ use weft_wire::{AgentKey, Timestamp};
 
 fn write(journal: &mut Journal, seq: u64) -> u64 {
     let batch = vec![seq as u8; 10 + seq as usize % 7];
-    let entry = BatchEntry { arrived_at: Timestamp(5), agent: AgentKey(9), seq, skew_us: -3, batch: batch.as_slice() };
+    let entry = BatchEntry {
+        arrived_at: Timestamp(5),
+        agent: AgentKey(9),
+        seq,
+        skew_us: -3,
+        batch: batch.as_slice(),
+    };
     let position = journal.append(EntryRef::Batch(entry)).unwrap();
     assert_eq!(journal.commit().unwrap(), position);
     position
@@ -45,7 +51,10 @@ fn any_cut_in_the_tail_loses_only_what_was_cut() {
     for cut in positions[1]..=positions[3] {
         std::fs::write(&path, &whole[..cut as usize]).unwrap();
         let (found, mut journal, recovery) = sequence_numbers(folder.path(), 0);
-        let complete = positions.iter().filter(|position| **position <= cut).count() as u64;
+        let complete = positions
+            .iter()
+            .filter(|position| **position <= cut)
+            .count() as u64;
         assert_eq!(found, (1..=complete).collect::<Vec<_>>(), "cut at {cut}");
         assert_eq!(recovery.torn_bytes, cut - positions[complete as usize - 1]);
         write(&mut journal, 99);
@@ -87,7 +96,10 @@ fn damage_in_a_complete_segment_is_an_error() {
     let mut bytes = std::fs::read(&oldest).unwrap();
     bytes[20] ^= 1;
     std::fs::write(&oldest, bytes).unwrap();
-    assert!(matches!(Journal::open(folder.path(), 0, |_, _| ()), Err(JournalError::Damaged { position: 0, .. })));
+    assert!(matches!(
+        Journal::open(folder.path(), 0, |_, _| ()),
+        Err(JournalError::Damaged { position: 0, .. })
+    ));
 }
 
 #[test]
@@ -105,7 +117,11 @@ fn releases_only_covered_segments() {
     assert_eq!(found, (13..=20).collect::<Vec<_>>());
     assert_eq!(recovery.missing_bytes, 0);
     journal.release(positions[19]).unwrap();
-    assert_eq!(journal.release(u64::MAX).unwrap(), 0, "the segment being written stays");
+    assert_eq!(
+        journal.release(u64::MAX).unwrap(),
+        0,
+        "the segment being written stays"
+    );
     drop(journal);
     let (found, ..) = sequence_numbers(folder.path(), positions[19]);
     assert!(found.is_empty());

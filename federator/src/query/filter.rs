@@ -1,6 +1,8 @@
 //! Filters as SQL. Values are bound, never pasted; what an expression means is `weft_wire::filter`'s
 //! `Expr::matches`, and the tests hold this against it.
 
+use std::net::Ipv4Addr;
+
 use duckdb::types::{TimeUnit, Value as Bound};
 use weft_wire::filter::{self, End, EndField, Expr, Field, Network, Op, Value};
 use weft_wire::query::{Confidence, ConnectionState, Filter, PathClass, QueryError, Unmatched};
@@ -25,9 +27,14 @@ pub struct Condition {
 
 /// A request's filter, its times included.
 pub fn condition(filter: &Filter) -> Result<Condition, QueryError> {
-    let mut condition = Condition { sql: "true".into(), values: Vec::new() };
+    let mut condition = Condition {
+        sql: "true".into(),
+        values: Vec::new(),
+    };
     if let Some(since) = filter.since {
-        condition.sql.push_str(" AND (k.state = 0 OR k.seen_at >= ?)");
+        condition
+            .sql
+            .push_str(" AND (k.state = 0 OR k.seen_at >= ?)");
         condition.values.push(time(since));
     }
     if let Some(until) = filter.until {
@@ -35,7 +42,12 @@ pub fn condition(filter: &Filter) -> Result<Condition, QueryError> {
         condition.values.push(time(until));
     }
     let expression = filter::compile(filter).map_err(|error| {
-        failure("E-FILTER", "the filter cannot be understood", &error.to_string(), &error.hint)
+        failure(
+            "E-FILTER",
+            "the filter cannot be understood",
+            &error.to_string(),
+            &error.hint,
+        )
     })?;
     if let Some(expression) = expression {
         condition.sql.push_str(" AND ");
@@ -70,7 +82,9 @@ impl Condition {
             Expr::Compare { field, op, value } => self.compare(&column(*field), *op, value),
             Expr::In { field, values } => {
                 let column = column(*field);
-                self.each(values, |condition, value| condition.compare(&column, Op::Eq, value));
+                self.each(values, |condition, value| {
+                    condition.compare(&column, Op::Eq, value)
+                });
             }
             Expr::Like { field, pattern } => self.like(&column(*field), pattern),
         }
@@ -99,13 +113,21 @@ impl Condition {
 
     fn null(&mut self, column: &Column) {
         match column {
-            Column::Scalar(sql) | Column::Word(sql, _) => self.sql.push_str(&format!("({sql} IS NULL)")),
+            Column::Scalar(sql) | Column::Word(sql, _) => {
+                self.sql.push_str(&format!("({sql} IS NULL)"))
+            }
             Column::Addresses(list) => {
-                let any: Vec<_> = list.iter().map(|(known, ..)| format!("coalesce({known}, false)")).collect();
+                let any: Vec<_> = list
+                    .iter()
+                    .map(|(known, ..)| format!("coalesce({known}, false)"))
+                    .collect();
                 self.sql.push_str(&format!("(NOT ({}))", any.join(" OR ")));
             }
             Column::Flags(list) => {
-                let any: Vec<_> = list.iter().map(|(_, set)| format!("coalesce({set}, false)")).collect();
+                let any: Vec<_> = list
+                    .iter()
+                    .map(|(_, set)| format!("coalesce({set}, false)"))
+                    .collect();
                 self.sql.push_str(&format!("(NOT ({}))", any.join(" OR ")));
             }
         }
@@ -128,22 +150,41 @@ impl Condition {
                 let Some(number) = words.iter().position(|known| known == word) else {
                     return self.sql.push_str("false");
                 };
-                self.sql.push_str(&format!("coalesce({sql} {op} {number}, false)"));
+                self.sql
+                    .push_str(&format!("coalesce({sql} {op} {number}, false)"));
             }
             (Column::Flags(list), Value::Text(word)) => {
-                let set = list.iter().find(|(known, _)| known == word).map_or("false", |(_, set)| set.as_str());
+                let set = list
+                    .iter()
+                    .find(|(known, _)| known == word)
+                    .map_or("false", |(_, set)| set.as_str());
                 self.sql.push_str(&format!("coalesce({set}, false)"));
             }
             (Column::Addresses(list), Value::Network(network)) => {
-                self.each(list, |condition, (known, high, low)| condition.inside(known, high, low, network));
+                self.each(list, |condition, (known, high, low)| {
+                    condition.inside(known, high, low, network)
+                });
             }
             _ => self.sql.push_str("false"),
         }
     }
 
     fn inside(&mut self, known: &str, high: &str, low: &str, network: &Network) {
-        let ((first_high, first_low), (last_high, last_low)) =
-            (address_words(network.first()), address_words(network.last()));
+        let ((first_high, first_low), (last_high, last_low)) = (
+            address_words(network.first()),
+            address_words(network.last()),
+        );
+        // IPv4 is kept mapped into IPv6, and is in no network of IPv6 all the same.
+        let (mapped_high, mapped_first) = address_words(Ipv4Addr::UNSPECIFIED.into());
+        let (_, mapped_last) = address_words(Ipv4Addr::BROADCAST.into());
+        let mapped =
+            format!("{high} = {mapped_high} AND {low} BETWEEN {mapped_first} AND {mapped_last}");
+        let family = if network.first().is_ipv4() {
+            "true".to_owned()
+        } else {
+            format!("NOT ({mapped})")
+        };
+        let known = format!("{known} AND {family}");
         // Numbers of ours, no text of the user's.
         self.sql.push_str(&if first_high == last_high {
             format!("coalesce({known} AND {high} = {first_high} AND {low} BETWEEN {first_low} AND {last_low}, false)")
@@ -154,20 +195,29 @@ impl Condition {
 
     fn like(&mut self, column: &Column, pattern: &str) {
         let words = |list: &mut dyn Iterator<Item = (&'static str, String)>| -> Vec<String> {
-            list.filter(|(word, _)| like_matches(pattern, word)).map(|(_, sql)| sql).collect()
+            list.filter(|(word, _)| like_matches(pattern, word))
+                .map(|(_, sql)| sql)
+                .collect()
         };
         let any = match column {
             Column::Scalar(sql) => {
                 self.values.push(Bound::Text(like_pattern(pattern)));
-                return self.sql.push_str(&format!("coalesce({sql} LIKE ? ESCAPE '\\', false)"));
+                return self
+                    .sql
+                    .push_str(&format!("coalesce({sql} LIKE ? ESCAPE '\\', false)"));
             }
-            Column::Word(sql, list) => {
-                words(&mut list.iter().enumerate().map(|(number, word)| (*word, format!("{sql} = {number}"))))
-            }
+            Column::Word(sql, list) => words(
+                &mut list
+                    .iter()
+                    .enumerate()
+                    .map(|(number, word)| (*word, format!("{sql} = {number}"))),
+            ),
             Column::Flags(list) => words(&mut list.iter().cloned()),
             Column::Addresses(_) => Vec::new(),
         };
-        self.each(&any, |condition, sql| condition.sql.push_str(&format!("coalesce({sql}, false)")));
+        self.each(&any, |condition, sql| {
+            condition.sql.push_str(&format!("coalesce({sql}, false)"))
+        });
     }
 }
 
@@ -191,15 +241,30 @@ fn column(field: Field) -> Column {
             ("source", differs("c_local", "s_remote")),
             ("source-port", "k.c_local_port <> k.s_remote_port".into()),
             ("destination", differs("c_remote", "s_local")),
-            ("destination-port", "k.c_remote_port <> k.s_local_port".into()),
+            (
+                "destination-port",
+                "k.c_remote_port <> k.s_local_port".into(),
+            ),
         ]),
         Field::Class => word("k.class", PathClass::WORDS),
         Field::Crosses => Column::Flags(
-            code::CROSSES.iter().enumerate().map(|(bit, name)| (*name, format!("(k.crosses & {}) <> 0", 1 << bit))).collect(),
+            code::CROSSES
+                .iter()
+                .enumerate()
+                .map(|(bit, name)| (*name, format!("(k.crosses & {}) <> 0", 1 << bit)))
+                .collect(),
         ),
         Field::Via => Column::Addresses(vec![
-            (differs("c_local", "s_remote"), "k.s_remote_high".into(), "k.s_remote_low".into()),
-            (differs("c_remote", "s_local"), "k.c_remote_high".into(), "k.c_remote_low".into()),
+            (
+                differs("c_local", "s_remote"),
+                "k.s_remote_high".into(),
+                "k.s_remote_low".into(),
+            ),
+            (
+                differs("c_remote", "s_local"),
+                "k.c_remote_high".into(),
+                "k.c_remote_low".into(),
+            ),
         ]),
         Field::Unmatched => word("k.unmatched", Unmatched::WORDS),
         Field::Of(end, field) => end_column(end, field),
@@ -219,7 +284,11 @@ fn end_column(end: End, field: EndField) -> Column {
     let owner_text = |name: &str| Column::Scalar(format!("nullif({s}o.{name}, '')"));
     let address = |name: &str| {
         let known = format!("k.{s}_half IS NOT NULL");
-        Column::Addresses(vec![(known, format!("k.{s}_{name}_high"), format!("k.{s}_{name}_low"))])
+        Column::Addresses(vec![(
+            known,
+            format!("k.{s}_{name}_high"),
+            format!("k.{s}_{name}_low"),
+        )])
     };
     match field {
         EndField::Seen => own("half"),

@@ -45,7 +45,12 @@ pub fn connections(all: Vec<Connection>, limit: usize) -> (Vec<Connection>, bool
 
 /// Of two records of one connection, the one that knows more.
 fn rank(c: &Connection) -> (bool, bool, u64) {
-    let bytes = c.client.iter().chain(&c.server).map(|end| end.bytes_sent / 2 + end.bytes_received / 2).sum();
+    let bytes = c
+        .client
+        .iter()
+        .chain(&c.server)
+        .map(|end| end.bytes_sent / 2 + end.bytes_received / 2)
+        .sum();
     (c.matched.is_some(), c.closed_at.is_some(), bytes)
 }
 
@@ -75,7 +80,12 @@ mod tests {
         }
     }
 
-    fn connection(client: Option<u64>, server: Option<u64>, opened: i64, closed: bool) -> Connection {
+    fn connection(
+        client: Option<u64>,
+        server: Option<u64>,
+        opened: i64,
+        closed: bool,
+    ) -> Connection {
         let both = client.is_some() && server.is_some();
         Connection {
             id: HalfId(client.or(server).unwrap()),
@@ -91,7 +101,12 @@ mod tests {
                 nat: Vec::new(),
                 checks: Vec::new(),
             }),
-            path: Path { class: PathClass::Unknown, crosses: Vec::new(), via: Vec::new(), unmatched: None },
+            path: Path {
+                class: PathClass::Unknown,
+                crosses: Vec::new(),
+                via: Vec::new(),
+                unmatched: None,
+            },
         }
     }
 

@@ -19,8 +19,8 @@ use tokio::time::timeout;
 use weft_transport::{FrameSender, TransportError};
 use weft_wire::control::PROTOCOL_VERSION;
 use weft_wire::query::{
-    Completeness, Connection, FederatorHealth, HalfCounts, QueryError, Question, Reach, ReportRow, Request,
-    Response, Scope, SqlValue,
+    Completeness, Connection, FederatorHealth, HalfCounts, QueryError, Question, Reach, ReportRow,
+    Request, Response, Scope, SqlValue,
 };
 
 use self::report::Asked;
@@ -83,7 +83,11 @@ type FromPeer = (Arc<PeerLink>, Result<Answer, String>);
 
 impl Queries {
     /// Answers one request.
-    pub async fn answer(&self, mut sender: FrameSender, request: Request) -> Result<(), TransportError> {
+    pub async fn answer(
+        &self,
+        mut sender: FrameSender,
+        request: Request,
+    ) -> Result<(), TransportError> {
         let answer = match request.scope {
             Scope::Local { absent } => self.local(request.what, &absent).await,
             Scope::Mesh => self.mesh(request.what).await,
@@ -100,23 +104,49 @@ impl Queries {
     async fn local(&self, what: Question, absent: &[String]) -> Result<Answer, QueryError> {
         if matches!(what, Question::Health) {
             let health = vec![self.vitals.health()];
-            return Ok(Answer { health, federators: vec![self.me()], ..Answer::default() });
+            return Ok(Answer {
+                health,
+                federators: vec![self.me()],
+                ..Answer::default()
+            });
         }
         self.bring_up_to_date().await?;
         let name = self.name.clone();
         let mut answer = match what {
             Question::Connections { filter, limit } => {
                 let limit = limit.clamp(1, MAX_CONNECTIONS);
-                self.read(move |db| rows::connections(db, &name, &filter, limit)).await?
+                self.read(move |db| rows::connections(db, &name, &filter, limit))
+                    .await?
             }
-            Question::Explain { id_prefix } => self.read(move |db| rows::explain(db, &name, &id_prefix)).await?,
-            Question::Report { report, filter, by, top } => {
-                let asked = Asked { report, filter, by, top, absent: absent.to_vec() };
-                self.read(move |db| report::report(db, &name, &asked)).await?
+            Question::Explain { id_prefix } => {
+                self.read(move |db| rows::explain(db, &name, &id_prefix))
+                    .await?
             }
-            Question::Sql { text, filter, limit } => {
+            Question::Report {
+                report,
+                filter,
+                by,
+                top,
+            } => {
+                let asked = Asked {
+                    report,
+                    filter,
+                    by,
+                    top,
+                    absent: absent.to_vec(),
+                };
+                self.read(move |db| report::report(db, &name, &asked))
+                    .await?
+            }
+            Question::Sql {
+                text,
+                filter,
+                limit,
+            } => {
                 let most = self.limits.sql_max_connections;
-                let seen = self.read(move |db| rows::connections(db, &name, &filter, most)).await?;
+                let seen = self
+                    .read(move |db| rows::connections(db, &name, &filter, most))
+                    .await?;
                 self.sql(seen, text, limit).await?
             }
             Question::Health => Answer::default(),
@@ -131,17 +161,35 @@ impl Queries {
         match what {
             Question::Connections { filter, limit } => {
                 let limit = limit.clamp(1, MAX_CONNECTIONS);
-                self.everyones(Question::Connections { filter, limit }, limit as usize).await
+                self.everyones(Question::Connections { filter, limit }, limit as usize)
+                    .await
             }
             Question::Explain { .. } => self.everyones(what, usize::MAX).await,
-            Question::Sql { text, filter, limit } => {
+            Question::Sql {
+                text,
+                filter,
+                limit,
+            } => {
                 let most = self.limits.sql_max_connections;
-                let question = Question::Connections { filter, limit: most };
+                let question = Question::Connections {
+                    filter,
+                    limit: most,
+                };
                 let seen = self.everyones(question, most as usize).await?;
                 self.sql(seen, text, limit).await
             }
-            Question::Report { report, filter, by, top } => {
-                let question = Question::Report { report, filter, by, top: report::MAX_ROWS };
+            Question::Report {
+                report,
+                filter,
+                by,
+                top,
+            } => {
+                let question = Question::Report {
+                    report,
+                    filter,
+                    by,
+                    top: report::MAX_ROWS,
+                };
                 let mut parts = self.ask_all(&question, &[]).await?;
                 let absent: Vec<String> = parts.failed().map(|link| link.name.clone()).collect();
                 if !absent.is_empty() {
@@ -149,8 +197,13 @@ impl Queries {
                     parts = self.ask_all(&question, &absent).await?;
                 }
                 let (mut answer, cut) = parts.join();
-                let (rows, truncated) = report::merge(std::mem::take(&mut answer.report), by, top.max(1));
-                Ok(Answer { report: rows, truncated: truncated || cut, ..answer })
+                let (rows, truncated) =
+                    report::merge(std::mem::take(&mut answer.report), by, top.max(1));
+                Ok(Answer {
+                    report: rows,
+                    truncated: truncated || cut,
+                    ..answer
+                })
             }
             Question::Health => {
                 let parts = self.ask_all(&Question::Health, &[]).await?;
@@ -166,8 +219,13 @@ impl Queries {
     /// Connections of all, merged.
     async fn everyones(&self, question: Question, limit: usize) -> Result<Answer, QueryError> {
         let (mut answer, cut) = self.ask_all(&question, &[]).await?.join();
-        let (connections, truncated) = merge::connections(std::mem::take(&mut answer.connections), limit);
-        Ok(Answer { connections, truncated: truncated || cut, ..answer })
+        let (connections, truncated) =
+            merge::connections(std::mem::take(&mut answer.connections), limit);
+        Ok(Answer {
+            connections,
+            truncated: truncated || cut,
+            ..answer
+        })
     }
 
     /// Asks everyone at once; this federator too.
@@ -177,7 +235,9 @@ impl Queries {
         for link in self.peers.all().cloned() {
             let request = Request {
                 version: PROTOCOL_VERSION,
-                scope: Scope::Local { absent: absent.to_vec() },
+                scope: Scope::Local {
+                    absent: absent.to_vec(),
+                },
                 what: question.clone(),
             };
             tasks.spawn(async move {
@@ -200,8 +260,16 @@ impl Queries {
     /// Runs the user's statement over what was seen.
     async fn sql(&self, seen: Answer, text: String, limit: u32) -> Result<Answer, QueryError> {
         if seen.truncated {
-            let cause = format!("it sees at most {} connections, the window has more", self.limits.sql_max_connections);
-            return Err(failure("E-SQL-SIZE", "the statement was not run", &cause, "a shorter --since, a --where, or --local"));
+            let cause = format!(
+                "it sees at most {} connections, the window has more",
+                self.limits.sql_max_connections
+            );
+            return Err(failure(
+                "E-SQL-SIZE",
+                "the statement was not run",
+                &cause,
+                "a shorter --since, a --where, or --local",
+            ));
         }
         let limits = SqlLimits {
             timeout: Duration::from_secs(self.limits.sql_timeout_s),
@@ -209,16 +277,38 @@ impl Queries {
             rows: limit,
         };
         let connections = seen.connections;
-        let answered = self.blocking(move || sql::run(&connections, &text, &limits)).await?;
-        let sql::SqlAnswer { columns, rows, truncated } = answered;
-        Ok(Answer { connections: Vec::new(), columns: Some(columns), rows, truncated, ..seen })
+        let answered = self
+            .blocking(move || sql::run(&connections, &text, &limits))
+            .await?;
+        let sql::SqlAnswer {
+            columns,
+            rows,
+            truncated,
+        } = answered;
+        Ok(Answer {
+            connections: Vec::new(),
+            columns: Some(columns),
+            rows,
+            truncated,
+            ..seen
+        })
     }
 
     /// Waits until everything acknowledged so far is in the store.
     pub async fn bring_up_to_date(&self) -> Result<(), QueryError> {
         let (done, waiting) = oneshot::channel();
-        let failed = |cause: &str| failure("E-STORE", "the store cannot be brought up to date", cause, "weft health");
-        self.submissions.send(Submission::Barrier(done)).await.map_err(|_| failed("shutting down"))?;
+        let failed = |cause: &str| {
+            failure(
+                "E-STORE",
+                "the store cannot be brought up to date",
+                cause,
+                "weft health",
+            )
+        };
+        self.submissions
+            .send(Submission::Barrier(done))
+            .await
+            .map_err(|_| failed("shutting down"))?;
         match timeout(BARRIER_TIMEOUT, waiting).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(failed("the store failed")),
@@ -231,7 +321,8 @@ impl Queries {
         work: impl FnOnce(&duckdb::Connection) -> Result<T, QueryError> + Send + 'static,
     ) -> Result<T, QueryError> {
         let readers = self.readers.clone();
-        self.blocking(move || work(&readers.connection().map_err(store_failure)?)).await
+        self.blocking(move || work(&readers.connection().map_err(store_failure)?))
+            .await
     }
 
     /// Runs what may take long on a thread that may wait; only so many at a time.
@@ -239,13 +330,24 @@ impl Queries {
         &self,
         work: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
     ) -> Result<T, QueryError> {
-        let internal = |cause: &str| failure("E-INTERNAL", "the question failed", cause, "weft health");
-        let _permit = self.room.acquire().await.map_err(|_| internal("shutting down"))?;
-        tokio::task::spawn_blocking(work).await.map_err(|error| internal(&error.to_string()))?
+        let internal =
+            |cause: &str| failure("E-INTERNAL", "the question failed", cause, "weft health");
+        let _permit = self
+            .room
+            .acquire()
+            .await
+            .map_err(|_| internal("shutting down"))?;
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| internal(&error.to_string()))?
     }
 
     fn me(&self) -> Reach {
-        Reach { federator: self.name.clone(), reached: true, error: None }
+        Reach {
+            federator: self.name.clone(),
+            reached: true,
+            error: None,
+        }
     }
 }
 
@@ -258,7 +360,10 @@ struct Parts {
 impl Parts {
     /// Those that did not answer.
     fn failed(&self) -> impl Iterator<Item = &Arc<PeerLink>> {
-        self.others.iter().filter(|(_, answer)| answer.is_err()).map(|(link, _)| link)
+        self.others
+            .iter()
+            .filter(|(_, answer)| answer.is_err())
+            .map(|(link, _)| link)
     }
 
     /// One answer, its rows one after the other, and whether one was cut off.
@@ -270,7 +375,11 @@ impl Parts {
                 Ok(answer) => (answer, None),
                 Err(error) => (Answer::default(), Some(error)),
             };
-            all.federators.push(Reach { federator: link.name.clone(), reached: error.is_none(), error });
+            all.federators.push(Reach {
+                federator: link.name.clone(),
+                reached: error.is_none(),
+                error,
+            });
             all.connections.extend(answer.connections);
             all.report.extend(answer.report);
             all.health.extend(answer.health);
@@ -294,22 +403,39 @@ fn not_reached(link: &PeerLink) -> FederatorHealth {
 async fn ask(link: &PeerLink, request: &Request) -> Result<Answer, String> {
     let session = link.session().ok_or_else(|| link.error())?;
     let (mut sender, mut receiver) = session.open_bi().await.map_err(|error| error.to_string())?;
-    sender.send(request, SEND_TIMEOUT).await.map_err(|error| error.to_string())?;
+    sender
+        .send(request, SEND_TIMEOUT)
+        .await
+        .map_err(|error| error.to_string())?;
     sender.finish();
     let mut answer = Answer::default();
     loop {
-        let piece = receiver.expect(SEND_TIMEOUT).await.map_err(|error| error.to_string())?;
+        let piece = receiver
+            .expect(SEND_TIMEOUT)
+            .await
+            .map_err(|error| error.to_string())?;
         match piece {
             Response::Connections(mut rows) => answer.connections.append(&mut rows),
             Response::Report(mut rows) => answer.report.append(&mut rows),
             Response::Health(mut federators) => answer.health.append(&mut federators),
-            Response::End { completeness, truncated } => {
-                return Ok(Answer { halves: completeness.halves, truncated, ..answer });
+            Response::End {
+                completeness,
+                truncated,
+            } => {
+                return Ok(Answer {
+                    halves: completeness.halves,
+                    truncated,
+                    ..answer
+                });
             }
             Response::Error(error) => return Err(error.to_string()),
-            Response::SqlColumns(_) | Response::SqlRows(_) => return Err("an answer to another question".into()),
+            Response::SqlColumns(_) | Response::SqlRows(_) => {
+                return Err("an answer to another question".into());
+            }
         }
-        if answer.connections.len() > MAX_CONNECTIONS as usize || answer.report.len() > 2 * report::MAX_ROWS as usize {
+        if answer.connections.len() > MAX_CONNECTIONS as usize
+            || answer.report.len() > 2 * report::MAX_ROWS as usize
+        {
             return Err("an answer longer than was asked for".into());
         }
     }
@@ -319,14 +445,29 @@ async fn send(sender: &mut FrameSender, answer: Answer) -> Result<(), TransportE
     send_pieces(sender, answer.connections, Response::Connections).await?;
     send_pieces(sender, answer.report, Response::Report).await?;
     if let Some(columns) = answer.columns {
-        sender.send(&Response::SqlColumns(columns), SEND_TIMEOUT).await?;
+        sender
+            .send(&Response::SqlColumns(columns), SEND_TIMEOUT)
+            .await?;
         send_pieces(sender, answer.rows, Response::SqlRows).await?;
     }
     if !answer.health.is_empty() {
-        sender.send(&Response::Health(answer.health), SEND_TIMEOUT).await?;
+        sender
+            .send(&Response::Health(answer.health), SEND_TIMEOUT)
+            .await?;
     }
-    let completeness = Completeness { federators: answer.federators, halves: answer.halves };
-    sender.send(&Response::End { completeness, truncated: answer.truncated }, SEND_TIMEOUT).await
+    let completeness = Completeness {
+        federators: answer.federators,
+        halves: answer.halves,
+    };
+    sender
+        .send(
+            &Response::End {
+                completeness,
+                truncated: answer.truncated,
+            },
+            SEND_TIMEOUT,
+        )
+        .await
 }
 
 async fn send_pieces<T>(
@@ -346,11 +487,20 @@ async fn send_pieces<T>(
 
 /// Puts an error together.
 pub fn failure(code: &str, what: &str, cause: &str, hint: &str) -> QueryError {
-    QueryError { code: code.into(), what: what.into(), cause: cause.into(), hint: hint.into() }
+    QueryError {
+        code: code.into(),
+        what: what.into(),
+        cause: cause.into(),
+        hint: hint.into(),
+    }
 }
 
 /// An error of the store, for the one who asked.
 pub fn store_failure(error: impl Into<StoreError>) -> QueryError {
-    failure("E-STORE", "the store cannot be read", &error.into().to_string(), "weft health")
+    failure(
+        "E-STORE",
+        "the store cannot be read",
+        &error.into().to_string(),
+        "weft health",
+    )
 }
-

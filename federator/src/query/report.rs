@@ -36,7 +36,9 @@ pub struct Asked {
 pub fn report(db: &Database, name: &str, asked: &Asked) -> Result<Answer, QueryError> {
     let mut condition = filter::condition(&asked.filter)?;
     let halves = rows::half_counts(db, name, &condition)?;
-    condition.sql.push_str(&format!(" AND {} AND ", of_report(asked.report)));
+    condition
+        .sql
+        .push_str(&format!(" AND {} AND ", of_report(asked.report)));
     keep_once(&mut condition, name, &asked.absent);
     let top = asked.top.clamp(1, MAX_ROWS);
     let order = match asked.by {
@@ -61,20 +63,30 @@ pub fn report(db: &Database, name: &str, asked: &Asked) -> Result<Answer, QueryE
         top + 1
     );
     let mut statement = db.prepare(&sql).map_err(store_failure)?;
-    let mut found = statement.query(params_from_iter(condition.values.iter())).map_err(store_failure)?;
+    let mut found = statement
+        .query(params_from_iter(condition.values.iter()))
+        .map_err(store_failure)?;
     let mut report = Vec::new();
     while let Some(row) = found.next().map_err(store_failure)? {
         report.push(read(row).map_err(store_failure)?);
     }
     let truncated = report.len() > top as usize;
     report.truncate(top as usize);
-    Ok(Answer { report, halves, truncated, ..Answer::default() })
+    Ok(Answer {
+        report,
+        halves,
+        truncated,
+        ..Answer::default()
+    })
 }
 
 /// Which connections a report is about.
 fn of_report(report: Report) -> String {
     let crosses = |name: &str| {
-        let bit = code::CROSSES.iter().position(|known| *known == name).unwrap_or(0);
+        let bit = code::CROSSES
+            .iter()
+            .position(|known| *known == name)
+            .unwrap_or(0);
         format!("(k.crosses & {}) <> 0", 1 << bit)
     };
     let class = |class: PathClass| format!("k.class = {}", code::of(&code::CLASSES, &class));
@@ -91,7 +103,9 @@ fn of_report(report: Report) -> String {
 
 /// A connection that two homes know is counted by its client's, or, where that cannot be asked, by its server's.
 fn keep_once(condition: &mut Condition, name: &str, absent: &[String]) {
-    condition.sql.push_str("(ca.federator = ? OR (k.c_half IS NULL AND sa.federator = ?)");
+    condition
+        .sql
+        .push_str("(ca.federator = ? OR (k.c_half IS NULL AND sa.federator = ?)");
     for _ in 0..2 {
         condition.values.push(Bound::Text(name.into()));
     }
@@ -104,12 +118,24 @@ fn keep_once(condition: &mut Condition, name: &str, absent: &[String]) {
 
 fn read(row: &Row<'_>) -> Result<ReportRow, duckdb::Error> {
     let party = |first: usize, address: usize| -> Result<Party, duckdb::Error> {
-        let words = (row.get::<_, Option<u64>>(address)?, row.get::<_, Option<u64>>(address + 1)?);
+        let words = (
+            row.get::<_, Option<u64>>(address)?,
+            row.get::<_, Option<u64>>(address + 1)?,
+        );
         if let (Some(high), Some(low)) = words {
             let workload = address_of_words(high, low).to_string();
-            return Ok(Party { workload, site: Site::default(), managed: false });
+            return Ok(Party {
+                workload,
+                site: Site::default(),
+                managed: false,
+            });
         }
-        let text = |index: usize| Ok::<_, duckdb::Error>(row.get::<_, Option<String>>(first + index)?.unwrap_or_default());
+        let text = |index: usize| {
+            Ok::<_, duckdb::Error>(
+                row.get::<_, Option<String>>(first + index)?
+                    .unwrap_or_default(),
+            )
+        };
         let site = Site {
             cloud: text(1)?,
             account: text(2)?,
@@ -119,14 +145,21 @@ fn read(row: &Row<'_>) -> Result<ReportRow, duckdb::Error> {
             cluster: text(6)?,
             namespace: text(7)?,
         };
-        Ok(Party { workload: text(0)?, site, managed: true })
+        Ok(Party {
+            workload: text(0)?,
+            site,
+            managed: true,
+        })
     };
     let class = usize::from(row.get::<_, u8>(20)?);
     let via: Option<String> = row.get(27)?;
     Ok(ReportRow {
         client: party(0, 16)?,
         server: party(8, 18)?,
-        class: code::CLASSES.get(class).copied().unwrap_or(PathClass::Unknown),
+        class: code::CLASSES
+            .get(class)
+            .copied()
+            .unwrap_or(PathClass::Unknown),
         via: distinct(via.iter().flat_map(|via| via.split(' ')).map(str::to_owned)),
         connections: row.get(21)?,
         bytes_to_server: row.get::<_, Option<u64>>(22)?.unwrap_or(0),
@@ -184,7 +217,11 @@ mod tests {
     use super::*;
 
     fn row(client: &str, connections: u64, seen: i64) -> ReportRow {
-        let party = |name: &str| Party { workload: name.into(), site: Site::default(), managed: true };
+        let party = |name: &str| Party {
+            workload: name.into(),
+            site: Site::default(),
+            managed: true,
+        };
         ReportRow {
             client: party(client),
             server: party("db"),
@@ -201,12 +238,24 @@ mod tests {
 
     #[test]
     fn parts_are_added_up_by_who_talked_to_whom() {
-        let (rows, truncated) =
-            merge(vec![row("web", 3, 1), row("batch", 5, 2), row("web", 4, 3)], ReportOrder::Connections, 10);
+        let (rows, truncated) = merge(
+            vec![row("web", 3, 1), row("batch", 5, 2), row("web", 4, 3)],
+            ReportOrder::Connections,
+            10,
+        );
         assert!(!truncated);
-        assert_eq!(rows.iter().map(|row| row.connections).collect::<Vec<_>>(), [7, 5]);
+        assert_eq!(
+            rows.iter().map(|row| row.connections).collect::<Vec<_>>(),
+            [7, 5]
+        );
         assert_eq!(rows[0].via, ["10.0.0.1", "10.0.0.3"]);
-        assert_eq!((rows[0].first_seen, rows[0].last_seen, rows[0].example), (Timestamp(1), Timestamp(3), HalfId(3)));
-        assert_eq!(merge(vec![row("a", 1, 1), row("b", 2, 2)], ReportOrder::Bytes, 1).0[0].connections, 2);
+        assert_eq!(
+            (rows[0].first_seen, rows[0].last_seen, rows[0].example),
+            (Timestamp(1), Timestamp(3), HalfId(3))
+        );
+        assert_eq!(
+            merge(vec![row("a", 1, 1), row("b", 2, 2)], ReportOrder::Bytes, 1).0[0].connections,
+            2
+        );
     }
 }

@@ -21,7 +21,12 @@ use crate::store::{end_of, read};
 const MAX_EXPLAINED: u32 = 100;
 
 /// Connections that pass the filter, newest first.
-pub fn connections(db: &Database, name: &str, filter: &Filter, limit: u32) -> Result<Answer, QueryError> {
+pub fn connections(
+    db: &Database,
+    name: &str,
+    filter: &Filter,
+    limit: u32,
+) -> Result<Answer, QueryError> {
     let condition = filter::condition(filter)?;
     let mut answer = select(db, &condition, limit)?;
     answer.halves = half_counts(db, name, &condition)?;
@@ -31,14 +36,28 @@ pub fn connections(db: &Database, name: &str, filter: &Filter, limit: u32) -> Re
 /// Connections whose id begins so.
 pub fn explain(db: &Database, name: &str, prefix: &str) -> Result<Answer, QueryError> {
     let valid = (4..=16).contains(&prefix.len()) && prefix.bytes().all(|b| b.is_ascii_hexdigit());
-    let first = u64::from_str_radix(prefix, 16).ok().filter(|_| valid).ok_or_else(|| {
-        failure("E-ID", &format!("{prefix:?} is not the beginning of an id"), "4 to 16 hexadecimal digits make one", "weft connections")
-    })?;
+    let first = u64::from_str_radix(prefix, 16)
+        .ok()
+        .filter(|_| valid)
+        .ok_or_else(|| {
+            failure(
+                "E-ID",
+                &format!("{prefix:?} is not the beginning of an id"),
+                "4 to 16 hexadecimal digits make one",
+                "weft connections",
+            )
+        })?;
     let shift = 64 - 4 * prefix.len() as u32;
-    let (first, last) = (first << shift, (first << shift) | (1u64.checked_shl(shift).unwrap_or(0).wrapping_sub(1)));
+    let (first, last) = (
+        first << shift,
+        (first << shift) | (1u64.checked_shl(shift).unwrap_or(0).wrapping_sub(1)),
+    );
     let last = if shift == 0 { first } else { last };
     let sql = format!("(k.id BETWEEN {first} AND {last} OR k.s_half BETWEEN {first} AND {last})");
-    let condition = Condition { sql, values: Vec::new() };
+    let condition = Condition {
+        sql,
+        values: Vec::new(),
+    };
     let mut answer = select(db, &condition, MAX_EXPLAINED)?;
     answer.halves = half_counts(db, name, &condition)?;
     Ok(answer)
@@ -50,19 +69,27 @@ fn select(db: &Database, condition: &Condition, limit: u32) -> Result<Answer, Qu
         condition.sql,
         u64::from(limit) + 1
     );
-    let mut rows = read::rows(db, &sql, params_from_iter(condition.values.iter())).map_err(store_failure)?;
+    let mut rows =
+        read::rows(db, &sql, params_from_iter(condition.values.iter())).map_err(store_failure)?;
     let truncated = rows.len() > limit as usize;
     rows.truncate(limit as usize);
     let names = Names::read(db, &rows)?;
     Ok(Answer {
-        connections: rows.iter().filter_map(|row| names.connection(row)).collect(),
+        connections: rows
+            .iter()
+            .filter_map(|row| names.connection(row))
+            .collect(),
         truncated,
         ..Answer::default()
     })
 }
 
 /// Our agents' halves among these connections, by what became of them.
-pub fn half_counts(db: &Database, name: &str, condition: &Condition) -> Result<HalfCounts, QueryError> {
+pub fn half_counts(
+    db: &Database,
+    name: &str,
+    condition: &Condition,
+) -> Result<HalfCounts, QueryError> {
     let sql = format!(
         "SELECT k.unmatched, sum((coalesce(ca.federator = ?, false))::BIGINT + (coalesce(sa.federator = ?, false))::BIGINT)::UBIGINT
          {FROM} WHERE {} GROUP BY 1",
@@ -70,12 +97,25 @@ pub fn half_counts(db: &Database, name: &str, condition: &Condition) -> Result<H
     );
     let name = duckdb::types::Value::Text(name.into());
     let values = [&name, &name].into_iter().chain(&condition.values);
-    let mut counts = HalfCounts { matched: 0, unmatched: BTreeMap::new(), dropped: 0 };
+    let mut counts = HalfCounts {
+        matched: 0,
+        unmatched: BTreeMap::new(),
+        dropped: 0,
+    };
     let mut statement = db.prepare(&sql).map_err(store_failure)?;
-    let mut rows = statement.query(params_from_iter(values)).map_err(store_failure)?;
+    let mut rows = statement
+        .query(params_from_iter(values))
+        .map_err(store_failure)?;
     while let Some(row) = rows.next().map_err(store_failure)? {
-        let count: u64 = row.get::<_, Option<u64>>(1).map_err(store_failure)?.unwrap_or(0);
-        match row.get::<_, Option<u8>>(0).map_err(store_failure)?.and_then(|r| code::UNMATCHED.get(usize::from(r))) {
+        let count: u64 = row
+            .get::<_, Option<u64>>(1)
+            .map_err(store_failure)?
+            .unwrap_or(0);
+        match row
+            .get::<_, Option<u8>>(0)
+            .map_err(store_failure)?
+            .and_then(|r| code::UNMATCHED.get(usize::from(r)))
+        {
             Some(reason) => *counts.unmatched.entry(*reason).or_default() += count,
             None => counts.matched += count,
         }
@@ -93,8 +133,14 @@ impl Names {
     /// Looks up what these rows need.
     pub fn read(db: &Database, rows: &[Row]) -> Result<Self, QueryError> {
         let agents = read::agents(db).map_err(store_failure)?;
-        let owners = read::owners(db, rows.iter().flat_map(Row::sides).map(|side| side.half.owner));
-        Ok(Self { agents, owners: owners.map_err(store_failure)? })
+        let owners = read::owners(
+            db,
+            rows.iter().flat_map(Row::sides).map(|side| side.half.owner),
+        );
+        Ok(Self {
+            agents,
+            owners: owners.map_err(store_failure)?,
+        })
     }
 
     /// A row as it is told.
@@ -132,7 +178,8 @@ impl Names {
             rtt_us: (half.rtt_us > 0).then_some(half.rtt_us),
             retransmits: half.retransmits,
             state: half.state,
-            isn: isn_of(half.fingerprint).map(|(client, server)| [format!("{client:08x}"), format!("{server:08x}")]),
+            isn: isn_of(half.fingerprint)
+                .map(|(client, server)| [format!("{client:08x}"), format!("{server:08x}")]),
         })
     }
 
@@ -142,7 +189,12 @@ impl Names {
         };
         match (end_of(&self.agents, client), end_of(&self.agents, server)) {
             (Some(client), Some(server)) => classify(&client, &server),
-            _ => Path { class: PathClass::Unknown, crosses: Vec::new(), via: Vec::new(), unmatched: None },
+            _ => Path {
+                class: PathClass::Unknown,
+                crosses: Vec::new(),
+                via: Vec::new(),
+                unmatched: None,
+            },
         }
     }
 }

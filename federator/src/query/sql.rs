@@ -50,6 +50,7 @@ enum Cell {
     Time(Option<Timestamp>),
 }
 
+type WholeColumn = (&'static str, fn(&Connection) -> Cell);
 type EndColumn = (&'static str, fn(&Endpoint) -> Cell);
 
 fn text(text: impl Into<String>) -> Cell {
@@ -61,20 +62,33 @@ fn known(text: &str) -> Cell {
     Cell::Text((!text.is_empty()).then(|| text.to_owned()))
 }
 
-const WHOLE: [(&str, fn(&Connection) -> Cell); 13] = [
+const WHOLE: [WholeColumn; 13] = [
     ("id", |c| text(c.id.to_string())),
     ("protocol", |c| text(c.protocol.as_str())),
     ("opened_at", |c| Cell::Time(Some(c.opened_at))),
     ("closed_at", |c| Cell::Time(c.closed_at)),
-    ("duration_us", |c| Cell::Number(c.closed_at.and_then(|at| u64::try_from(at.0 - c.opened_at.0).ok()))),
+    ("duration_us", |c| {
+        Cell::Number(
+            c.closed_at
+                .and_then(|at| u64::try_from(at.0 - c.opened_at.0).ok()),
+        )
+    }),
     ("state", |c| text(c.state.as_str())),
-    ("evidence", |c| Cell::Text(c.matched.as_ref().map(|m| m.evidence.clone()))),
-    ("confidence", |c| Cell::Text(c.matched.as_ref().map(|m| m.confidence.as_str().to_owned()))),
-    ("nat", |c| Cell::Text(c.matched.as_ref().map(|m| m.nat.join(" ")))),
+    ("evidence", |c| {
+        Cell::Text(c.matched.as_ref().map(|m| m.evidence.clone()))
+    }),
+    ("confidence", |c| {
+        Cell::Text(c.matched.as_ref().map(|m| m.confidence.as_str().to_owned()))
+    }),
+    ("nat", |c| {
+        Cell::Text(c.matched.as_ref().map(|m| m.nat.join(" ")))
+    }),
     ("class", |c| text(c.path.class.as_str())),
     ("crosses", |c| text(c.path.crosses.join(" "))),
     ("via", |c| text(c.path.via.join(" "))),
-    ("unmatched", |c| Cell::Text(c.path.unmatched.map(|reason| reason.as_str().to_owned()))),
+    ("unmatched", |c| {
+        Cell::Text(c.path.unmatched.map(|reason| reason.as_str().to_owned()))
+    }),
 ];
 
 const END: [EndColumn; 26] = [
@@ -88,11 +102,21 @@ const END: [EndColumn; 26] = [
     ("cluster", |e| known(&e.site.cluster)),
     ("namespace", |e| known(&e.site.namespace)),
     ("workload", |e| known(&e.workload)),
-    ("pid", |e| Cell::Number(e.process.as_ref().map(|p| p.pid.into()))),
-    ("process", |e| Cell::Text(e.process.as_ref().map(|p| p.name.clone()))),
-    ("exe", |e| Cell::Text(e.process.as_ref().and_then(|p| p.exe.clone()))),
-    ("uid", |e| Cell::Number(e.process.as_ref().map(|p| p.uid.into()))),
-    ("username", |e| Cell::Text(e.process.as_ref().and_then(|p| p.user.clone()))),
+    ("pid", |e| {
+        Cell::Number(e.process.as_ref().map(|p| p.pid.into()))
+    }),
+    ("process", |e| {
+        Cell::Text(e.process.as_ref().map(|p| p.name.clone()))
+    }),
+    ("exe", |e| {
+        Cell::Text(e.process.as_ref().and_then(|p| p.exe.clone()))
+    }),
+    ("uid", |e| {
+        Cell::Number(e.process.as_ref().map(|p| p.uid.into()))
+    }),
+    ("username", |e| {
+        Cell::Text(e.process.as_ref().and_then(|p| p.user.clone()))
+    }),
     ("container", |e| Cell::Text(e.container.clone())),
     ("local", |e| text(&*e.local)),
     ("remote", |e| text(&*e.remote)),
@@ -103,7 +127,9 @@ const END: [EndColumn; 26] = [
     ("rtt_us", |e| Cell::Number(e.rtt_us.map(u64::from))),
     ("retransmits", |e| Cell::Number(Some(e.retransmits.into()))),
     ("state", |e| text(e.state.as_str())),
-    ("isn", |e| Cell::Text(e.isn.as_ref().map(|isn| isn.join("/")))),
+    ("isn", |e| {
+        Cell::Text(e.isn.as_ref().map(|isn| isn.join("/")))
+    }),
 ];
 
 fn split(endpoint: &str) -> (String, Option<u64>) {
@@ -121,19 +147,29 @@ pub fn columns() -> Vec<(String, &'static str)> {
         Cell::Time(_) => "TIMESTAMP",
     };
     let nothing = nothing();
-    let whole = WHOLE.iter().map(|(name, cell)| ((*name).to_owned(), sample(cell(&nothing))));
+    let whole = WHOLE
+        .iter()
+        .map(|(name, cell)| ((*name).to_owned(), sample(cell(&nothing))));
     let nobody = nobody();
     let ends = ["client", "server"].into_iter().flat_map(|end| {
-        END.iter().map(move |(name, cell)| (format!("{end}_{name}"), *cell))
+        END.iter()
+            .map(move |(name, cell)| (format!("{end}_{name}"), *cell))
     });
-    whole.chain(ends.map(|(name, cell)| (name, sample(cell(&nobody))))).collect()
+    whole
+        .chain(ends.map(|(name, cell)| (name, sample(cell(&nobody)))))
+        .collect()
 }
 
 /// Runs one statement over these connections.
-pub fn run(connections: &[Connection], statement: &str, limits: &SqlLimits) -> Result<SqlAnswer, QueryError> {
+pub fn run(
+    connections: &[Connection],
+    statement: &str,
+    limits: &SqlLimits,
+) -> Result<SqlAnswer, QueryError> {
     let db = fenced(limits).map_err(refused)?;
     copy(&db, connections).map_err(refused)?;
-    db.execute_batch("SET lock_configuration = true").map_err(refused)?;
+    db.execute_batch("SET lock_configuration = true")
+        .map_err(refused)?;
     let select = single_select(&db, statement)?;
     let rows = limits.rows.clamp(1, MAX_ROWS);
     let bounded = format!("SELECT * FROM (\n{select}\n) AS answer LIMIT {}", rows + 1);
@@ -153,7 +189,12 @@ pub fn run(connections: &[Connection], statement: &str, limits: &SqlLimits) -> R
     answer.map_err(|error| {
         if late {
             let cause = format!("it ran longer than {} s", limits.timeout.as_secs());
-            return failure("E-SQL-TIME", "the statement was stopped", &cause, "a narrower window: --since 10m");
+            return failure(
+                "E-SQL-TIME",
+                "the statement was stopped",
+                &cause,
+                "a narrower window: --since 10m",
+            );
         }
         refused(error)
     })
@@ -174,31 +215,55 @@ fn fenced(limits: &SqlLimits) -> Result<Database, duckdb::Error> {
 
 /// The statement as DuckDB writes it, if it is one SELECT.
 fn single_select(db: &Database, statement: &str) -> Result<String, QueryError> {
-    let no = |cause: &str| failure("E-SQL", "the statement was refused", cause, "weft sql 'SELECT ... FROM connection'");
-    let tree: String =
-        db.query_row("SELECT json_serialize_sql(?)", [statement], |row| row.get(0)).map_err(refused)?;
-    let parsed: serde_json::Value = serde_json::from_str(&tree).map_err(|error| no(&error.to_string()))?;
+    let no = |cause: &str| {
+        failure(
+            "E-SQL",
+            "the statement was refused",
+            cause,
+            "weft sql 'SELECT ... FROM connection'",
+        )
+    };
+    let tree: String = db
+        .query_row(
+            "SELECT json_serialize_sql(?::VARCHAR)::VARCHAR",
+            [statement],
+            |row| row.get(0),
+        )
+        .map_err(refused)?;
+    let parsed: serde_json::Value =
+        serde_json::from_str(&tree).map_err(|error| no(&error.to_string()))?;
     if parsed["error"] != serde_json::Value::Bool(false) {
-        let message = parsed["error_message"].as_str().unwrap_or("it is not a SELECT");
-        let cause = if message.contains("Only SELECT") { "only one SELECT may be asked, which changes nothing" } else { message };
+        let message = parsed["error_message"]
+            .as_str()
+            .unwrap_or("it is not a SELECT");
+        let cause = if message.contains("Only SELECT") {
+            "only one SELECT may be asked, which changes nothing"
+        } else {
+            message
+        };
         return Err(no(cause));
     }
     match parsed["statements"].as_array().map(Vec::len) {
         Some(1) => {}
         _ => return Err(no("there is more than one statement")),
     }
-    db.query_row("SELECT json_deserialize_sql(?::JSON)", [&tree], |row| row.get(0)).map_err(refused)
+    db.query_row("SELECT json_deserialize_sql(?::JSON)", [&tree], |row| {
+        row.get(0)
+    })
+    .map_err(refused)
 }
 
 fn refused(error: duckdb::Error) -> QueryError {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
-    let hint = if first.contains("file system") || first.contains("disabled") || first.contains("Permission") {
-        "statements can only see the table connection"
+    let fence = ["file system", "disabled", "Permission"]
+        .iter()
+        .any(|word| first.contains(word));
+    let hint = if fence {
+        "a statement can only see the table connection"
     } else {
-        "weft sql 'DESCRIBE SELECT * FROM connection' lists the columns"
+        "weft sql 'SELECT * FROM connection LIMIT 1' shows the columns"
     };
-    let hint = if hint.contains("DESCRIBE") { "weft sql 'SELECT * FROM connection LIMIT 1' shows the columns" } else { hint };
     failure("E-SQL", "the statement failed", first, hint)
 }
 
@@ -212,7 +277,9 @@ fn collect(db: &Database, select: &str, limit: usize) -> Result<SqlAnswer, duckd
             break;
         }
         let width = row.as_ref().column_count();
-        let cells: Result<Vec<SqlValue>, duckdb::Error> = (0..width).map(|at| Ok(told(row.get::<_, Value>(at)?))).collect();
+        let cells: Result<Vec<SqlValue>, duckdb::Error> = (0..width)
+            .map(|at| Ok(told(row.get::<_, Value>(at)?)))
+            .collect();
         answer.rows.push(cells?);
     }
     drop(rows);
@@ -221,7 +288,8 @@ fn collect(db: &Database, select: &str, limit: usize) -> Result<SqlAnswer, duckd
 }
 
 fn told(value: Value) -> SqlValue {
-    let unsigned = |number: u64| i64::try_from(number).map_or(SqlValue::UInt(number), SqlValue::Int);
+    let unsigned =
+        |number: u64| i64::try_from(number).map_or(SqlValue::UInt(number), SqlValue::Int);
     match value {
         Value::Null => SqlValue::Null,
         Value::Boolean(value) => SqlValue::Bool(value),
@@ -257,7 +325,10 @@ fn told(value: Value) -> SqlValue {
 
 fn copy(db: &Database, connections: &[Connection]) -> Result<(), duckdb::Error> {
     let columns = columns();
-    let list: Vec<String> = columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
+    let list: Vec<String> = columns
+        .iter()
+        .map(|(name, kind)| format!("{name} {kind}"))
+        .collect();
     db.execute_batch(&format!("CREATE TABLE connection ({})", list.join(", ")))?;
     let fields = columns.iter().map(|(name, kind)| {
         let kind = match *kind {
@@ -274,12 +345,18 @@ fn copy(db: &Database, connections: &[Connection]) -> Result<(), duckdb::Error> 
         for (_, cell) in WHOLE {
             arrays.push(array(piece.iter().map(cell).collect()));
         }
-        let (clients, servers): (Vec<_>, Vec<_>) =
-            piece.iter().map(|c| (c.client.as_ref(), c.server.as_ref())).unzip();
+        let (clients, servers): (Vec<_>, Vec<_>) = piece
+            .iter()
+            .map(|c| (c.client.as_ref(), c.server.as_ref()))
+            .unzip();
         for ends in [clients, servers] {
             for (_, cell) in END {
                 let empty = cell(&nobody());
-                arrays.push(array(ends.iter().map(|end| end.map_or_else(|| null(&empty), cell)).collect()));
+                arrays.push(array(
+                    ends.iter()
+                        .map(|end| end.map_or_else(|| null(&empty), cell))
+                        .collect(),
+                ));
             }
         }
         let batch = RecordBatch::try_new(schema.clone(), arrays)
@@ -292,16 +369,28 @@ fn copy(db: &Database, connections: &[Connection]) -> Result<(), duckdb::Error> 
 fn array(cells: Vec<Cell>) -> ArrayRef {
     match cells.first() {
         Some(Cell::Number(_)) => Arc::new(
-            cells.into_iter().map(|cell| if let Cell::Number(n) = cell { n } else { None }).collect::<UInt64Array>(),
+            cells
+                .into_iter()
+                .map(|cell| if let Cell::Number(n) = cell { n } else { None })
+                .collect::<UInt64Array>(),
         ),
         Some(Cell::Time(_)) => Arc::new(
             cells
                 .into_iter()
-                .map(|cell| if let Cell::Time(t) = cell { t.map(|t| t.0) } else { None })
+                .map(|cell| {
+                    if let Cell::Time(t) = cell {
+                        t.map(|t| t.0)
+                    } else {
+                        None
+                    }
+                })
                 .collect::<TimestampMicrosecondArray>(),
         ),
         _ => Arc::new(
-            cells.into_iter().map(|cell| if let Cell::Text(t) = cell { t } else { None }).collect::<StringArray>(),
+            cells
+                .into_iter()
+                .map(|cell| if let Cell::Text(t) = cell { t } else { None })
+                .collect::<StringArray>(),
         ),
     }
 }
@@ -326,7 +415,12 @@ fn nothing() -> Connection {
         client: None,
         server: None,
         matched: None,
-        path: Path { class: PathClass::Unknown, crosses: Vec::new(), via: Vec::new(), unmatched: None },
+        path: Path {
+            class: PathClass::Unknown,
+            crosses: Vec::new(),
+            via: Vec::new(),
+            unmatched: None,
+        },
     }
 }
 
@@ -355,11 +449,20 @@ mod tests {
     use super::*;
 
     fn limits() -> SqlLimits {
-        SqlLimits { timeout: Duration::from_secs(1), memory: "64MB".into(), rows: 100 }
+        SqlLimits {
+            timeout: Duration::from_secs(1),
+            memory: "64MB".into(),
+            rows: 100,
+        }
     }
 
     fn some() -> Vec<Connection> {
-        let client = Endpoint { workload: "web".into(), local: "[2001:db8::1]:443".into(), bytes_sent: u64::MAX, ..nobody() };
+        let client = Endpoint {
+            workload: "web".into(),
+            local: "[2001:db8::1]:443".into(),
+            bytes_sent: u64::MAX,
+            ..nobody()
+        };
         let mut list = vec![nothing(); 3000];
         list[7].client = Some(client);
         list
@@ -379,13 +482,30 @@ mod tests {
         let text = |text: &str| SqlValue::Text(text.into());
         assert_eq!(
             answer.rows,
-            [vec![text("web"), text("2001:db8::1"), SqlValue::Int(443), SqlValue::UInt(u64::MAX), time, SqlValue::Null]]
+            [vec![
+                text("web"),
+                text("2001:db8::1"),
+                SqlValue::Int(443),
+                SqlValue::UInt(u64::MAX),
+                time,
+                SqlValue::Null
+            ]]
         );
-        let count = run(&some(), "WITH x AS (SELECT 1) SELECT count(*) AS n FROM connection, x;", &limits()).unwrap();
+        let count = run(
+            &some(),
+            "WITH x AS (SELECT 1) SELECT count(*) AS n FROM connection, x;",
+            &limits(),
+        )
+        .unwrap();
         assert_eq!(count.rows, [[SqlValue::Int(3000)]]);
         let cut = run(&some(), "SELECT id FROM connection", &limits()).unwrap();
         assert_eq!((cut.rows.len(), cut.truncated), (100, true));
-        assert_eq!(run(&[], "SELECT id FROM connection", &limits()).unwrap().columns, ["id"]);
+        assert_eq!(
+            run(&[], "SELECT id FROM connection", &limits())
+                .unwrap()
+                .columns,
+            ["id"]
+        );
     }
 
     #[test]
@@ -394,7 +514,10 @@ mod tests {
         let file = folder.path().join("out.csv");
         let copy = format!("COPY connection TO '{}'", file.display());
         let export = format!("EXPORT DATABASE '{}'", folder.path().join("dump").display());
-        let attach = format!("ATTACH '{}' AS other", folder.path().join("other.duckdb").display());
+        let attach = format!(
+            "ATTACH '{}' AS other",
+            folder.path().join("other.duckdb").display()
+        );
         for attempt in [
             copy.as_str(),
             export.as_str(),
@@ -427,9 +550,16 @@ mod tests {
             "",
         ] {
             let error = run(&some(), attempt, &limits()).expect_err(attempt);
-            assert!(error.code.starts_with("E-SQL") && !error.cause.is_empty(), "{attempt}: {error:?}");
+            assert!(
+                error.code.starts_with("E-SQL") && !error.cause.is_empty(),
+                "{attempt}: {error:?}"
+            );
         }
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            0,
+            "nothing was written"
+        );
     }
 
     #[test]
@@ -437,9 +567,13 @@ mod tests {
         let endless = "SELECT count(*) FROM connection a, connection b, connection c, connection d WHERE a.id <> d.id || b.id";
         let error = run(&some(), endless, &limits()).unwrap_err();
         assert_eq!(error.code, "E-SQL-TIME");
-        let huge = "SELECT list(a.id || b.id || i::VARCHAR ORDER BY i) FROM connection a, connection b, range(100) t(i)";
-        let long = SqlLimits { timeout: Duration::from_secs(30), memory: "32MB".into(), ..limits() };
+        let huge = "SELECT list(i) FROM range(100000000) t(i)";
+        let long = SqlLimits {
+            timeout: Duration::from_secs(60),
+            memory: "32MB".into(),
+            ..limits()
+        };
         let error = run(&some(), huge, &long).unwrap_err();
-        assert!(error.code.starts_with("E-SQL"), "{error:?}");
+        assert!(error.cause.contains("Out of Memory"), "{error:?}");
     }
 }

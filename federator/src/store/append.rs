@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use duckdb::arrow::array::{
-    ArrayRef, PrimitiveArray, StringBuilder, TimestampMicrosecondArray, UInt8Array, UInt32Array, UInt64Array,
+    ArrayRef, PrimitiveArray, StringBuilder, TimestampMicrosecondArray, UInt8Array, UInt32Array,
+    UInt64Array,
 };
 use duckdb::arrow::buffer::NullBuffer;
 use duckdb::arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Field, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType as Time, UInt8Type as U8,
-    UInt16Type as U16, UInt32Type as U32, UInt64Type as U64,
+    ArrowPrimitiveType, DataType, Field, Schema, SchemaRef, TimeUnit,
+    TimestampMicrosecondType as Time, UInt8Type as U8, UInt16Type as U16, UInt32Type as U32,
+    UInt64Type as U64,
 };
 use duckdb::arrow::record_batch::RecordBatch;
 use weft_wire::Timestamp;
@@ -57,8 +59,20 @@ pub fn record_batch(
 ) -> Result<RecordBatch, duckdb::arrow::error::ArrowError> {
     let mut columns = Vec::with_capacity(schema.fields().len());
     row_columns(&mut columns, rows, paths);
-    side_columns(&mut columns, &rows.iter().map(|row| row.client.as_ref()).collect::<Vec<_>>());
-    side_columns(&mut columns, &rows.iter().map(|row| row.server.as_ref()).collect::<Vec<_>>());
+    side_columns(
+        &mut columns,
+        &rows
+            .iter()
+            .map(|row| row.client.as_ref())
+            .collect::<Vec<_>>(),
+    );
+    side_columns(
+        &mut columns,
+        &rows
+            .iter()
+            .map(|row| row.server.as_ref())
+            .collect::<Vec<_>>(),
+    );
     RecordBatch::try_new(schema.clone(), columns)
 }
 
@@ -67,19 +81,42 @@ fn row_columns(columns: &mut Vec<ArrayRef>, rows: &[&Row], paths: &[StoredPath])
         Arc::new(rows.iter().map(|row| each(row)).collect::<UInt8Array>())
     };
     let times = |each: &dyn Fn(&Row) -> Option<Timestamp>| -> ArrayRef {
-        Arc::new(rows.iter().map(|row| each(row).map(|time| time.0)).collect::<TimestampMicrosecondArray>())
+        Arc::new(
+            rows.iter()
+                .map(|row| each(row).map(|time| time.0))
+                .collect::<TimestampMicrosecondArray>(),
+        )
     };
-    columns.push(Arc::new(rows.iter().map(|row| Some(row.id().0)).collect::<UInt64Array>()));
-    columns.push(bytes(&|row| row.sides().next().map(|side| side.half.protocol as u8)));
+    columns.push(Arc::new(
+        rows.iter()
+            .map(|row| Some(row.id().0))
+            .collect::<UInt64Array>(),
+    ));
+    columns.push(bytes(&|row| {
+        row.sides().next().map(|side| side.half.protocol as u8)
+    }));
     columns.push(bytes(&|row| Some(code::of(&code::STATES, &row.state()))));
     columns.push(times(&|row| Some(row.opened_at())));
     columns.push(times(&|row| row.closed_at()));
     columns.push(times(&|row| Some(row.seen_at())));
-    columns.push(bytes(&|row| row.joined.map(|joined| code::of(&code::EVIDENCE, &joined.evidence))));
-    columns.push(bytes(&|row| row.joined.map(|joined| code::of(&code::CONFIDENCES, &joined.confidence))));
-    columns.push(bytes(&|row| row.unmatched.map(|reason| code::of(&code::UNMATCHED, &reason))));
-    columns.push(Arc::new(UInt8Array::from_iter_values(paths.iter().map(|path| path.class))));
-    columns.push(Arc::new(UInt8Array::from_iter_values(paths.iter().map(|path| path.crosses))));
+    columns.push(bytes(&|row| {
+        row.joined
+            .map(|joined| code::of(&code::EVIDENCE, &joined.evidence))
+    }));
+    columns.push(bytes(&|row| {
+        row.joined
+            .map(|joined| code::of(&code::CONFIDENCES, &joined.confidence))
+    }));
+    columns.push(bytes(&|row| {
+        row.unmatched
+            .map(|reason| code::of(&code::UNMATCHED, &reason))
+    }));
+    columns.push(Arc::new(UInt8Array::from_iter_values(
+        paths.iter().map(|path| path.class),
+    )));
+    columns.push(Arc::new(UInt8Array::from_iter_values(
+        paths.iter().map(|path| path.crosses),
+    )));
     let mut via = StringBuilder::new();
     for path in paths {
         via.append_option(path.via.as_deref());
@@ -97,7 +134,13 @@ fn side_columns(columns: &mut Vec<ArrayRef>, sides: &[Option<&Side>]) {
     columns.push(builder.of::<U8>(|side| code::of(&code::HALF_STATES, &side.half.state)));
     let isn = |each: fn((u32, u32)) -> u32| -> ArrayRef {
         Arc::new(
-            sides.iter().map(|side| side.and_then(|side| isn_of(side.half.fingerprint)).map(each)).collect::<UInt32Array>(),
+            sides
+                .iter()
+                .map(|side| {
+                    side.and_then(|side| isn_of(side.half.fingerprint))
+                        .map(each)
+                })
+                .collect::<UInt32Array>(),
         )
     };
     columns.push(isn(|(client, _)| client));
@@ -132,7 +175,14 @@ struct SideColumns<'a> {
 
 impl SideColumns<'_> {
     fn of<T: ArrowPrimitiveType>(&self, each: impl Fn(&Side) -> T::Native) -> ArrayRef {
-        let values: Vec<T::Native> = self.sides.iter().map(|side| side.map_or(Default::default(), &each)).collect();
-        Arc::new(PrimitiveArray::<T>::new(values.into(), Some(self.seen.clone())))
+        let values: Vec<T::Native> = self
+            .sides
+            .iter()
+            .map(|side| side.map_or(Default::default(), &each))
+            .collect();
+        Arc::new(PrimitiveArray::<T>::new(
+            values.into(),
+            Some(self.seen.clone()),
+        ))
     }
 }

@@ -116,47 +116,85 @@ impl Store {
             .with("preserve_insertion_order", "false")?;
         let connection = Connection::open_with_flags(&options.path, config)?;
         connection.execute_batch(&schema::create())?;
-        let mut store =
-            Self { connection, agents: HashMap::new(), paths: HashMap::new(), arrow: append::arrow_schema() };
+        let mut store = Self {
+            connection,
+            agents: HashMap::new(),
+            paths: HashMap::new(),
+            arrow: append::arrow_schema(),
+        };
         store.check_version(&options.path)?;
         store.agents = read::agents(&store.connection)?;
-        store.connection.execute_batch("CREATE TEMP TABLE replaced_ids (id UBIGINT)")?;
+        store
+            .connection
+            .execute_batch("CREATE TEMP TABLE replaced_ids (id UBIGINT)")?;
         Ok(store)
     }
 
     fn check_version(&self, path: &Path) -> Result<(), StoreError> {
         let known: Option<u64> =
-            self.connection.query_row("SELECT max(schema_version) FROM progress", [], |row| row.get(0))?;
+            self.connection
+                .query_row("SELECT max(schema_version) FROM progress", [], |row| {
+                    row.get(0)
+                })?;
         match known {
             None => {
-                self.connection.execute("INSERT INTO progress VALUES (?, 0)", params![schema::SCHEMA_VERSION])?;
+                self.connection.execute(
+                    "INSERT INTO progress VALUES (?, 0)",
+                    params![schema::SCHEMA_VERSION],
+                )?;
                 Ok(())
             }
             Some(schema::SCHEMA_VERSION) => Ok(()),
-            Some(found) => {
-                Err(StoreError::Version { path: path.to_path_buf(), found, needed: schema::SCHEMA_VERSION })
-            }
+            Some(found) => Err(StoreError::Version {
+                path: path.to_path_buf(),
+                found,
+                needed: schema::SCHEMA_VERSION,
+            }),
         }
     }
 
     /// Connections for readers.
     pub fn readers(&self) -> Result<Readers, StoreError> {
-        Ok(Readers { root: Arc::new(Mutex::new(self.connection.try_clone()?)) })
+        Ok(Readers {
+            root: Arc::new(Mutex::new(self.connection.try_clone()?)),
+        })
     }
 
     /// What may still change, with everything it refers to.
     pub fn load(&self) -> Result<Loaded, StoreError> {
-        let position = self.connection.query_row("SELECT position FROM progress", [], |row| row.get(0))?;
-        let live = read::rows(&self.connection, "SELECT * FROM connections_live ORDER BY id", [])?;
-        let owners = read::owners(&self.connection, live.iter().flat_map(Row::sides).map(|side| side.half.owner))?;
-        let next_owner =
-            self.connection.query_row("SELECT coalesce(max(id) + 1, 0)::UINTEGER FROM owners", [], |row| row.get(0))?;
-        let mut statement = self.connection.prepare("SELECT agent, seq FROM sequences ORDER BY agent")?;
+        let position = self
+            .connection
+            .query_row("SELECT position FROM progress", [], |row| row.get(0))?;
+        let live = read::rows(
+            &self.connection,
+            "SELECT * FROM connections_live ORDER BY id",
+            [],
+        )?;
+        let owners = read::owners(
+            &self.connection,
+            live.iter().flat_map(Row::sides).map(|side| side.half.owner),
+        )?;
+        let next_owner = self.connection.query_row(
+            "SELECT coalesce(max(id) + 1, 0)::UINTEGER FROM owners",
+            [],
+            |row| row.get(0),
+        )?;
+        let mut statement = self
+            .connection
+            .prepare("SELECT agent, seq FROM sequences ORDER BY agent")?;
         let sequences = statement
             .query_map([], |row| Ok((AgentKey(row.get(0)?), row.get(1)?)))?
             .collect::<Result<Vec<_>, _>>()?;
         let links = read::links(&self.connection)?;
-        Ok(Loaded { position, live, agents: self.agents.clone(), owners, next_owner, links, sequences })
+        Ok(Loaded {
+            position,
+            live,
+            agents: self.agents.clone(),
+            owners,
+            next_owner,
+            links,
+            sequences,
+        })
     }
 
     /// Writes one transaction.
@@ -166,7 +204,11 @@ impl Store {
         }
         self.connection.execute_batch("BEGIN")?;
         let written = self.write(flush);
-        let ended = self.connection.execute_batch(if written.is_ok() { "COMMIT" } else { "ROLLBACK" });
+        let ended = self.connection.execute_batch(if written.is_ok() {
+            "COMMIT"
+        } else {
+            "ROLLBACK"
+        });
         written?;
         Ok(ended?)
     }
@@ -175,30 +217,60 @@ impl Store {
         self.write_names(flush)?;
         self.delete_ids(&flush.replaced, "connections_live", "id")?;
         self.delete_ids(&flush.replaced_done, "connections_done", "id")?;
-        self.append(flush.rows.iter().filter(|row| !row.settled), "connections_live")?;
-        self.append(flush.rows.iter().filter(|row| row.settled), "connections_done")?;
+        self.append(
+            flush.rows.iter().filter(|row| !row.settled),
+            "connections_live",
+        )?;
+        self.append(
+            flush.rows.iter().filter(|row| row.settled),
+            "connections_done",
+        )?;
         self.delete_ids(&flush.links_changed, "links", "half")?;
         let mut appender = self.connection.appender("links")?;
         for (half, link) in &flush.links {
-            let Link { peer, theirs, partial, joined, heard_final, told_final } = link;
-            appender.append_row(params![half.0, peer, theirs.0, partial, joined, heard_final, told_final])?;
+            let Link {
+                peer,
+                theirs,
+                partial,
+                joined,
+                heard_final,
+                told_final,
+            } = link;
+            appender.append_row(params![
+                half.0,
+                peer,
+                theirs.0,
+                partial,
+                joined,
+                heard_final,
+                told_final
+            ])?;
         }
         appender.flush()?;
         drop(appender);
-        let mut forget = self.connection.prepare("DELETE FROM sequences WHERE agent = ?")?;
-        let mut remember = self.connection.prepare("INSERT INTO sequences VALUES (?, ?)")?;
+        let mut forget = self
+            .connection
+            .prepare("DELETE FROM sequences WHERE agent = ?")?;
+        let mut remember = self
+            .connection
+            .prepare("INSERT INTO sequences VALUES (?, ?)")?;
         for (agent, seq) in &flush.sequences {
             forget.execute(params![agent.0])?;
             remember.execute(params![agent.0, seq])?;
         }
-        self.connection.execute("UPDATE progress SET position = ?", params![flush.position])?;
+        self.connection
+            .execute("UPDATE progress SET position = ?", params![flush.position])?;
         Ok(())
     }
 
     fn write_names(&self, flush: &Flush) -> Result<(), StoreError> {
         let mut appender = self.connection.appender("agents")?;
         for (number, agent) in &flush.agents {
-            let AgentRecord { key, federator, info } = &**agent;
+            let AgentRecord {
+                key,
+                federator,
+                info,
+            } = &**agent;
             let site = &info.site;
             appender.append_row(params![
                 number,
@@ -247,17 +319,25 @@ impl Store {
             return Ok(());
         }
         self.connection.execute_batch("DELETE FROM replaced_ids")?;
-        let mut appender = self.connection.appender_to_catalog_and_db("replaced_ids", "temp", "main")?;
+        let mut appender =
+            self.connection
+                .appender_to_catalog_and_db("replaced_ids", "temp", "main")?;
         for id in ids {
             appender.append_row(params![id.0])?;
         }
         appender.flush()?;
         drop(appender);
-        self.connection.execute_batch(&format!("DELETE FROM {table} WHERE {column} IN (SELECT id FROM replaced_ids)"))?;
+        self.connection.execute_batch(&format!(
+            "DELETE FROM {table} WHERE {column} IN (SELECT id FROM replaced_ids)"
+        ))?;
         Ok(())
     }
 
-    fn append<'a>(&mut self, rows: impl Iterator<Item = &'a Row>, table: &str) -> Result<(), StoreError> {
+    fn append<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a Row>,
+        table: &str,
+    ) -> Result<(), StoreError> {
         let rows: Vec<&Row> = rows.collect();
         let mut paths = Vec::with_capacity(VECTOR_ROWS);
         for chunk in rows.chunks(VECTOR_ROWS * 16) {
@@ -277,8 +357,10 @@ impl Store {
     /// Deletes settled connections last seen before `before`, and names that nothing refers to any more; returns how
     /// many connections.
     pub fn retain(&mut self, before: Timestamp) -> Result<usize, StoreError> {
-        let deleted =
-            self.connection.execute("DELETE FROM connections_done WHERE seen_at < make_timestamp(?)", params![before.0])?;
+        let deleted = self.connection.execute(
+            "DELETE FROM connections_done WHERE seen_at < make_timestamp(?)",
+            params![before.0],
+        )?;
         if deleted > 0 {
             self.connection.execute_batch(
                 "DELETE FROM owners WHERE id NOT IN (
@@ -294,7 +376,11 @@ impl Store {
 impl Readers {
     /// A connection of its own for one reader.
     pub fn connection(&self) -> Result<Connection, StoreError> {
-        Ok(self.root.lock().map_err(|_| StoreError::Poisoned)?.try_clone()?)
+        Ok(self
+            .root
+            .lock()
+            .map_err(|_| StoreError::Poisoned)?
+            .try_clone()?)
     }
 }
 
@@ -305,13 +391,19 @@ fn path_of(
 ) -> StoredPath {
     let (Some(client), Some(server)) = (&row.client, &row.server) else {
         let path = classify_unmatched(row.unmatched.unwrap_or(Unmatched::Pending));
-        return StoredPath { class: code::of(&code::CLASSES, &path.class), crosses: 0, via: None };
+        return StoredPath {
+            class: code::of(&code::CLASSES, &path.class),
+            crosses: 0,
+            via: None,
+        };
     };
     let key = PathKey {
         client: client.agent,
         server: server.agent,
-        called: (client.half.remote.ip() != server.half.local.ip()).then(|| client.half.remote.ip()),
-        caller: (server.half.remote.ip() != client.half.local.ip()).then(|| server.half.remote.ip()),
+        called: (client.half.remote.ip() != server.half.local.ip())
+            .then(|| client.half.remote.ip()),
+        caller: (server.half.remote.ip() != client.half.local.ip())
+            .then(|| server.half.remote.ip()),
     };
     if let Some(path) = cache.get(&key) {
         return path.clone();
@@ -324,9 +416,17 @@ fn path_of(
     path
 }
 
-fn classified(agents: &HashMap<AgentNumber, Arc<AgentRecord>>, client: &Side, server: &Side) -> StoredPath {
+fn classified(
+    agents: &HashMap<AgentNumber, Arc<AgentRecord>>,
+    client: &Side,
+    server: &Side,
+) -> StoredPath {
     let (Some(client), Some(server)) = (end_of(agents, client), end_of(agents, server)) else {
-        return StoredPath { class: code::of(&code::CLASSES, &PathClass::Unknown), crosses: 0, via: None };
+        return StoredPath {
+            class: code::of(&code::CLASSES, &PathClass::Unknown),
+            crosses: 0,
+            via: None,
+        };
     };
     let path = classify(&client, &server);
     StoredPath {
@@ -337,7 +437,10 @@ fn classified(agents: &HashMap<AgentNumber, Arc<AgentRecord>>, client: &Side, se
 }
 
 /// One end as the classification sees it.
-pub fn end_of<'a>(agents: &'a HashMap<AgentNumber, Arc<AgentRecord>>, side: &Side) -> Option<End<'a>> {
+pub fn end_of<'a>(
+    agents: &'a HashMap<AgentNumber, Arc<AgentRecord>>,
+    side: &Side,
+) -> Option<End<'a>> {
     let agent = agents.get(&side.agent)?;
     Some(End {
         agent: &agent.info.name,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use duckdb::arrow::array::{Array, PrimitiveArray, RecordBatch};
 use duckdb::arrow::datatypes::{
-    ArrowPrimitiveType, TimestampMicrosecondType as Time, UInt8Type as U8, UInt16Type as U16, UInt32Type as U32,
-    UInt64Type as U64,
+    ArrowPrimitiveType, TimestampMicrosecondType as Time, UInt8Type as U8, UInt16Type as U16,
+    UInt32Type as U32, UInt64Type as U64,
 };
 use duckdb::{Connection, Params};
 use weft_mesh::Link;
@@ -17,13 +17,19 @@ use weft_wire::{
 
 use super::StoreError;
 use super::schema::{ROW_COLUMNS, SIDE_COLUMNS};
-use crate::record::{AgentNumber, AgentRecord, Joined, OwnerNumber, Row, Side, code, socket_of_words};
+use crate::record::{
+    AgentNumber, AgentRecord, Joined, OwnerNumber, Row, Side, code, socket_of_words,
+};
 
 /// Numbers looked up in one statement.
 const LOOKUP_CHUNK: usize = 1000;
 
 /// Runs a query whose first columns are those of a connection table, and reads its rows.
-pub fn rows(connection: &Connection, sql: &str, params: impl Params) -> Result<Vec<Row>, StoreError> {
+pub fn rows(
+    connection: &Connection,
+    sql: &str,
+    params: impl Params,
+) -> Result<Vec<Row>, StoreError> {
     let mut statement = connection.prepare(sql)?;
     let mut rows = Vec::new();
     for batch in statement.query_arrow(params)? {
@@ -41,7 +47,11 @@ struct RowReader<'a> {
 
 impl RowReader<'_> {
     fn value<T: ArrowPrimitiveType>(&self, column: usize, at: usize) -> Option<T::Native> {
-        let array = self.batch.column(column).as_any().downcast_ref::<PrimitiveArray<T>>()?;
+        let array = self
+            .batch
+            .column(column)
+            .as_any()
+            .downcast_ref::<PrimitiveArray<T>>()?;
         array.is_valid(at).then(|| array.value(at))
     }
 
@@ -49,14 +59,24 @@ impl RowReader<'_> {
         let protocol = code::protocol(self.value::<U8>(1, at).unwrap_or(Protocol::Tcp as u8));
         let pick = |column| self.value::<U8>(column, at).map(usize::from);
         let joined = pick(6).and_then(|evidence| {
-            Some(Joined { evidence: code::EVIDENCE.get(evidence)?, confidence: *code::CONFIDENCES.get(pick(7)?)? })
+            Some(Joined {
+                evidence: code::EVIDENCE.get(evidence)?,
+                confidence: *code::CONFIDENCES.get(pick(7)?)?,
+            })
         });
         let first = ROW_COLUMNS.len();
         let client = self.side(first, at, protocol, Role::Client);
         let server = self.side(first + SIDE_COLUMNS.len(), at, protocol, Role::Server);
         let card_due = self.value::<U8>(12, at) == Some(1);
         let unmatched = pick(8).and_then(|reason| code::UNMATCHED.get(reason).copied());
-        Row { client, server, joined, unmatched, card_due, settled: false }
+        Row {
+            client,
+            server,
+            joined,
+            unmatched,
+            card_due,
+            settled: false,
+        }
     }
 
     fn side(&self, first: usize, at: usize, protocol: Protocol, role: Role) -> Option<Side> {
@@ -89,12 +109,17 @@ impl RowReader<'_> {
             retransmits: number(20)?,
             owner: number(2)?,
         };
-        Some(Side { half, agent: number(1)? })
+        Some(Side {
+            half,
+            agent: number(1)?,
+        })
     }
 }
 
 /// All agents' descriptions.
-pub fn agents(connection: &Connection) -> Result<HashMap<AgentNumber, Arc<AgentRecord>>, StoreError> {
+pub fn agents(
+    connection: &Connection,
+) -> Result<HashMap<AgentNumber, Arc<AgentRecord>>, StoreError> {
     let mut statement = connection.prepare(
         "SELECT id, key, federator, name, version, kernel, host, cloud, account, region, zone, network, cluster,
          namespace FROM agents ORDER BY id",
@@ -118,7 +143,14 @@ pub fn agents(connection: &Connection) -> Result<HashMap<AgentNumber, Arc<AgentR
             },
         };
         let key = row.get::<_, Option<u64>>(1)?.map(AgentKey);
-        found.insert(row.get(0)?, Arc::new(AgentRecord { key, federator: row.get(2)?, info }));
+        found.insert(
+            row.get(0)?,
+            Arc::new(AgentRecord {
+                key,
+                federator: row.get(2)?,
+                info,
+            }),
+        );
     }
     Ok(found)
 }
@@ -167,8 +199,9 @@ pub fn owners(
 
 /// Links to other homes.
 pub fn links(connection: &Connection) -> Result<HashMap<HalfId, Link>, StoreError> {
-    let mut statement =
-        connection.prepare("SELECT half, peer, theirs, partial, joined, heard_final, told_final FROM links")?;
+    let mut statement = connection.prepare(
+        "SELECT half, peer, theirs, partial, joined, heard_final, told_final FROM links",
+    )?;
     let mut rows = statement.query([])?;
     let mut found = HashMap::new();
     while let Some(row) = rows.next()? {

@@ -84,17 +84,23 @@ pub const SIDES: [&str; 2] = ["c_", "s_"];
 
 /// All columns of a connection table in their order.
 pub fn connection_columns() -> Vec<(String, Type)> {
-    let row = ROW_COLUMNS.iter().map(|(name, kind)| ((*name).to_owned(), *kind));
-    let sides = SIDES
+    let row = ROW_COLUMNS
         .iter()
-        .flat_map(|prefix| SIDE_COLUMNS.iter().map(move |(name, kind)| (format!("{prefix}{name}"), *kind)));
+        .map(|(name, kind)| ((*name).to_owned(), *kind));
+    let sides = SIDES.iter().flat_map(|prefix| {
+        SIDE_COLUMNS
+            .iter()
+            .map(move |(name, kind)| (format!("{prefix}{name}"), *kind))
+    });
     row.chain(sides).collect()
 }
 
 /// Statements that make an empty store.
 pub fn create() -> String {
-    let columns: Vec<String> =
-        connection_columns().iter().map(|(name, kind)| format!("{name} {}", kind.sql())).collect();
+    let columns: Vec<String> = connection_columns()
+        .iter()
+        .map(|(name, kind)| format!("{name} {}", kind.sql()))
+        .collect();
     let columns = columns.join(", ");
     format!(
         "CREATE TABLE IF NOT EXISTS connections_live ({columns});

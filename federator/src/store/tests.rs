@@ -4,7 +4,11 @@ use weft_wire::query::Confidence;
 use weft_wire::{AgentInfo, Fingerprint, Half, HalfState, Process, Protocol, Role, Site};
 
 fn options(folder: &Path) -> StoreOptions {
-    StoreOptions { path: folder.join("store.duckdb"), threads: 1, memory_limit: "256MB".into() }
+    StoreOptions {
+        path: folder.join("store.duckdb"),
+        threads: 1,
+        memory_limit: "256MB".into(),
+    }
 }
 
 fn side(id: u64, role: Role, state: HalfState) -> Side {
@@ -14,8 +18,17 @@ fn side(id: u64, role: Role, state: HalfState) -> Side {
         protocol: Protocol::Tcp,
         role,
         state,
-        fingerprint: Fingerprint::TcpIsn { client: 7, server: 9 },
-        local: if role == Role::Client { "10.0.0.1:5000" } else { "[2001:db8::2]:80" }.parse().unwrap(),
+        fingerprint: Fingerprint::TcpIsn {
+            client: 7,
+            server: 9,
+        },
+        local: if role == Role::Client {
+            "10.0.0.1:5000"
+        } else {
+            "[2001:db8::2]:80"
+        }
+        .parse()
+        .unwrap(),
         remote: "203.0.113.9:80".parse().unwrap(),
         opened_at: Timestamp(1_000_000),
         closed_at: state.finished().then_some(Timestamp(2_000_000)),
@@ -40,9 +53,24 @@ fn names() -> Flush {
         uid: 33,
         user: None,
     };
-    let owner = Owner { process: Some(process), workload: "web".into(), ..Owner::default() };
-    let info = AgentInfo { name: "a1".into(), site: Site { cloud: "aws".into(), ..Site::default() }, ..AgentInfo::default() };
-    let agent = AgentRecord { key: Some(AgentKey(77)), federator: "fed-a".into(), info };
+    let owner = Owner {
+        process: Some(process),
+        workload: "web".into(),
+        ..Owner::default()
+    };
+    let info = AgentInfo {
+        name: "a1".into(),
+        site: Site {
+            cloud: "aws".into(),
+            ..Site::default()
+        },
+        ..AgentInfo::default()
+    };
+    let agent = AgentRecord {
+        key: Some(AgentKey(77)),
+        federator: "fed-a".into(),
+        info,
+    };
     Flush {
         position: 10,
         agents: vec![(0, Arc::new(agent))],
@@ -53,7 +81,12 @@ fn names() -> Flush {
 }
 
 fn count(store: &Store, table: &str) -> u64 {
-    store.connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+    store
+        .connection
+        .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
+            row.get(0)
+        })
+        .unwrap()
 }
 
 #[test]
@@ -68,7 +101,12 @@ fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
         card_due: true,
         settled: false,
     };
-    store.flush(&Flush { rows: vec![open], ..names() }).unwrap();
+    store
+        .flush(&Flush {
+            rows: vec![open],
+            ..names()
+        })
+        .unwrap();
     drop(store);
 
     let mut store = Store::open(&options(folder.path())).unwrap();
@@ -82,7 +120,10 @@ fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
     let done = Row {
         client: Some(side(1, Role::Client, HalfState::Closed)),
         server: Some(side(2, Role::Server, HalfState::Closed)),
-        joined: Some(Joined { evidence: "tcp-isn-pair", confidence: Confidence::Exact }),
+        joined: Some(Joined {
+            evidence: "tcp-isn-pair",
+            confidence: Confidence::Exact,
+        }),
         unmatched: None,
         card_due: false,
         settled: true,
@@ -97,9 +138,18 @@ fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
     store.flush(&flush).unwrap();
     let loaded = store.load().unwrap();
     assert!(loaded.live.is_empty());
-    assert_eq!((loaded.position, loaded.sequences), (20, vec![(AgentKey(77), 4)]));
+    assert_eq!(
+        (loaded.position, loaded.sequences),
+        (20, vec![(AgentKey(77), 4)])
+    );
     let back = read::rows(&store.connection, "SELECT * FROM connections", []).unwrap();
-    assert_eq!(back, [Row { settled: false, ..done }]);
+    assert_eq!(
+        back,
+        [Row {
+            settled: false,
+            ..done
+        }]
+    );
 }
 
 #[test]
@@ -114,13 +164,20 @@ fn retention_deletes_rows_and_their_names() {
         card_due: false,
         settled: true,
     };
-    let mut flush = Flush { rows: vec![row], ..names() };
+    let mut flush = Flush {
+        rows: vec![row],
+        ..names()
+    };
     flush.owners.push((1, flush.owners[0].1.clone()));
     store.flush(&flush).unwrap();
     assert_eq!(store.retain(Timestamp(2_000_000)).unwrap(), 0);
     assert_eq!(store.retain(Timestamp(2_000_001)).unwrap(), 1);
     assert_eq!(count(&store, "connections"), 0);
-    assert_eq!(count(&store, "owners"), 1, "the highest number stays, so that it is not given out again");
+    assert_eq!(
+        count(&store, "owners"),
+        1,
+        "the highest number stays, so that it is not given out again"
+    );
 }
 
 #[test]
@@ -128,7 +185,10 @@ fn a_failed_flush_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(&options(folder.path())).unwrap();
     store.flush(&names()).unwrap();
-    store.connection.execute_batch("ALTER TABLE sequences RENAME TO hidden").unwrap();
+    store
+        .connection
+        .execute_batch("ALTER TABLE sequences RENAME TO hidden")
+        .unwrap();
     let row = Row {
         client: Some(side(1, Role::Client, HalfState::Closed)),
         server: None,
@@ -137,9 +197,17 @@ fn a_failed_flush_changes_nothing() {
         card_due: false,
         settled: true,
     };
-    let flush = Flush { rows: vec![row], position: 99, sequences: vec![(AgentKey(1), 1)], ..Flush::default() };
+    let flush = Flush {
+        rows: vec![row],
+        position: 99,
+        sequences: vec![(AgentKey(1), 1)],
+        ..Flush::default()
+    };
     assert!(store.flush(&flush).is_err());
-    store.connection.execute_batch("ALTER TABLE hidden RENAME TO sequences").unwrap();
+    store
+        .connection
+        .execute_batch("ALTER TABLE hidden RENAME TO sequences")
+        .unwrap();
     assert_eq!(count(&store, "connections"), 0);
     assert_eq!(store.load().unwrap().position, 10);
 }
