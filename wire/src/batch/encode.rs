@@ -125,6 +125,15 @@ fn write_isns(out: &mut Vec<u8>, halves: &[Half]) {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct FlowKey {
     kind: Kind,
+    owner: u32,
+    local: IpAddr,
+    remote: IpAddr,
+    server_port: u16,
+}
+
+/// A flow by indices into the dictionaries.
+struct Indexed {
+    kind: Kind,
     owner: u16,
     local: u16,
     remote: u16,
@@ -135,14 +144,21 @@ struct Dictionaries<'a> {
     owners: Vec<&'a Owner>,
     /// IPv4 first.
     addresses: Vec<IpAddr>,
-    flows: Vec<FlowKey>,
+    flows: Vec<Indexed>,
     /// Row: index into `flows`.
     flow: Vec<u16>,
 }
 
 impl<'a> Dictionaries<'a> {
     fn of(owners: &'a [Owner], halves: &[Half]) -> Result<Self, BatchError> {
-        let mut used: Vec<u32> = halves.iter().map(|half| half.owner).collect();
+        let (keys, flow) = by_frequency(halves.iter().map(|half| FlowKey {
+            kind: Kind::of(half),
+            owner: half.owner,
+            local: half.local.ip(),
+            remote: half.remote.ip(),
+            server_port: ports(half).1,
+        }));
+        let mut used: Vec<u32> = keys.iter().map(|key| key.owner).collect();
         used.sort_unstable();
         used.dedup();
         let lookup = |owner: &u32| {
@@ -151,24 +167,23 @@ impl<'a> Dictionaries<'a> {
             ))
         };
         let owners = used.iter().map(lookup).collect::<Result<Vec<_>, _>>()?;
-        let mut addresses: Vec<IpAddr> = halves
+        let mut addresses: Vec<IpAddr> = keys
             .iter()
-            .flat_map(|half| [half.local.ip(), half.remote.ip()])
+            .flat_map(|key| [key.local, key.remote])
             .collect();
         // The order of the type: IPv4 before IPv6.
         addresses.sort_unstable();
         addresses.dedup();
         // Fit: there are at most twice as many as rows, and they were all just put in.
         let address = |ip: IpAddr| addresses.partition_point(|found| *found < ip) as u16;
-        let key = |half: &Half| FlowKey {
-            kind: Kind::of(half),
-            owner: used.partition_point(|found| *found < half.owner) as u16,
-            local: address(half.local.ip()),
-            remote: address(half.remote.ip()),
-            server_port: ports(half).1,
+        let index = |key: &FlowKey| Indexed {
+            kind: key.kind,
+            owner: used.partition_point(|found| *found < key.owner) as u16,
+            local: address(key.local),
+            remote: address(key.remote),
+            server_port: key.server_port,
         };
-        let keys: Vec<FlowKey> = halves.iter().map(key).collect();
-        let (flows, flow) = by_frequency(&keys);
+        let flows = keys.iter().map(index).collect();
         Ok(Self {
             owners,
             addresses,
@@ -195,10 +210,10 @@ impl<'a> Dictionaries<'a> {
         write_varint(&mut bytes, self.flows.len() as u64);
         bytes.extend(self.flows.iter().map(|flow| flow.kind.0));
         for field in [
-            |flow: &FlowKey| flow.owner,
-            |flow: &FlowKey| flow.local,
-            |flow: &FlowKey| flow.remote,
-            |flow: &FlowKey| flow.server_port,
+            |flow: &Indexed| flow.owner,
+            |flow: &Indexed| flow.local,
+            |flow: &Indexed| flow.remote,
+            |flow: &Indexed| flow.server_port,
         ] {
             bytes.extend(self.flows.iter().map(|flow| field(flow) as u8));
             bytes.extend(self.flows.iter().map(|flow| (field(flow) >> 8) as u8));
@@ -208,13 +223,13 @@ impl<'a> Dictionaries<'a> {
 }
 
 /// Distinct keys, the most frequent first, and the index of each row's.
-fn by_frequency(keys: &[FlowKey]) -> (Vec<FlowKey>, Vec<u16>) {
+fn by_frequency(keys: impl ExactSizeIterator<Item = FlowKey>) -> (Vec<FlowKey>, Vec<u16>) {
     let mut seen: HashMap<FlowKey, usize> = HashMap::new();
     let (mut flows, mut counts) = (Vec::new(), Vec::new());
     let mut first = Vec::with_capacity(keys.len());
     for key in keys {
-        let index = *seen.entry(*key).or_insert_with(|| {
-            flows.push(*key);
+        let index = *seen.entry(key).or_insert_with(|| {
+            flows.push(key);
             counts.push(0u32);
             flows.len() - 1
         });
@@ -234,7 +249,7 @@ fn by_frequency(keys: &[FlowKey]) -> (Vec<FlowKey>, Vec<u16>) {
     )
 }
 
-/// Two zstd frames, without checksum or size. The second has the planes, a block each when they are long, so that each
+/// Two zstd frames, without checksum. The second has the planes, a block each when they are long, so that each
 /// has a code table of its own; searching for repetitions in them is not worth the time that undoing it takes.
 fn compress(dictionary: &[u8], planes: &[Vec<u8>]) -> io::Result<Vec<u8>> {
     let mut encoder = Encoder::new(DICTIONARY_LEVEL)?;
@@ -252,6 +267,8 @@ fn compress(dictionary: &[u8], planes: &[Vec<u8>]) -> io::Result<Vec<u8>> {
 
 fn run(encoder: &mut Encoder<'_>, parts: &[&[u8]], blocks: bool) -> io::Result<Vec<u8>> {
     let plain: usize = parts.iter().map(|part| part.len()).sum();
+    // Sizes the compressor's tables, which are cleared for each batch.
+    encoder.set_pledged_src_size(Some(plain as u64))?;
     // What does not compress grows by a few bytes for each block.
     let mut buffer = vec![0; plain + plain / 128 + 64 * (parts.len() + 2)];
     let mut out = OutBuffer::around(buffer.as_mut_slice());

@@ -1,7 +1,5 @@
 //! Columns of integers: how they are cut into classes, written and read.
 
-use std::collections::HashMap;
-
 use super::BatchError;
 use super::bits::{BitWriter, Cursor, LOAD_BITS, bit_length, load, mask, write_varint};
 
@@ -9,6 +7,8 @@ use super::bits::{BitWriter, Cursor, LOAD_BITS, bit_length, load, mask, write_va
 pub(super) const MAX_CLASSES: usize = 16;
 /// A value of its own class must be at least one of so many.
 const HOT_ONE_IN: usize = 24;
+/// Values that are looked at to find the frequent ones.
+const SAMPLE: usize = 256;
 
 /// Values from `base` on, as `width` bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,12 +98,14 @@ fn choose(values: &[u64]) -> (Layout, Vec<u8>) {
     };
     // A class byte that gains less than half a bit is not worth its decoding.
     let mut best = (Layout::Packed(packed), Vec::new());
-    let mut best_cost = (f64::from(packed.width) - 0.5) * values.len() as f64;
-    for candidate in [magnitudes(values), clusters(values)] {
+    let best_cost = (f64::from(packed.width) - 0.5) * values.len() as f64;
+    // Sorting takes the longest: only where magnitudes say nothing.
+    for cut in [magnitudes, clusters] {
+        let candidate = cut(values);
         let cost = candidate.cost();
         if cost < best_cost {
-            best_cost = cost;
             best = (Layout::Classes(candidate.table), candidate.classes);
+            break;
         }
     }
     best
@@ -167,47 +169,56 @@ impl Group {
 /// Cuts by magnitude (one class per length in bits), with classes of their own for frequent values: for what is
 /// spread over orders of magnitude, as sizes and times are.
 fn magnitudes(values: &[u64]) -> Cut {
-    let mut counts: HashMap<u64, usize> = HashMap::new();
-    values
-        .iter()
-        .for_each(|value| *counts.entry(*value).or_default() += 1);
-    let mut hot: Vec<(u64, usize)> = counts
-        .iter()
-        .map(|(value, count)| (*value, *count))
-        .filter(|(_, count)| count * HOT_ONE_IN >= values.len())
-        .collect();
-    hot.sort_unstable_by_key(|(value, count)| (usize::MAX - count, *value));
-    hot.truncate(MAX_CLASSES / 2);
-    let mut groups: Vec<Group> = Vec::new();
+    let hot = frequent(values);
     let mut by_length = [None::<Group>; 65];
-    for (value, count) in &counts {
-        if hot.iter().any(|(found, _)| found == value) {
-            continue;
-        }
+    for value in values.iter().filter(|value| !hot.contains(value)) {
         let one = Group {
             min: *value,
             max: *value,
-            count: *count,
+            count: 1,
         };
         let slot = &mut by_length[bit_length(*value) as usize];
         *slot = Some(slot.map_or(one, |group| group.merged(one)));
     }
-    groups.extend(by_length.into_iter().flatten());
+    let mut groups: Vec<Group> = by_length.into_iter().flatten().collect();
     merge(&mut groups, MAX_CLASSES - hot.len());
     let mut table: Vec<Class> = hot
         .iter()
-        .map(|(value, _)| Class {
+        .map(|value| Class {
             base: *value,
             width: 0,
         })
         .collect();
     table.extend(groups.iter().map(Group::class));
-    let class_of = |value: &u64| match hot.iter().position(|(found, _)| found == value) {
+    let mut by_length = [0; 65];
+    for (length, class) in by_length.iter_mut().enumerate() {
+        *class = hot.len() as u8
+            + groups.partition_point(|group| (bit_length(group.max) as usize) < length) as u8;
+    }
+    let class_of = |value: &u64| match hot.iter().position(|found| found == value) {
         Some(index) => index as u8,
-        None => (hot.len() + groups.partition_point(|group| group.max < *value)) as u8,
+        None => by_length[bit_length(*value) as usize],
     };
     let classes = values.iter().map(class_of).collect();
     Cut { table, classes }
+}
+
+/// Values that are at least one of [`HOT_ONE_IN`] in a sample, the most frequent first.
+fn frequent(values: &[u64]) -> Vec<u64> {
+    let mut sample: Vec<u64> = values
+        .iter()
+        .step_by(values.len().div_ceil(SAMPLE))
+        .copied()
+        .collect();
+    sample.sort_unstable();
+    let mut counted: Vec<(usize, u64)> = sample
+        .chunk_by(u64::eq)
+        .map(|same| (same.len(), same[0]))
+        .filter(|(count, _)| count * HOT_ONE_IN >= sample.len())
+        .collect();
+    counted.sort_unstable_by_key(|(count, value)| (usize::MAX - count, *value));
+    counted.truncate(MAX_CLASSES / 2);
+    counted.into_iter().map(|(_, value)| value).collect()
 }
 
 /// Merges neighbours, those first that make the fewest more bits.
