@@ -68,6 +68,8 @@ pub fn run(wanted: &[&'static str]) -> Result<Vec<Figure>> {
 struct Usage {
     wall: Duration,
     cpu: Duration,
+    /// Its threads could have run and had no core.
+    waited: Duration,
     written: u64,
 }
 
@@ -75,16 +77,25 @@ impl Usage {
     /// Says what bounds the figure, from what was measured.
     fn bound(&self) -> String {
         let wall = self.wall.as_secs_f64();
-        let share = self.cpu.as_secs_f64() / wall;
-        let what = if share > 0.9 {
+        let (cpu, waited) = (
+            self.cpu.as_secs_f64() / wall,
+            self.waited.as_secs_f64() / wall,
+        );
+        let what = if cpu > 0.9 {
             "its CPU"
+        } else if cpu + waited > 0.9 {
+            "its core, which others had too"
         } else {
-            "waiting (disk or the load's core)"
+            "the disk or the load generator"
         };
+        let halves = (2 * ROWS * BATCHES) as f64;
         format!(
-            "bound by {what}: {:.0} % of the core, {:.0} MB/s written",
-            share * 100.0,
-            self.written as f64 / wall / 1e6
+            "bound by {what}: used {:.0} % of the core and waited for it {:.0} %, wrote {:.0} MB/s; \
+             {:.0} halves per second of CPU",
+            cpu * 100.0,
+            waited * 100.0,
+            self.written as f64 / wall / 1e6,
+            halves / self.cpu.as_secs_f64()
         )
     }
 }
@@ -123,6 +134,7 @@ impl Usage {
     fn since(self, before: &Self) -> Self {
         Self {
             cpu: self.cpu.saturating_sub(before.cpu),
+            waited: self.waited.saturating_sub(before.waited),
             written: self.written - before.written,
             ..self
         }
@@ -289,6 +301,7 @@ impl Federator {
         Ok(Usage {
             wall,
             cpu: machine::cpu_time(pid)?,
+            waited: machine::waited_for_cpu(pid)?,
             written: machine::bytes_written(pid)?,
         })
     }

@@ -54,6 +54,23 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / hz as f64))
 }
 
+/// Time for which threads of a process could have run and had no core, all threads.
+pub fn waited_for_cpu(pid: u32) -> Result<Duration> {
+    let mut total = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("the process has ended")? {
+        // A thread may end meanwhile.
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else {
+            continue;
+        };
+        let waited = text
+            .split_whitespace()
+            .nth(1)
+            .context("unexpected schedstat")?;
+        total += waited.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(total))
+}
+
 /// Bytes a process caused to be written to disk.
 pub fn bytes_written(pid: u32) -> Result<u64> {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).context("the process has ended")?;
