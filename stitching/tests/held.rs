@@ -1,0 +1,60 @@
+//! The exact rule has its chance first.
+
+use weft_stitching::*;
+
+fn half(role: Role, server_isn: u32) -> HalfView {
+    let (client, server) = (([10, 0, 0, 1], 1000).into(), ([10, 0, 0, 2], 80).into());
+    let (local, remote) = if role == Role::Client {
+        (client, server)
+    } else {
+        (server, client)
+    };
+    HalfView {
+        role,
+        fingerprint: Fingerprint::TcpIsn {
+            client: 1,
+            server: server_isn,
+        },
+        network: 1,
+        host: 1,
+        local,
+        remote,
+        opened_at: 0,
+        closed_at: Some(5),
+        seen_at: 5,
+        bytes_sent: 0,
+        bytes_received: 0,
+    }
+}
+
+#[test]
+fn a_half_in_its_hold_is_left_to_the_exact_rule() {
+    let views = [
+        half(Role::Client, 2),
+        half(Role::Server, 9),
+        half(Role::Client, 9),
+    ];
+    let lookup = |handle: Handle| views.get(handle.0 as usize).copied();
+    let candidate = |i: u32| views[i as usize].candidate(Handle(i));
+    let mut stitcher = Stitcher::new(Config {
+        hold_us: 10_000,
+        max_open: 100,
+        ..Config::default()
+    });
+    stitcher.insert(0, &[candidate(0)]);
+    stitcher.advance(10_000, &lookup);
+    assert_eq!(stitcher.poll(), Some(Output::Offer(Handle(0))));
+    stitcher.insert(11_000, &[candidate(1)]);
+    stitcher.closed(12_000, &[candidate(0)], &lookup);
+    assert_eq!(stitcher.poll(), None);
+    stitcher.insert(13_000, &[candidate(2)]);
+    let (client, server, rule) = (Handle(2), Handle(1), Rule::TcpIsnPair);
+    assert_eq!(
+        stitcher.poll(),
+        Some(Output::Stitched {
+            client,
+            server,
+            rule
+        })
+    );
+}
