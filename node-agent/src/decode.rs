@@ -54,6 +54,11 @@ impl ConnectionKey {
     pub fn new(cookie: u64, generation: u16) -> Self {
         Self(cookie ^ (u64::from(generation) << 48))
     }
+
+    /// The cookie alone.
+    pub fn cookie(self) -> u64 {
+        self.0 & ((1 << 48) - 1)
+    }
 }
 
 /// What the kernel says of a socket's owner.

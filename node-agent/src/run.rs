@@ -1,6 +1,5 @@
 //! The daemon: builds everything, runs until it is told to stop, drains.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -17,16 +16,15 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::kernel::{Hooks, Plan};
+use crate::snapshot::Snapshot;
 use crate::spool::shared::SharedSpool;
 use crate::spool::{Spool, SpoolLimits};
 use crate::table::{Identity, Table};
 use crate::uplink::Uplink;
-use crate::{metrics, snapshot, time};
+use crate::{metrics, time};
 
 /// How often the ring is looked at: soon enough that the process behind a new connection is mostly still there.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// How often the sockets that the hooks do not report are looked at, and lost ends are searched for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a stopping agent tries to deliver what it has. What remains is in the spool.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
@@ -58,10 +56,11 @@ pub fn run(config: &Config) -> Result<()> {
             Arc::clone(&stop),
             Duration::from_millis(config.spool.flush_interval_ms),
         );
-        let cgroup = config.cgroup.clone();
+        let update_interval = Duration::from_secs(config.capture.update_interval_s.into());
+        let snapshot = Snapshot::new(&config.cgroup, update_interval.as_micros() as i64);
         thread::Builder::new()
             .name("weft-capture".into())
-            .spawn(move || drive(capture, &cgroup, flush, &stop))
+            .spawn(move || drive(capture, snapshot, flush, update_interval, &stop))
             .context("start the capture thread")?
     };
     let result = tokio::runtime::Builder::new_multi_thread()
@@ -135,18 +134,18 @@ fn capture(
 /// The capture thread. The last thing it does is to hand over everything it has.
 fn drive(
     mut capture: Capture<RealHost, SharedSpool>,
-    cgroup: &Path,
+    mut snapshot: Snapshot,
     flush_interval: Duration,
+    sweep_interval: Duration,
     stop: &AtomicBool,
 ) {
-    let mut snapshot = snapshot::Snapshot::new(cgroup);
     snapshot.start(&mut capture);
     let (mut flushed, mut swept) = (Instant::now(), Instant::now());
     let mut failing = false;
     loop {
         let stopping = stop.load(Relaxed);
         capture.poll(time::monotonic_ns());
-        if swept.elapsed() >= SWEEP_INTERVAL {
+        if swept.elapsed() >= sweep_interval {
             snapshot.sweep(&mut capture);
             swept = Instant::now();
         }

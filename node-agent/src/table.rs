@@ -9,7 +9,7 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-use weft_wire::{AgentKey, Half, HalfId, HalfState, Owner, Protocol, mix64};
+use weft_wire::{AgentKey, Half, HalfId, HalfState, Owner, Protocol, Timestamp, mix64};
 
 use crate::clock::Clock;
 use crate::decode::{ConnectionKey, Event};
@@ -123,7 +123,7 @@ impl Table {
     pub fn reconcile(
         &mut self,
         alive: impl Fn(ConnectionKey, &Owner) -> bool,
-        dumped_at: weft_wire::Timestamp,
+        dumped_at: Timestamp,
     ) -> usize {
         let gone: Vec<ConnectionKey> = self
             .open
@@ -141,6 +141,32 @@ impl Table {
             }
         }
         gone.len()
+    }
+
+    /// Whether anything tracked was last heard of before a time.
+    pub fn any_older_than(&self, time: Timestamp) -> bool {
+        self.open
+            .values()
+            .any(|tracked| tracked.row.half.seen_at < time)
+    }
+
+    /// Brings connections last heard of before `stale` up to date from another source: the hooks report on a
+    /// connection when it measures a round trip, and one that only receives measures none. `look` changes the half, and
+    /// says whether it did.
+    pub fn refresh(
+        &mut self,
+        stale: Timestamp,
+        mut look: impl FnMut(ConnectionKey, &mut Half) -> bool,
+    ) {
+        for (key, tracked) in &mut self.open {
+            if tracked.row.half.seen_at < stale
+                && look(*key, &mut tracked.row.half)
+                && !tracked.changed
+            {
+                tracked.changed = true;
+                self.changed.push(*key);
+            }
+        }
     }
 
     /// Hands out every row that is due.
@@ -312,13 +338,10 @@ mod tests {
         apply(&mut table, &event(2, HalfState::Open, 2_000));
         apply(&mut table, &event(3, HalfState::Open, 9_000_000));
         table.drain();
-        let gone = table.reconcile(
-            |key, _| key == ConnectionKey(1),
-            weft_wire::Timestamp(5_000),
-        );
+        let gone = table.reconcile(|key, _| key == ConnectionKey(1), Timestamp(5_000));
         let rows = table.drain();
         assert_eq!((gone, rows.len()), (1, 1));
-        assert_eq!(rows[0].half.closed_at, Some(weft_wire::Timestamp(5_000)));
+        assert_eq!(rows[0].half.closed_at, Some(Timestamp(5_000)));
         assert!(table.knows(ConnectionKey(1)) && table.knows(ConnectionKey(3)));
     }
 

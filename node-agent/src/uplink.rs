@@ -1,6 +1,6 @@
 //! Brings what is in the spool to the federator: in order, again until acknowledged.
 //!
-//! [`machine`] decides (pure: time and randomness are passed in); [`run`] dials, sends and receives.
+//! [`machine`] decides (pure: time and randomness are passed in); [`Uplink::run`] dials, sends and receives.
 
 pub mod machine;
 

@@ -315,7 +315,7 @@ fn attach_program(
     })
 }
 
-/// Offsets in the order of [`FIELDS`]; all 0 when any is missing, since the programs rely on them together.
+/// Offsets in the order of the fields above; all 0 when any is missing, since the programs rely on them together.
 pub fn offsets() -> [u32; FIELDS.len()] {
     let bytes = fs::read(VMLINUX).unwrap_or_default();
     let mut offsets = [0; FIELDS.len()];

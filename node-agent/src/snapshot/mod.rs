@@ -43,16 +43,18 @@ pub struct Snapshot {
     namespaces: HashMap<u32, OwnedFd>,
     followed: HashMap<u64, (Half, Arc<Owner>)>,
     dropped: u64,
+    update_interval_us: i64,
 }
 
 impl Snapshot {
-    /// Of the processes in this cgroup.
-    pub fn new(cgroup: &Path) -> Self {
+    /// Of the processes in this cgroup; what was not heard of for the interval is looked at.
+    pub fn new(cgroup: &Path, update_interval_us: i64) -> Self {
         Self {
             cgroup: cgroup.into(),
             namespaces: HashMap::new(),
             followed: HashMap::new(),
             dropped: 0,
+            update_interval_us,
         }
     }
 
@@ -84,15 +86,18 @@ impl Snapshot {
         );
     }
 
-    /// Now and then: how the older connections are doing, and, where records were lost, which ends were among them.
+    /// Now and then: how the older connections are doing, and those that the hooks say nothing of for long; and, where
+    /// records were lost, which ends were among them.
     pub fn sweep<H: Host, S: BatchSink>(&mut self, capture: &mut Capture<H, S>) {
         let dropped = capture.hooks.ring_full();
         let lost = dropped > self.dropped;
-        if lost {
+        let stale = Timestamp(time::now().0.saturating_sub(self.update_interval_us));
+        let quiet = capture.table.any_older_than(stale);
+        if lost || quiet {
             let (residents, _) = processes::residents(&self.cgroup);
             self.enter(&residents, capture);
         }
-        if !lost && self.followed.is_empty() {
+        if !lost && !quiet && self.followed.is_empty() {
             return;
         }
         self.dropped = dropped;
@@ -104,12 +109,14 @@ impl Snapshot {
                 .flatten()
                 .map(|socket| socket.cookie)
                 .collect();
-            let cookie = |key: ConnectionKey| key.0 & ((1 << 48) - 1);
             let found = capture.table.reconcile(
-                |key, owner| !sockets.contains_key(&owner.netns) || alive.contains(&cookie(key)),
+                |key, owner| !sockets.contains_key(&owner.netns) || alive.contains(&key.cookie()),
                 looked_at,
             );
             tracing::warn!(lost_ends = found, "the kernel's ring was full");
+        }
+        if quiet {
+            refresh(capture, &sockets, stale, looked_at);
         }
         self.follow(capture, &sockets, looked_at);
     }
@@ -261,6 +268,40 @@ impl Snapshot {
             !half.state.finished()
         });
     }
+}
+
+/// Looks at connections that the hooks follow and have not reported on since `stale`.
+fn refresh<H: Host, S: BatchSink>(
+    capture: &mut Capture<H, S>,
+    sockets: &HashMap<u32, Vec<Listed>>,
+    stale: Timestamp,
+    looked_at: Timestamp,
+) {
+    let sockets: HashMap<u64, &Listed> = sockets
+        .values()
+        .flatten()
+        .map(|socket| (socket.cookie, socket))
+        .collect();
+    capture.table.refresh(stale, |key, half| {
+        let Some(socket) = sockets
+            .get(&key.cookie())
+            .filter(|socket| socket.half_state().is_some())
+        else {
+            return false;
+        };
+        let (sent, received) = socket.payload(half.role == Role::Client);
+        if (sent, received) == (half.bytes_sent, half.bytes_received) {
+            return false;
+        }
+        let new = observed(socket, half.role, half.opened_at, looked_at);
+        *half = Half {
+            id: half.id,
+            cookie: half.cookie,
+            fingerprint: half.fingerprint,
+            ..new
+        };
+        true
+    });
 }
 
 fn observed(socket: &Listed, role: Role, opened_at: Timestamp, seen_at: Timestamp) -> Half {

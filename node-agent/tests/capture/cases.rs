@@ -35,6 +35,7 @@ pub const ALL: &[Case] = &[
     ("full_ring_drops_and_counts", full_ring),
     ("full_map_drops_and_counts", full_map),
     ("open_is_seen_and_updated", open_and_updated),
+    ("receiver_is_updated", receiver_is_updated),
     ("older_than_the_hooks", older_than_the_hooks),
     ("killed_agent_loses_and_doubles_nothing", killed_agent),
 ];
@@ -605,6 +606,33 @@ fn open_and_updated(world: &mut World) {
     assert_eq!(client.0.opened_at, opened);
 }
 
+/// An end that only receives measures no round trips; it is looked at.
+fn receiver_is_updated(world: &mut World) {
+    world.watch();
+    world.snapshot();
+    let (listener, address) = listen();
+    let mut client = TcpStream::connect(address).unwrap();
+    let (mut server, from) = listener.accept().unwrap();
+    let opened = pair(&world.wait("both ends", |halves| halves.len() == 2), from)
+        .0
+        .0;
+    server.write_all(&[0; 1_000]).unwrap();
+    client.read_exact(&mut [0; 1_000]).unwrap();
+    world.sweep();
+    let (client, server) = pair(&world.halves(), from);
+    assert_eq!(
+        (client.0.state, server.0.state),
+        (HalfState::Open, HalfState::Open)
+    );
+    check_bytes(&client.0, 0, 1_000);
+    check_bytes(&server.0, 1_000, 0);
+    assert_eq!(
+        (client.0.id, client.0.fingerprint),
+        (opened.id, opened.fingerprint)
+    );
+    assert_eq!(client.0.opened_at, opened.opened_at);
+}
+
 /// Connections and listeners that were there first.
 fn older_than_the_hooks(world: &mut World) {
     let (listener, address) = listen();
@@ -662,54 +690,60 @@ fn older_than_the_hooks(world: &mut World) {
 
 /// kill -9 at the worst moments and at any other, again and again, under load.
 fn killed_agent(world: &mut World) {
-    const CONNECTIONS: usize = 2_000;
     const DEATHS: [&str; 3] = ["before", "after", "never"];
+    // As many as the ring holds while nobody reads it, with room to spare.
+    const UNREAD: usize = 500;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rows");
+    let written = || std::fs::metadata(&file).map_or(0, |meta| meta.len());
     let mut agent = world.agent_process(&file, DEATHS[0]);
-    let attached = world
-        .pins
-        .join(format!("v{}/link_ops", weft_agent_common::LAYOUT_VERSION));
-    while !attached.exists() {
+    let attached = format!("v{}/link_ops", weft_agent_common::LAYOUT_VERSION);
+    while !world.pins.join(&attached).exists() {
         std::thread::sleep(Duration::from_millis(2));
     }
     let (listener, address) = listen();
-    let mut deaths = [0; 3];
-    let mut lives = 0;
-    for round in 0..CONNECTIONS {
+    let (mut connections, mut deaths, mut lives) = (0, [0; 3], 0);
+    let (mut since, mut length) = (0, written());
+    while deaths.iter().any(|count| *count < 2) {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(&vec![0; round % 50]).unwrap();
+        stream.write_all(&vec![0; connections % 50]).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         drop(stream);
         server.read_to_end(&mut Vec::new()).unwrap();
-        let killed = DEATHS[lives % 3] == "never" && round % 40 == 0;
-        if killed {
-            agent.kill().unwrap();
+        drop(server);
+        (connections, since) = (connections + 1, since + 1);
+        while since > UNREAD && written() == length && agent.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(2));
         }
-        if killed || agent.try_wait().unwrap().is_some() {
+        if DEATHS[lives % 3] == "never" && since > UNREAD {
+            agent.kill().unwrap();
             agent.wait().unwrap();
+        }
+        if agent.try_wait().unwrap().is_some() {
             deaths[lives % 3] += 1;
             lives += 1;
             agent = world.agent_process(&file, DEATHS[lives % 3]);
+            (since, length) = (0, written());
+        } else if written() != length {
+            (since, length) = (since.min(UNREAD), written());
         }
     }
     let _ = agent.kill();
     agent.wait().unwrap();
-    assert!(deaths.iter().all(|count| *count > 0), "{deaths:?}");
     let mut agent = world.agent_process(&file, "never");
-    let rows = closed_rows(&file, 2 * CONNECTIONS);
+    let rows = closed_rows(&file, 2 * connections);
     agent.kill().unwrap();
     agent.wait().unwrap();
     let distinct: std::collections::BTreeSet<u64> =
         rows.iter().map(|(cookie, _)| *cookie).collect();
-    let (expected, found) = (2 * CONNECTIONS, rows.len());
+    let (expected, found) = (2 * connections, rows.len());
     assert_eq!(
         (found, distinct.len()),
         (expected, expected),
         "each end once"
     );
     let sent: u64 = rows.iter().map(|(_, bytes)| bytes).sum();
-    assert_eq!(sent, (0..CONNECTIONS).map(|n| (n % 50) as u64).sum::<u64>());
+    assert_eq!(sent, (0..connections).map(|n| (n % 50) as u64).sum::<u64>());
 }
 
 /// Cookie and bytes sent of every closed row in a file, once there are as many as expected or none come any more.

@@ -409,7 +409,7 @@ impl World {
 
     /// As the agent does when it starts.
     pub fn snapshot(&mut self) {
-        let mut snapshot = Snapshot::new(&self.cgroup);
+        let mut snapshot = Snapshot::new(&self.cgroup, 0);
         snapshot.start(self.capture());
         self.snapshot = Some(snapshot);
     }
