@@ -298,6 +298,36 @@ fn a_third_claim_undoes_the_pair() {
     );
 }
 
+/// Its timers run from the first time that is heard of, and not through all the time before it.
+#[test]
+fn a_row_that_was_open_before_a_restart_waits_from_then_on() {
+    let year_us = 365 * 86_400 * 1_000_000;
+    let mut first = core();
+    let open = half(1, 1, Role::Client, 9, HalfState::Open);
+    batch(&mut first, 54 * year_us, 1, 1, vec![open]);
+    let flush = first.flush();
+    let mut second = Core::new(
+        config(),
+        Loaded {
+            position: flush.position,
+            live: flush.rows,
+            agents: flush.agents.into_iter().collect(),
+            owners: flush.owners.into_iter().collect(),
+            ..Loaded::default()
+        },
+    );
+    second.advance(Timestamp(55 * year_us));
+    assert_eq!((second.in_memory(), second.waiting()), (1, 1));
+    batch(
+        &mut second,
+        55 * year_us + 1,
+        2,
+        1,
+        vec![half(2, 1, Role::Server, 9, HalfState::Open)],
+    );
+    assert!(second.flush().rows[0].joined.is_some());
+}
+
 #[test]
 fn a_full_memory_stores_without_waiting() {
     let mut core = Core::new(
