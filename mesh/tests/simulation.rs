@@ -1,6 +1,9 @@
 //! Three federators, sessions that break, messages that come late or twice, restarts that lose what was not durable:
 //! afterwards everything that can be matched is, and nothing is joined wrongly. One seed is one run.
 
+// Everything in this file is a test.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, VecDeque};
 
 use weft_mesh::{Card, Config, Effect, Link, Members, Mesh, MeshKey, Records, card_view};
