@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Rows of long lists that are shown.
 const ROWS: &str = "12";
 
-const LAYOUT: &str = "\
-  aws1, aws2 -- aws router -- carrier NAT -- internet -- gcp router -- gcp1, gcp2
+const LAYOUT: &str =
+    "\x20 aws1, aws2 -- aws router -- carrier NAT -- internet -- gcp router -- gcp1, gcp2
                 (masquerade)  (masquerade)              (port forwards, hairpin)
   aws1 and aws2 call gcp1 and gcp2 through the GCP router's public address;
   gcp1 calls its neighbour gcp2 by that public address as well.";

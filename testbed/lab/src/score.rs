@@ -219,3 +219,106 @@ fn ratio(part: usize, whole: usize) -> f64 {
         part as f64 / whole as f64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn truth() -> Vec<Connection> {
+        let end = |host: &str, process, local: &str, remote: &str| End {
+            host: host.into(),
+            process,
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+        };
+        let one = |port: u16| Connection {
+            client: end("a", "curl", &format!("10.0.0.2:{port}"), "203.0.113.2:80"),
+            server: end("b", "nginx", "10.0.0.3:80", &format!("198.51.100.2:{port}")),
+            up: 100,
+            down: 900,
+            syn_proxy: false,
+        };
+        vec![one(1001), one(1002)]
+    }
+
+    /// The row that agrees with a connection, but for what `change` does to it.
+    fn row(connection: &Connection, change: impl FnOnce(&mut serde_json::Value)) -> Row {
+        let end = |end: &End, sent: u64, received: u64| {
+            json!({"agent": end.host, "workload": "w", "process": {"pid": 1, "name": end.process}, "local": end.local,
+                   "remote": end.remote, "bytes_sent": sent, "bytes_received": received})
+        };
+        let mut value = json!({
+            "id": "00", "state": "closed",
+            "client": end(&connection.client, connection.up, connection.down),
+            "server": end(&connection.server, connection.down, connection.up),
+            "match": {"evidence": "tcp-isn-pair", "confidence": "exact", "nat": connection.nat()},
+            "path": {"class": "cross-cloud", "unmatched": null},
+        });
+        change(&mut value);
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn agreement_is_perfect() {
+        let truth = truth();
+        let rows: Vec<_> = truth
+            .iter()
+            .map(|connection| row(connection, |_| ()))
+            .collect();
+        let score = Score::of(&truth, &rows);
+        assert!(score.is_perfect(), "{score}");
+        assert_eq!(
+            score.to_string(),
+            "2 connections, recall 100.00 %, precision 100.00 %"
+        );
+    }
+
+    #[test]
+    fn every_disagreement_is_counted_as_what_it_is() {
+        let truth = truth();
+        let with = |change: fn(&mut serde_json::Value)| {
+            Score::of(&truth, &[row(&truth[0], change), row(&truth[1], |_| ())])
+        };
+        assert_eq!(
+            with(|row| row["client"]["process"]["name"] = "sh".into()).process_wrong,
+            1
+        );
+        assert_eq!(
+            with(|row| row["server"]["bytes_sent"] = 901.into()).bytes_wrong,
+            1
+        );
+        assert_eq!(
+            with(|row| row["match"]["nat"] = json!(["source"])).nat_wrong,
+            1
+        );
+        assert_eq!(
+            with(|row| row["match"]["evidence"] = "tcp-client-isn".into()).evidence_wrong,
+            1
+        );
+        assert_eq!(with(|row| row["state"] = "open".into()).not_closed, 1);
+        let crossed = with(|row| row["server"]["remote"] = "198.51.100.2:1002".into());
+        assert_eq!(
+            (crossed.right, crossed.wrong, crossed.is_perfect()),
+            (1, 1, false)
+        );
+        let unmatched = with(|row| row["match"] = serde_json::Value::Null);
+        assert_eq!(
+            (unmatched.right, unmatched.unmatched, unmatched.is_perfect()),
+            (1, 1, false)
+        );
+    }
+
+    #[test]
+    fn the_same_connection_twice_is_wrong_once() {
+        let truth = truth();
+        let rows = [
+            row(&truth[0], |_| ()),
+            row(&truth[0], |_| ()),
+            row(&truth[1], |_| ()),
+        ];
+        let score = Score::of(&truth, &rows);
+        assert_eq!((score.right, score.wrong), (2, 1));
+    }
+}
