@@ -157,7 +157,7 @@ fn view(shape: &Shape) -> HalfView {
         ([10, 0, 0, 1], 1000 + shape.ports.0).into(),
         ([10, 0, 0, 2], shape.ports.1).into(),
     );
-    let closed_at = Some((20 + 5 * shape.closed) * SECOND);
+    let closed_at = (20 + 5 * shape.closed) * SECOND;
     let (role, local, remote, sent, received) = if shape.server {
         (Role::Server, server, client, 0, shape.bytes)
     } else {
@@ -174,8 +174,8 @@ fn view(shape: &Shape) -> HalfView {
         local,
         remote,
         opened_at: 10 * shape.opened * SECOND,
-        closed_at,
-        seen_at: closed_at.unwrap_or_default(),
+        closed_at: Some(closed_at),
+        seen_at: closed_at,
         bytes_sent: sent,
         bytes_received: received,
     }
