@@ -263,6 +263,39 @@ fn downtime_does_not_expire_what_waits() {
 }
 
 #[test]
+fn a_half_from_the_store_waits_on() {
+    let mut first = core();
+    let server = half(2, 1, Role::Server, 9, HalfState::Closed);
+    batch(&mut first, 0, 2, 1, vec![server]);
+    let flush = first.flush();
+    let loaded = Loaded {
+        position: flush.position,
+        live: flush.rows,
+        agents: flush.agents.into_iter().collect(),
+        owners: flush.owners.into_iter().collect(),
+        next_owner: 1,
+        sequences: flush.sequences,
+        ..Loaded::default()
+    };
+    let mut second = Core::new(config(), loaded);
+    let an_hour = 3_600_000_000;
+    second.apply(20, Timestamp(an_hour), Input::Start { down_us: 0 });
+    second.advance(Timestamp(an_hour + 60_000_000));
+    assert_eq!(second.flush().rows, [], "nothing has changed");
+    let client = half(1, 1, Role::Client, 9, HalfState::Closed);
+    batch(&mut second, an_hour + 61_000_000, 1, 1, vec![client]);
+    let flush = second.flush();
+    assert_eq!(
+        flush.rows[0].server.map(|side| side.half.id),
+        Some(server.id)
+    );
+    assert_eq!(
+        (flush.replaced, flush.rows[0].settled),
+        (vec![server.id], true)
+    );
+}
+
+#[test]
 fn a_third_claim_undoes_the_pair() {
     let mut core = core();
     batch(
