@@ -152,10 +152,18 @@ impl Drop for Lab {
         if thread::panicking() {
             eprintln!("{}", self.logs());
         }
-        if let Err(error) = remove(&self.name) {
-            eprintln!("lab {} was not removed completely: {error}", self.name);
+        // Held until all is gone: a signal that comes now waits, and one that came first ends the process meanwhile.
+        let mut live = live();
+        if let Some(at) = live.iter().position(|name| *name == self.name) {
+            live.remove(at);
+            report(&self.name, remove(&self.name));
         }
-        live().retain(|name| *name != self.name);
+    }
+}
+
+fn report(name: &str, removed: Result<()>) {
+    if let Err(error) = removed {
+        eprintln!("lab {name} was not removed completely: {error}");
     }
 }
 
@@ -283,10 +291,11 @@ fn handle_signals() {
         thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 eprintln!("interrupted: taking the lab down");
-                for name in live().drain(..) {
-                    if let Err(error) = remove(&name) {
-                        eprintln!("lab {name} was not removed completely: {error}");
-                    }
+                let names = live();
+                for name in names.iter() {
+                    // What another thread was making while this one removed is found the second time.
+                    let first = remove(name);
+                    report(name, first.and(remove(name)));
                 }
                 std::process::exit(128 + signal);
             }

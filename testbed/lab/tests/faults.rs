@@ -11,7 +11,7 @@ use weft_lab::topology::{self, Topology};
 use weft_lab::truth::Connection;
 use weft_lab::weft::Weft;
 use weft_lab::workload::{Fetch, Servers};
-use weft_lab::{Result, traffic};
+use weft_lab::{Result, answer, traffic, wait};
 
 /// Load before the fault, while something is away, and after it.
 const SPAN: Duration = Duration::from_secs(4);
@@ -105,8 +105,17 @@ fn killed_federators() {
 
 #[test]
 fn cut_between_regions() {
-    survives("regions cut apart for 30 s", |topology, _| {
+    survives("regions cut apart for 30 s", |topology, weft| {
         topology.set_cut(true)?;
+        let other = [weft.federator_name(1).to_owned()];
+        wait::until("the other region to be missed", CUT, || {
+            let missed = answer::unreachable(&weft.json(&["report", "dependencies"])?);
+            Ok(if missed == other {
+                Ok(())
+            } else {
+                Err(format!("{missed:?}"))
+            })
+        })?;
         sleep(CUT);
         topology.set_cut(false)
     });
