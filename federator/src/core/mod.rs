@@ -19,6 +19,7 @@
 mod departed;
 mod exchange;
 mod names;
+mod rows;
 mod slots;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -34,7 +35,7 @@ pub use self::exchange::{Contact, Told};
 use self::names::{Agents, Owners};
 pub use self::slots::view_of;
 use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
-use crate::record::{AgentNumber, AgentRecord, Flush, Joined, Row, is_client};
+use crate::record::{AgentNumber, AgentRecord, Joined, Row, is_client};
 use crate::store::Loaded;
 
 /// How long a settled half stays in memory, in microseconds.
@@ -643,158 +644,6 @@ impl Core {
         }
         self.withdraw(number, Withdrawn::Expired);
         self.touch(number);
-    }
-
-    /// Whether nothing more is expected of the half, or of the pair that it is in.
-    fn settled(&self, slot: &Slot) -> bool {
-        let finished = |slot: &Slot| slot.half.state.finished() && !slot.card_due;
-        match slot.partner {
-            NONE => finished(slot) && slot.unmatched != Unmatched::Pending,
-            partner => finished(slot) && finished(&self.slots[partner]),
-        }
-    }
-
-    /// Everything that changed since the last flush.
-    pub fn flush(&mut self) -> Flush {
-        self.flushed_position = self.position;
-        let mut rows = std::mem::take(&mut self.overflow);
-        rows.reserve(self.dirty.len());
-        let (mut links, mut links_changed) = (Vec::new(), Vec::new());
-        for number in std::mem::take(&mut self.dirty) {
-            if self.slots.find(number).is_some_and(|slot| slot.dirty) {
-                self.write_link(number, &mut links, &mut links_changed);
-                rows.push(self.row(number));
-            }
-        }
-        Flush {
-            position: self.position,
-            agents: self.agents.take_fresh(),
-            owners: self.owners.take_fresh(),
-            replaced: std::mem::take(&mut self.replaced),
-            replaced_done: std::mem::take(&mut self.replaced_done),
-            rows,
-            links_changed,
-            links,
-            sequences: std::mem::take(&mut self.sequences_changed)
-                .into_iter()
-                .collect(),
-        }
-    }
-
-    /// The row that the half is in, about to be written.
-    fn row(&mut self, number: SlotNumber) -> Row {
-        let partner = self.slots[number].partner;
-        let settled = self.settled(&self.slots[number]);
-        let (mut client, mut server) = (None, None);
-        for number in [Some(number), (partner != NONE).then_some(partner)]
-            .into_iter()
-            .flatten()
-        {
-            self.unstore(number);
-            let slot = &mut self.slots[number];
-            slot.dirty = false;
-            *(if is_client(&slot.half) {
-                &mut client
-            } else {
-                &mut server
-            }) = Some(number);
-        }
-        // A socket connected to itself is both ends.
-        if partner == number {
-            (client, server) = (Some(number), Some(number));
-        }
-        if let Some(first) = client.or(server) {
-            self.slots[first].stored = if settled { Stored::Done } else { Stored::Live };
-        }
-        if settled {
-            self.begin_leaving(number);
-        }
-        let slot = &self.slots[number];
-        Row {
-            client: client.map(|number| self.slots[number].side()),
-            server: server.map(|number| self.slots[number].side()),
-            joined: slot.matched().then_some(Joined {
-                evidence: slot.evidence,
-                confidence: slot.confidence,
-            }),
-            unmatched: (!slot.matched()).then_some(slot.unmatched),
-            card_due: slot.card_due || (partner != NONE && self.slots[partner].card_due),
-            settled,
-        }
-    }
-
-    fn begin_leaving(&mut self, number: SlotNumber) {
-        let slot = &self.slots[number];
-        let (partner, ambiguous) = (
-            slot.partner,
-            slot.unmatched == Unmatched::Ambiguous && !slot.matched(),
-        );
-        if slot.leaving || (partner != NONE && self.slots[partner].leaving) {
-            return;
-        }
-        self.slots[number].leaving = true;
-        // Another half with an ambiguous one's claim must find it while it would have been waited for.
-        if ambiguous {
-            self.leaving_late
-                .push_back((self.now.saturating_add(self.config.expiry_us), number));
-        } else {
-            self.leaving
-                .push_back((self.now.saturating_add(LINGER_US), number));
-        }
-    }
-
-    /// Lets settled halves go whose time has come.
-    fn leave(&mut self, now: i64) {
-        while let Some((at, number)) = self.leaving.front().copied()
-            && at <= now
-        {
-            self.leaving.pop_front();
-            self.depart(number);
-        }
-        while let Some((at, number)) = self.leaving_late.front().copied()
-            && at <= now
-        {
-            self.leaving_late.pop_front();
-            self.depart(number);
-        }
-    }
-
-    fn depart(&mut self, number: SlotNumber) {
-        // The number may have been given to another half since.
-        let Some(partner) = self
-            .slots
-            .find(number)
-            .filter(|slot| slot.leaving)
-            .map(|slot| slot.partner)
-        else {
-            return;
-        };
-        self.slots[number].leaving = false;
-        // Touched since: it will be written and leave again.
-        let numbers = [
-            Some(number),
-            (partner != NONE && partner != number).then_some(partner),
-        ];
-        let numbers = numbers.into_iter().flatten();
-        if numbers.clone().any(|number| self.slots[number].dirty)
-            || !self.settled(&self.slots[number])
-        {
-            return;
-        }
-        for number in numbers {
-            self.hold_over(number);
-            let slot = &self.slots[number];
-            let (id, owner, remote) = (slot.half.id, slot.half.owner, slot.remote);
-            if slot.waiting {
-                let candidate = slot.candidate(number);
-                self.stitcher.remove(&candidate);
-            }
-            if !remote {
-                self.departed.insert(id);
-            }
-            self.owners.release(owner);
-            self.slots.remove(number);
-        }
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::record::code;
+use crate::record::{Flush, code};
 use proptest::prelude::*;
 use weft_wire::{Owner, Protocol, Role, Site};
 
