@@ -23,6 +23,9 @@ use crate::server::{HELLO_TIMEOUT, SEND_TIMEOUT};
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause between two dials.
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for a peer to answer a dial. QUIC asks again ever more rarely; a peer that comes back is found sooner by
+/// dialling again.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Messages that wait to be sent to one peer; the mesh leaves at most `weft_mesh::mesh::IN_FLIGHT` unacknowledged.
 const OUTBOX: usize = 2 * weft_mesh::mesh::IN_FLIGHT;
 
@@ -205,10 +208,15 @@ async fn keep_in_touch(
     let mut number = 0;
     loop {
         number += 1;
-        match dialler
-            .dial(&link.address, &Expect::federator(&link.name))
-            .await
-        {
+        let expected = Expect::federator(&link.name);
+        let dial = dialler.dial(&link.address, &expected);
+        let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial).await;
+        let dialled = dialled.unwrap_or_else(|_| {
+            let detail = format!("no answer within {DIAL_TIMEOUT:?}");
+            let address = link.address.clone();
+            Err(TransportError::Unreachable { address, detail })
+        });
+        match dialled {
             Ok(session) => {
                 let ended = talk(&peers, &link, session, number, &submissions, &mut pause).await;
                 let error = ended
