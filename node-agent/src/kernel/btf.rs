@@ -7,6 +7,9 @@
 const MAGIC: u16 = 0xeb9f;
 /// Deepest nesting of anonymous structs followed.
 const MAX_DEPTH: u32 = 8;
+/// Most members looked at for one offset; the largest struct of a kernel has some 300. Damaged BTF may have a struct
+/// that holds itself many times over.
+const MAX_MEMBERS: u32 = 10_000;
 
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
@@ -51,15 +54,17 @@ impl<'a> Btf<'a> {
                 .is_some_and(|info| kind(info) == KIND_STRUCT && length(info) > 0)
                 && self.name(**at) == Some(structure.as_bytes())
         })?;
-        self.member(at, member, 0)
+        let mut left = MAX_MEMBERS;
+        self.member(at, member, 0, &mut left)
     }
 
-    fn member(&self, at: usize, name: &str, depth: u32) -> Option<u32> {
+    fn member(&self, at: usize, name: &str, depth: u32, left: &mut u32) -> Option<u32> {
         let info = self.info(at)?;
         if !matches!(kind(info), KIND_STRUCT | KIND_UNION) || depth > MAX_DEPTH {
             return None;
         }
         for index in 0..length(info) as usize {
+            *left = left.checked_sub(1)?;
             let member = at + 12 + index * 12;
             let place = word(self.bytes, member + 8)?;
             let (bits, width) = if info >> 31 == 1 {
@@ -76,7 +81,7 @@ impl<'a> Btf<'a> {
                     if let Some(offset) = self
                         .types
                         .get(inner)
-                        .and_then(|at| self.member(*at, name, depth + 1))
+                        .and_then(|at| self.member(*at, name, depth + 1, left))
                     {
                         return (bits / 8).checked_add(offset);
                     }
@@ -161,6 +166,21 @@ mod tests {
         assert_eq!(btf.offset("outer", "c"), Some(8));
         assert_eq!(btf.offset("outer", "d"), None);
         assert_eq!(btf.offset("inner", "a"), None);
+    }
+
+    #[test]
+    fn a_struct_that_holds_itself_is_given_up() {
+        let mut words = vec![1, KIND_STRUCT << 24 | 300, 0];
+        words.extend([0, 1, 0].repeat(300));
+        let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let strings = b"\0outer\0";
+        let mut bytes = vec![0x9f, 0xeb, 1, 0];
+        let length = types.len() as u32;
+        for word in [24, 0, length, length, strings.len() as u32] {
+            bytes.extend(word.to_le_bytes());
+        }
+        let bytes = [bytes, types, strings.to_vec()].concat();
+        assert_eq!(Btf::parse(&bytes).unwrap().offset("outer", "a"), None);
     }
 
     proptest! {

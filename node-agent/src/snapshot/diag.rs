@@ -124,7 +124,10 @@ pub fn parse(mut bytes: &[u8], mut each: impl FnMut(Listed)) -> Result<Progress,
         let message = bytes.get(HEADER_LEN..length).ok_or(DiagError::Malformed)?;
         match kind {
             NLMSG_DONE => return Ok(Progress::Done),
-            NLMSG_ERROR => return Err(DiagError::Refused(-(u32_at(message, 0)? as i32))),
+            NLMSG_ERROR => {
+                let error = u32_at(message, 0)? as i32;
+                return Err(DiagError::Refused(error.wrapping_neg()));
+            }
             SOCK_DIAG_BY_FAMILY => each(listed(message)?),
             _ => {}
         }
