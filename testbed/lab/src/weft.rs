@@ -180,11 +180,16 @@ impl<'a> Weft<'a> {
         line
     }
 
-    /// Asks for an answer in JSON.
+    /// Asks the first region's federator for an answer in JSON.
     pub fn json(&self, words: &[&str]) -> Result<Value> {
+        self.json_of(0, words)
+    }
+
+    /// Asks a region's federator for an answer in JSON.
+    pub fn json_of(&self, region: usize, words: &[&str]) -> Result<Value> {
         let mut all = words.to_vec();
         all.extend(["--format", "json"]);
-        let answer = self.ask(&all)?;
+        let answer = self.ask_region(region, &all)?;
         serde_json::from_str(&answer.stdout).map_err(|_| LabError::Unreadable {
             what: format!("weft {}", words.join(" ")),
             text: format!("{} {} {}", answer.status, answer.stdout, answer.stderr),

@@ -13,8 +13,8 @@ use weft_lab::weft::Weft;
 use weft_lab::workload::{Fetch, Servers};
 
 /// Client and server workload and number of connections of every row of a report.
-fn pairs(weft: &Weft<'_>, report: &str) -> BTreeSet<(String, String, u64)> {
-    let answer = ok(weft.json(&["report", report]));
+fn pairs(weft: &Weft<'_>, region: usize, report: &str) -> BTreeSet<(String, String, u64)> {
+    let answer = ok(weft.json_of(region, &["report", report]));
     let rows = answer["rows"].as_array().cloned().unwrap_or_default();
     let name = |value: &Value| value["workload"].as_str().unwrap_or_default().to_owned();
     let pair = |row: &Value| {
@@ -49,11 +49,11 @@ fn reports_and_health() {
     run(&topology, &servers, &mut weft);
 
     assert_eq!(
-        pairs(&weft, "cross-cloud"),
+        pairs(&weft, 0, "cross-cloud"),
         expected(&[("checkout", "shop", 22), ("batch", "ledger", 22)])
     );
     assert_eq!(
-        pairs(&weft, "hairpins"),
+        pairs(&weft, 0, "hairpins"),
         expected(&[("checkout", "ledger", 22)])
     );
     let health = ok(weft.ask(&["health"]));
@@ -85,11 +85,14 @@ fn reports_and_health() {
     assert_eq!(answer::unreachable(&answer), [weft.federator_name(1)]);
     let health = ok(weft.ask(&["health"]));
     assert!(health.status != 0, "{health:?}");
-    // The client's home answers for what it owns, and the copies stand in for what the silent one owned.
-    assert_eq!(
-        pairs(&weft, "cross-cloud"),
-        expected(&[("checkout", "shop", 22), ("batch", "ledger", 22)])
-    );
+    let all = expected(&[("checkout", "shop", 22), ("batch", "ledger", 22)]);
+    assert_eq!(pairs(&weft, 0, "cross-cloud"), all);
+
+    // The other way round, the server's home answers with its copies of what the silent one has.
+    ok(weft.start_federator(1));
+    ok(weft.await_connected());
+    ok(weft.kill_federator(0));
+    assert_eq!(pairs(&weft, 1, "cross-cloud"), all);
 }
 
 #[test]
