@@ -328,7 +328,8 @@ impl Home {
             .map_or(0, |link| link.round)
     }
 
-    /// Forgets what is done, and partners that stayed silent, after `keep_us`.
+    /// Forgets what is done, and partners that stayed silent, after `keep_us`. The partner of a partial match has nothing
+    /// to say before the connection ends.
     pub(crate) fn advance(&mut self, now: i64, keep_us: i64) {
         while let Some((at, id)) = self.timers.front().copied() {
             if at > now.saturating_sub(keep_us) {
@@ -336,8 +337,12 @@ impl Home {
             }
             self.timers.pop_front();
             let joined = |half: &OwnHalf| half.link.as_ref().is_some_and(|link| link.joined);
+            let partial = |half: &OwnHalf| half.link.as_ref().is_some_and(|link| link.partial);
             match self.halves.get(&id.0) {
                 Some(half) if half.done => self.forget(id),
+                Some(half) if !joined(half) && partial(half) && !half.finished => {
+                    self.timers.push_back((now, id));
+                }
                 Some(half) if !joined(half) => {
                     self.counters.silent += 1;
                     self.forget(id);

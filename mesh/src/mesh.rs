@@ -272,11 +272,14 @@ impl Mesh {
                 None
             }
         });
-        let doubts = lost_doubts.chain(doubts).collect();
+        let mut doubts: Vec<_> = lost_doubts.chain(doubts).collect();
+        // The owner's part says its own again with every session.
+        doubts.sort_unstable();
+        doubts.dedup();
         self.peers[index] = Peer {
             session: Some(Session::default()),
             instance: Some(instance),
-            doubts,
+            doubts: doubts.into(),
             ..Peer::default()
         };
         self.home.session_begins(index);

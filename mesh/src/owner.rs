@@ -228,15 +228,15 @@ impl Owner {
         }
     }
 
-    /// The home no longer asks. A pair stays known until it expires.
+    /// The home no longer asks. A pair, and what is in doubt, stays known until it expires.
     pub(crate) fn withdraw(&mut self, home: HomeIndex, handle: Handle) {
         let name = (home, handle);
         let Some(entry) = self.entry_mut(name) else {
             return;
         };
         match entry.state {
-            State::Matched { .. } => entry.withdrawn = true,
-            State::Waiting | State::Ambiguous => self.forget(name),
+            State::Matched { .. } | State::Ambiguous => entry.withdrawn = true,
+            State::Waiting => self.forget(name),
         }
     }
 
