@@ -212,6 +212,8 @@ const SLOTS_PERCENT: usize = 180;
 const REMEMBER_PERCENT: usize = 64;
 /// The index by tuple has room for one in this many of the halves that may wait.
 const TUPLE_SHARE: usize = 4;
+/// Hints take one in this many of its places: halves without ISNs have no other index, and must not be crowded out.
+const HINT_SHARE: usize = 2;
 const MAX_OPEN: usize = 1 << 30;
 
 impl Index {
@@ -555,7 +557,8 @@ impl Stitcher {
     fn index_by_tuple(&mut self, entry: Entry, key: u64, halves: &impl Halves) -> bool {
         let (a, b) = words(Key::Tuple(key));
         let hint = Entry { a, b, ..entry };
-        let added = self.tuple.add(hint, self.now_of_insertion());
+        let room = self.tuple.table.occupied() < self.tuple.remember_up_to / HINT_SHARE;
+        let added = room && self.tuple.add(hint, self.now_of_insertion());
         self.counters.not_indexed += u64::from(!added);
         let slot = self.tuple.table.find(a, entry.handle).filter(|_| added);
         slot.is_some_and(|(slot, _)| self.try_tuple(slot, hint, halves))

@@ -1,4 +1,4 @@
-//! The exact rule has its chance first.
+//! The exact rule has its chance first, and those that have no ISN have room.
 
 use weft_stitching::*;
 
@@ -57,4 +57,47 @@ fn a_half_in_its_hold_is_left_to_the_exact_rule() {
             rule
         })
     );
+}
+
+#[test]
+fn offered_halves_leave_room_for_those_without_isns() {
+    let crowd = 400;
+    let port = |i: u32| 2000 + i as u16;
+    let mut views: Vec<_> = (0..crowd)
+        .map(|i| HalfView {
+            fingerprint: Fingerprint::TcpIsn {
+                client: i,
+                server: i,
+            },
+            local: ([10, 0, 0, 1], port(i)).into(),
+            closed_at: None,
+            ..half(Role::Client, 0)
+        })
+        .collect();
+    let unknown = |role| HalfView {
+        fingerprint: Fingerprint::Unknown,
+        ..half(role, 0)
+    };
+    views.extend([unknown(Role::Client), unknown(Role::Server)]);
+    let lookup = |handle: Handle| views.get(handle.0 as usize).copied();
+    let candidate = |i: u32| views[i as usize].candidate(Handle(i));
+    let mut stitcher = Stitcher::new(Config {
+        hold_us: 10_000,
+        max_open: 400,
+        ..Config::default()
+    });
+    let candidates: Vec<_> = (0..crowd).map(candidate).collect();
+    stitcher.insert(0, &candidates);
+    stitcher.advance(10_000, &lookup);
+    while stitcher.poll().is_some() {}
+    assert!(stitcher.counters().not_indexed > 0);
+    stitcher.insert(11_000, &[candidate(crowd), candidate(crowd + 1)]);
+    stitcher.advance(21_000, &lookup);
+    let (client, server, rule) = (Handle(crowd), Handle(crowd + 1), Rule::ReversedTuple);
+    let stitched = Output::Stitched {
+        client,
+        server,
+        rule,
+    };
+    assert!(std::iter::from_fn(|| stitcher.poll()).any(|output| output == stitched));
 }
