@@ -105,6 +105,7 @@ fn what_passes() {
         ("match.evidence is null", false, true),
         ("client.address in 10.0.0.0/8", true, true),
         ("client.address in (192.168.0.0/16, 10.1.0.2)", true, true),
+        ("client.address in ::ffff:10.0.0.0/104", true, true),
         ("client.address != 10.1.0.2", false, false),
         ("client.address not in 10.2.0.0/16", true, true),
         (
@@ -336,6 +337,7 @@ fn a_network_is_an_interval() {
         ),
         ("::/0", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
         ("::ffff:10.1.2.3", "10.1.2.3", "10.1.2.3"),
+        ("::ffff:10.1.2.3/104", "10.0.0.0", "10.255.255.255"),
     ] {
         let network: Network = text.parse().unwrap();
         assert_eq!(

@@ -28,8 +28,12 @@ pub struct Network {
 }
 
 impl Network {
-    /// The network that an address lies in. `None` when the prefix is longer than the address.
+    /// The network that an address lies in; v4-mapped IPv6 is IPv4. `None` when the prefix is longer than the address.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
+        let (address, prefix) = match (address, address.to_canonical()) {
+            (IpAddr::V6(_), IpAddr::V4(v4)) if prefix >= 96 => (IpAddr::V4(v4), prefix - 96),
+            _ => (address, prefix),
+        };
         let first = match address {
             IpAddr::V4(v4) if prefix <= 32 => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
