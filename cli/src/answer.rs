@@ -109,7 +109,10 @@ fn settled(halves: &HalfCounts) -> (u64, u64) {
         .unmatched
         .values()
         .fold(0_u64, |sum, n| sum.saturating_add(*n));
-    let settled = halves.matched + reason(Unmatched::NoPartner) + reason(Unmatched::NotEstablished);
+    let settled = halves
+        .matched
+        .saturating_add(reason(Unmatched::NoPartner))
+        .saturating_add(reason(Unmatched::NotEstablished));
     (
         settled,
         halves

@@ -229,11 +229,18 @@ fn target(global: &Global, surroundings: &Surroundings) -> Result<Target, Failur
         .clone()
         .or(surroundings.variable("WEFT_IDENTITY").map(PathBuf::from));
     let federator = federator.ok_or_else(Failure::no_federator)?;
-    if federator
-        .rsplit_once(':')
-        .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
-    {
-        let hint = format!("--federator {federator}:7443");
+    let bracketed = |host: &str| host.starts_with('[') && host.ends_with(']');
+    let well_formed = federator.rsplit_once(':').is_some_and(|(host, port)| {
+        // The last word of a bare IPv6 address would pass for a port.
+        let one_host = bracketed(host) || !host.contains(':');
+        !host.is_empty() && one_host && port.parse::<u16>().is_ok()
+    });
+    if !well_formed {
+        let host = match federator.parse::<std::net::Ipv6Addr>() {
+            Ok(address) => format!("[{address}]"),
+            Err(_) => federator.to_owned(),
+        };
+        let hint = format!("--federator {host}:7443");
         return Err(Failure::value("--federator", "it must be HOST:PORT", &hint));
     }
     Ok(Target {

@@ -163,6 +163,7 @@ fn what_cannot_be_meant_is_said_at_once() {
         (&["explain", "7f3"], "E-USAGE"),
         (&["explain", "7f3x9c"], "E-USAGE"),
         (&["health", "--federator", "fed.example"], "E-USAGE"),
+        (&["health", "--federator", "2001:db8::1"], "E-USAGE"),
         (&["health", "--min-complete", "101"], "E-USAGE"),
         (&["help", "E-NOTHING"], "E-USAGE"),
         (&["help", "nothing"], "E-USAGE"),

@@ -70,27 +70,21 @@ impl Table {
             .iter()
             .map(|row| row.iter().zip(&self.columns).map(cell).collect())
             .collect();
+        // Those of an SQL answer come from elsewhere, too.
+        let titles: Vec<String> = self.columns.iter().map(|c| plain(&c.title)).collect();
         let mut shown: Vec<Shown> = (0..self.columns.len())
             .map(|index| {
                 let cells = rows
                     .iter()
                     .filter_map(|row| row.get(index))
                     .map(|cell| cell.width());
-                let width = cells
-                    .chain([self.columns[index].title.width()])
-                    .max()
-                    .unwrap_or(0);
+                let width = cells.chain([titles[index].width()]).max().unwrap_or(0);
                 Shown { index, width }
             })
             .collect();
         if let Some(width) = width {
             self.fit(&mut shown, width);
         }
-        let titles: Vec<String> = self
-            .columns
-            .iter()
-            .map(|column| column.title.clone())
-            .collect();
         [&titles]
             .into_iter()
             .chain(&rows)
@@ -102,12 +96,7 @@ impl Table {
     pub fn markdown(&self) -> Vec<String> {
         let escaped = |cell: &String| plain(cell).replace('\\', "\\\\").replace('|', "\\|");
         let line = |cells: Vec<String>| format!("| {} |", cells.join(" | "));
-        let titles = line(
-            self.columns
-                .iter()
-                .map(|column| column.title.clone())
-                .collect(),
-        );
+        let titles = line(self.columns.iter().map(|c| escaped(&c.title)).collect());
         let rule = line(
             self.columns
                 .iter()
@@ -267,12 +256,21 @@ mod tests {
     #[test]
     fn markdown_escapes() {
         let table = Table {
-            columns: vec![text("A", 0), figure("B", 0)],
+            columns: vec![text("a || b", 0), figure("B", 0)],
             rows: vec![vec!["x|y".into(), "1".into()]],
         };
         assert_eq!(
             table.markdown(),
-            ["| A | B |", "| --- | --: |", "| x\\|y | 1 |"]
+            ["| a \\|\\| b | B |", "| --- | --: |", "| x\\|y | 1 |"]
         );
+    }
+
+    #[test]
+    fn titles_do_not_steer_a_terminal() {
+        let table = Table {
+            columns: vec![text("a\x1b[31m", 0)],
+            rows: vec![],
+        };
+        assert_eq!(table.lines(None), ["a\\u{1b}[31m"]);
     }
 }
