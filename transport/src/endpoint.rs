@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
+use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -116,7 +118,7 @@ impl Listener {
             TransportError::Misuse(format!("cannot listen on {address}: {error}"))
         };
         let endpoint = quinn::Endpoint::new(
-            EndpointConfig::default(),
+            endpoint_config(identity),
             Some(server),
             socket(address).map_err(cannot_bind)?,
             Arc::new(TokioRuntime),
@@ -197,6 +199,18 @@ impl Gate {
     fn crowded(&self) -> bool {
         self.handshakes.available_permits() < self.limits.handshakes / 2
     }
+}
+
+/// A listener that was killed and came back knows its own connection ids again, and tells whoever still uses them that the
+/// session is gone (stateless reset, RFC 9000, 10.3). Without that the peer would find out by [`IDLE_TIMEOUT`].
+fn endpoint_config(identity: &Identity) -> EndpointConfig {
+    let key = &identity.reset_key;
+    let id_key = key
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &key[8..])));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
+    config
 }
 
 async fn accept_all(

@@ -39,7 +39,12 @@ pub struct Identity {
     not_after: Timestamp,
     pub(crate) client: Arc<rustls::ClientConfig>,
     pub(crate) server: Arc<rustls::ServerConfig>,
+    /// Derived from the private key: the same after a restart, unknown to everybody else.
+    pub(crate) reset_key: [u8; 32],
 }
+
+/// Context of the key derivation (BLAKE3's `derive_key`); never used for anything else.
+const RESET_CONTEXT: &str = "weft 2026-11-22 QUIC stateless reset and connection ids";
 
 impl fmt::Debug for Identity {
     /// Never shows the key.
@@ -68,6 +73,7 @@ impl Identity {
                 detail: error.to_string(),
             })?;
         }
+        let reset_key = blake3::derive_key(RESET_CONTEXT, key.secret_der());
         let (client, server) = tls_configs(&holder.id, Arc::new(store), certificates, key)
             .map_err(|error| content(error.to_string()))?;
         Ok(Self {
@@ -75,6 +81,7 @@ impl Identity {
             not_after: holder.not_after,
             client: Arc::new(client),
             server: Arc::new(server),
+            reset_key,
         })
     }
 

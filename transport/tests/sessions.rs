@@ -510,3 +510,38 @@ fn a_ca_issues_only_for_its_own_domain() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_killed_listener_that_comes_back_ends_the_sessions_it_forgot() {
+    let pki = Pki::new();
+    let identity = pki.issue(PeerRole::Federator, "fed-a");
+    let dying = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let first = identity.clone();
+    let (told, bound) = tokio::sync::oneshot::channel();
+    dying.spawn(async move {
+        let (listener, address) = bind(&first);
+        told.send(address).unwrap();
+        while let Some(session) = listener.accept().await {
+            tokio::spawn(serve(session));
+        }
+    });
+    let address = bound.await.unwrap();
+    let agent = Dialler::new(&pki.issue(PeerRole::Agent, "a1")).unwrap();
+    let session = agent
+        .dial(&address, &Expect::federator("fed-a"))
+        .await
+        .unwrap();
+    // As by kill -9: nobody says goodbye, the address is free again.
+    tokio::task::spawn_blocking(move || dying.shutdown_timeout(PATIENCE))
+        .await
+        .unwrap();
+    let _listener = Listener::bind(address.parse().unwrap(), &identity).unwrap();
+    let reason = tokio::time::timeout(PATIENCE, session.closed())
+        .await
+        .unwrap();
+    assert!(matches!(reason, CloseReason::Lost(_)), "{reason:?}");
+}
