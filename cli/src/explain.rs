@@ -202,7 +202,7 @@ fn matched(c: &Connection, m: &Match) -> Statement {
             )
         }
         "reversed-tuple" => {
-            "no sequence numbers; each end's addresses are the other's reversed, so no NAT"
+            "sequence numbers of one end or both not known; each end's addresses are the other's reversed, so no NAT"
                 .to_owned()
         }
         _ => sure(m.confidence).to_owned(),
