@@ -70,12 +70,19 @@ impl MeshKey {
     }
 }
 
-/// [`HalfView::network`] of an agent's site: the same at every federator.
-pub fn network_key(site: &Site) -> u64 {
+/// [`HalfView::network`] of an agent's site: the same at every federator. A network without a name is one of its
+/// federator's own: the same private addresses behind another federator are others.
+pub fn network_key(federator: &str, site: &Site) -> u64 {
+    let home = if site.network.is_empty() {
+        federator
+    } else {
+        ""
+    };
     scope_key([
         site.cloud.as_bytes(),
         site.account.as_bytes(),
         site.network.as_bytes(),
+        home.as_bytes(),
     ])
 }
 
@@ -102,7 +109,7 @@ pub fn card_view(card: &EndpointCard) -> HalfView {
                 Fingerprint::TcpIsn { client, server }
             }
         },
-        network: network_key(&card.site),
+        network: network_key(&card.federator, &card.site),
         host: host_key(&card.federator, &card.agent, card.owner.netns),
         local: half.local,
         remote: half.remote,
@@ -182,6 +189,19 @@ mod tests {
         ));
         assert_eq!(client.routing, server.routing);
         assert_ne!(client.matching, server.matching);
+    }
+
+    #[test]
+    fn a_network_without_a_name_is_not_shared_by_federators() {
+        let site = |network: &str| Site {
+            network: network.into(),
+            ..Site::default()
+        };
+        let key = |federator, network| network_key(federator, &site(network));
+        assert_eq!(key("fed-a", "vpc"), key("fed-b", "vpc"));
+        assert_eq!(key("fed-a", ""), key("fed-a", ""));
+        assert_ne!(key("fed-a", ""), key("fed-b", ""));
+        assert_ne!(key("fed-a", "vpc"), key("fed-a", ""));
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl Agents {
     }
 
     fn place(&mut self, number: AgentNumber, record: Arc<AgentRecord>) {
-        let network = network_key(&record.info.site);
+        let network = network_key(&record.federator, &record.info.site);
         if let Some(key) = record.key {
             self.by_key.insert(key, number);
         }
