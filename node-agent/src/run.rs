@@ -1,11 +1,14 @@
 //! The daemon: builds everything, runs until it is told to stop, drains.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
 use weft_transport::Identity as Certificate;
 use weft_wire::AgentInfo;
@@ -39,6 +42,7 @@ pub fn run(config: &Config) -> Result<()> {
             config.name
         );
     }
+    let _alone = alone(&config.data_dir)?;
     let spool = Spool::open(
         &config.data_dir.join("spool"),
         SpoolLimits {
@@ -74,6 +78,20 @@ pub fn run(config: &Config) -> Result<()> {
         }));
     stop.store(true, Relaxed);
     result
+}
+
+/// Locks the data directory: two agents on one spool and one ring would each lose what the other takes. The kernel lets
+/// go of the lock however the program ends.
+fn alone(data_dir: &Path) -> Result<Flock<File>> {
+    std::fs::create_dir_all(data_dir).with_context(|| format!("create {}", data_dir.display()))?;
+    let path = data_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        anyhow::Error::new(error).context(format!(
+            "{} is locked: another agent uses it",
+            path.display()
+        ))
+    })
 }
 
 /// The running kernel's boot, as ids of halves carry it.
@@ -145,7 +163,8 @@ fn drive(
     loop {
         let stopping = stop.load(Relaxed);
         capture.poll(time::monotonic_ns());
-        if swept.elapsed() >= sweep_interval {
+        // While the spool takes nothing, what a sweep finds would only pile up.
+        if swept.elapsed() >= sweep_interval && !failing {
             snapshot.sweep(&mut capture);
             swept = Instant::now();
         }
@@ -241,5 +260,20 @@ fn info(config: &Config) -> AgentInfo {
         site: config.site.clone(),
         kernel: read("/proc/sys/kernel/osrelease"),
         host: read("/proc/sys/kernel/hostname"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_agent_is_turned_away_until_the_first_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = alone(dir.path()).unwrap();
+        let refused = alone(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("another agent"), "{refused}");
+        drop(first);
+        alone(dir.path()).unwrap();
     }
 }

@@ -14,8 +14,9 @@
 //!
 //! **Durability.** An append is a `write`: it survives the death of the process at any moment (kill -9), for the
 //! page cache is the kernel's. A power loss may lose what was written since the last [`Spool::sync`] or the last
-//! change of segments. Sequence numbers are never used twice even then: each opening begins at a number taken
-//! from the clock, far above all that were used before.
+//! change of segments. Sequence numbers are not used twice even then: each opening begins at a number taken
+//! from the clock, far above all that were used before. Where that fails (the directory or its tail was lost, and the
+//! clock went back), the federator's welcome shows it, and [`Spool::renumber`] mends it.
 //!
 //! **When full.** At [`SpoolLimits::max_bytes`] the oldest segment is deleted, and the rows in it that were not
 //! acknowledged are counted ([`SpoolTotals::rows_dropped`]).
@@ -89,7 +90,7 @@ pub struct SpoolTotals {
     pub bytes: u64,
     /// Rows appended.
     pub rows: u64,
-    /// Rows lost because the limit was reached, or because the federator had used their numbers.
+    /// Rows lost because the limit was reached.
     pub rows_dropped: u64,
     /// Segments that were deleted at the limit.
     pub segments_dropped: u64,
@@ -124,6 +125,8 @@ pub struct Spool {
     next_seq: u64,
     /// Highest number that the reader has given out.
     read_seq: u64,
+    /// Highest number that the federator can have from here: of earlier openings, or given out in this one.
+    given_seq: u64,
     acknowledged: u64,
     ring_position: Option<u64>,
     totals: SpoolTotals,
@@ -183,6 +186,7 @@ impl Spool {
             reading,
             next_seq,
             read_seq: acknowledged,
+            given_seq: next_seq - 1,
             acknowledged,
             ring_position,
             totals,
@@ -257,6 +261,7 @@ impl Spool {
             *at += ENTRY_BYTES - EntryHeader::PAYLOAD_BYTES as u64 + u64::from(length);
             self.read_seq = self.read_seq.max(seq);
             if entry.is_some() {
+                self.given_seq = self.given_seq.max(seq);
                 return Ok(entry);
             }
         }
@@ -288,19 +293,43 @@ impl Spool {
         Ok(())
     }
 
+    /// Whether the federator can have this number from this spool: it is of an earlier opening, or was read in this one.
+    pub fn may_have_given(&self, seq: u64) -> bool {
+        seq <= self.given_seq
+    }
+
     /// The federator has durable numbers up to `durable_seq`, which this spool never gave: the directory was lost and the
-    /// clock stood before its last use. Later appends get higher numbers; entries with numbers that the federator
-    /// would take for old ones are dropped and counted.
-    pub fn skip_past(&mut self, durable_seq: u64) -> Result<(), SpoolError> {
-        if durable_seq < self.next_seq {
-            return Ok(());
-        }
-        self.totals.rows_dropped += self.unacknowledged_rows(self.segments.len());
-        self.acknowledged = self.next_seq - 1;
-        self.next_seq = durable_seq.saturating_add(1);
+    /// clock stood before its last use. What waits is written again with higher numbers, and later appends get
+    /// higher ones still. A death in between loses what was not yet written again.
+    pub fn renumber(&mut self, durable_seq: u64) -> Result<(), SpoolError> {
+        let (last_old, given, rows) = (self.next_seq - 1, self.given_seq, self.totals.rows);
+        // Another name than the last segment's, even if that is empty.
+        self.next_seq = self.next_seq.max(durable_seq) + 1;
         self.rotate()?;
-        self.acknowledged = durable_seq;
+        self.rewind();
+        let written = self.write_again(last_old);
+        // After an error the federator's numbers are as foreign as before.
+        self.given_seq = given;
+        self.totals.rows = rows;
+        written?;
+        self.acknowledged = self.acknowledged.max(durable_seq).max(last_old);
+        self.given_seq = self.acknowledged;
         self.drop_acknowledged();
+        self.rewind();
+        Ok(())
+    }
+
+    /// Appends every entry up to `last_old` under a new number.
+    fn write_again(&mut self, last_old: u64) -> Result<(), SpoolError> {
+        while let Some(entry) = self.next_entry()? {
+            if entry.seq > last_old {
+                break;
+            }
+            self.append_entry(&entry.batch, entry.rows, self.ring_position)?;
+            // Its copy stands: making room must not count it as lost.
+            self.acknowledged = entry.seq;
+            self.drop_acknowledged();
+        }
         Ok(())
     }
 

@@ -68,7 +68,7 @@ impl Table {
         let mut half = half(event, self.identity, clock);
         if event.state.finished() {
             if let Some(before) = self.open.remove(&event.key) {
-                half.opened_at = before.row.half.opened_at;
+                half = after(half, &before.row.half);
             }
             self.finished.push(Row {
                 half,
@@ -80,7 +80,7 @@ impl Table {
         match self.open.entry(event.key) {
             Entry::Occupied(mut entry) => {
                 let tracked = entry.get_mut();
-                half.opened_at = tracked.row.half.opened_at;
+                half = after(half, &tracked.row.half);
                 tracked.row = Row {
                     half,
                     owner: Arc::clone(owner),
@@ -208,6 +208,15 @@ impl Table {
     }
 }
 
+/// A later row of a connection keeps its opening time, and is later also where the clock was set back in between: a
+/// federator takes the row seen last.
+fn after(mut half: Half, before: &Half) -> Half {
+    half.opened_at = before.opened_at;
+    half.seen_at = half.seen_at.max(before.seen_at);
+    half.closed_at = half.closed_at.map(|_| half.seen_at);
+    half
+}
+
 fn half(event: &Event, identity: Identity, clock: &Clock) -> Half {
     let seen_at = clock.utc(event.at_ns);
     Half {
@@ -329,6 +338,24 @@ mod tests {
         apply(&mut table, &event(2, HalfState::Closed, 3_000));
         assert_eq!((table.open(), table.dropped()), (1, 1));
         assert_eq!(table.drain().len(), 2);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_make_the_end_older_than_the_opening() {
+        let mut table = table(8);
+        let owner = Arc::new(Owner::default());
+        table.apply(
+            &event(1, HalfState::Open, 2_000),
+            &owner,
+            &Clock::new(5_000),
+        );
+        table.apply(&event(1, HalfState::Closed, 3_000), &owner, &Clock::new(0));
+        let half = table.drain()[0].half;
+        assert_eq!(
+            (half.opened_at, half.seen_at),
+            (Timestamp(5_001), Timestamp(5_002))
+        );
+        assert_eq!(half.closed_at, Some(Timestamp(5_002)));
     }
 
     #[test]

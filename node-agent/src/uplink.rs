@@ -21,6 +21,8 @@ use machine::{Machine, Misbehaviour, Step};
 
 /// Longest wait for an answer to the hello, and for the federator to read.
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Highest sequence number that a clock in microseconds and the batches since can have reached.
+const MAX_SEQ: u64 = u64::MAX >> 1;
 /// How often the federator hears how the agent is, and the spool is flushed to the disk.
 pub const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -147,7 +149,7 @@ impl Uplink {
         machine: &mut Machine,
         start: Instant,
     ) -> Result<std::convert::Infallible, Ended> {
-        self.resume(welcome)?;
+        self.resume(&link.session, welcome)?;
         machine.connected(start.elapsed(), welcome.durable_seq);
         link.send.send(&self.status(), PEER_TIMEOUT).await?;
         let mut status = interval(STATUS_INTERVAL);
@@ -178,16 +180,21 @@ impl Uplink {
     }
 
     /// Brings the spool to where the federator is.
-    fn resume(&self, welcome: &AgentWelcome) -> Result<(), SpoolError> {
-        let mut spool = self.spool.lock();
-        if welcome.durable_seq > spool.last_seq() {
-            tracing::warn!(
-                durable_seq = welcome.durable_seq,
-                "the federator has later batches than the spool; numbers skip"
-            );
-            spool.skip_past(welcome.durable_seq)?;
+    fn resume(&self, session: &Session, welcome: &AgentWelcome) -> Result<(), Ended> {
+        let durable_seq = welcome.durable_seq;
+        if durable_seq > MAX_SEQ {
+            let detail = format!("it has batch {durable_seq}, which nobody can have sent");
+            return Err(session.misbehaved(CloseCode::Unexpected, detail).into());
         }
-        spool.acknowledge(welcome.durable_seq)?;
+        let mut spool = self.spool.lock();
+        if !spool.may_have_given(durable_seq) {
+            tracing::warn!(
+                durable_seq,
+                "the federator has batches that the spool never gave; what waits gets higher numbers"
+            );
+            spool.renumber(durable_seq)?;
+        }
+        spool.acknowledge(durable_seq)?;
         spool.rewind();
         Ok(())
     }

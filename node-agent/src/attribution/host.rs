@@ -1,5 +1,6 @@
 //! What the host knows of processes, cgroups and users: the one place of attribution that reads anything.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,9 @@ use weft_wire::Timestamp;
 
 use crate::clock::Clock;
 use crate::kernel::sys;
+
+/// Between the readings of two clocks so much may pass.
+const SUSPENDED_NOISE_NS: u64 = 20_000_000;
 
 /// What is read of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +47,9 @@ pub trait Host {
 pub struct RealHost {
     mount: Option<(PathBuf, File)>,
     ticks_per_second: u64,
-    /// How much the machine slept: the clock of start times goes on then, the monotonic one does not.
-    suspended_ns: u64,
+    /// How much the machine slept: the clock of start times goes on then, the monotonic one does not. Renewed only when
+    /// it slept again, so that a process's start time stays the same.
+    suspended_ns: Cell<u64>,
 }
 
 impl RealHost {
@@ -60,8 +65,16 @@ impl RealHost {
                 .and_then(|ticks| u64::try_from(ticks).ok())
                 .filter(|ticks| *ticks > 0)
                 .unwrap_or(100),
-            suspended_ns: suspended_ns(),
+            suspended_ns: Cell::new(suspended_ns()),
         }
+    }
+
+    fn suspended_ns(&self) -> u64 {
+        let now = suspended_ns();
+        if now.abs_diff(self.suspended_ns.get()) > SUSPENDED_NOISE_NS {
+            self.suspended_ns.set(now);
+        }
+        self.suspended_ns.get()
     }
 }
 
@@ -94,7 +107,7 @@ impl Host for RealHost {
 
     fn started_at(&self, ticks: u64, clock: &Clock) -> Timestamp {
         let boottime_ns = ticks.saturating_mul(1_000_000_000 / self.ticks_per_second);
-        clock.utc(boottime_ns.saturating_sub(self.suspended_ns))
+        clock.utc(boottime_ns.saturating_sub(self.suspended_ns()))
     }
 
     fn cgroup(&self, id: u64) -> Option<String> {

@@ -253,6 +253,8 @@ impl Snapshot {
             .collect();
         self.followed.retain(|cookie, (half, owner)| {
             let before = *half;
+            // The clock may have been set back.
+            let looked_at = looked_at.max(before.seen_at);
             match alive.get(cookie) {
                 Some(socket) => *half = observed(socket, half.role, half.opened_at, looked_at),
                 None => {

@@ -248,18 +248,47 @@ fn acknowledged_segments_are_deleted() {
 }
 
 #[test]
-fn a_federator_that_knows_later_numbers_makes_them_skip() {
+fn a_federator_that_knows_later_numbers_gets_what_waits_with_higher_ones() {
     let dir = TempDir::new().unwrap();
     let mut spool = open(&dir);
     spool.append(&batch(1, 4), 1).unwrap();
     let durable = spool.last_seq() + 1000;
-    spool.skip_past(durable).unwrap();
-    assert_eq!(spool.totals().rows_dropped, 4);
-    assert_eq!(read_all(&mut spool), []);
-    assert_eq!(spool.append(&batch(5, 1), 2).unwrap(), durable + 1);
+    assert!(!spool.may_have_given(durable));
+    let before = spool.totals();
+    spool.renumber(durable).unwrap();
+    let entries = read_all(&mut spool);
+    assert_eq!(cookies(&entries), [1, 2, 3, 4]);
+    assert_eq!(entries[0].seq, durable + 1);
+    assert_eq!(spool.append(&batch(5, 1), 2).unwrap(), durable + 2);
     assert_eq!(cookies(&read_all(&mut spool)), [5]);
+    assert_eq!(
+        (spool.totals().rows, spool.totals().rows_dropped),
+        (before.rows + 1, 0)
+    );
     drop(spool);
-    assert_eq!(cookies(&read_all(&mut open(&dir))), [5]);
+    let mut spool = open(&dir);
+    assert!(spool.may_have_given(durable));
+    spool.acknowledge(durable).unwrap();
+    spool.rewind();
+    assert_eq!(cookies(&read_all(&mut spool)), [1, 2, 3, 4, 5]);
+    assert_eq!(spool.last_ring_position(), Some(2));
+}
+
+#[test]
+fn numbers_that_were_never_given_are_the_federators_own_even_among_those_that_wait() {
+    let dir = TempDir::new().unwrap();
+    let mut spool = open(&dir);
+    let first = spool.append(&batch(1, 1), 1).unwrap();
+    spool.append(&batch(2, 1), 2).unwrap();
+    let last = spool.append(&batch(3, 1), 3).unwrap();
+    assert!(spool.may_have_given(first - 1) && !spool.may_have_given(first));
+    spool.next_entry().unwrap();
+    assert!(spool.may_have_given(first) && !spool.may_have_given(last));
+    spool.rewind();
+    spool.renumber(last - 1).unwrap();
+    let entries = read_all(&mut spool);
+    assert_eq!(cookies(&entries), [1, 2, 3]);
+    assert!(entries[0].seq > last);
 }
 
 #[test]
