@@ -86,7 +86,8 @@ pub enum Effect {
         /// Our half.
         half: HalfId,
     },
-    /// The peer was restarted: our session to it is dead even if that has not shown yet. Close it and dial again.
+    /// Our session to the peer is of no more use: the peer was restarted, even if that has not shown yet, or it does not
+    /// acknowledge and too much waits for it. Close it and dial again.
     Redial {
         /// Name of the peer.
         peer: String,
@@ -115,6 +116,8 @@ pub struct Counters {
     pub offers: u64,
     /// Own halves in the mesh now.
     pub halves: u64,
+    /// Own sessions ended because the peer did not acknowledge and too much waited for it.
+    pub overflowed: u64,
 }
 
 /// One federator's part in the mesh: a home of its own halves, and an owner of a share of all offers.
@@ -155,6 +158,7 @@ pub struct Mesh {
     owner: Owner,
     peers: Vec<Peer>,
     effects: VecDeque<Effect>,
+    overflowed: u64,
     now: i64,
 }
 
@@ -164,7 +168,12 @@ pub const IN_FLIGHT: usize = 64;
 const ITEMS: usize = 4096;
 const CARDS: usize = 128;
 
-/// What waits for one peer. Bounded by what it is about: own halves and kept offers.
+/// What may wait for one peer: so many asks for each of [`Config::max_halves`], so many notices for each of
+/// [`Config::max_offers_per_home`]. A session begins with one for each; the rest is for what changes after. Beyond it
+/// the session is ended, what waits is dropped, and the next session says again what still holds.
+const WAITING_FOR_EACH: usize = 2;
+
+/// What waits for one peer. Asks and notices are bounded by [`WAITING_FOR_EACH`], cards by the own halves.
 #[derive(Default)]
 struct Peer {
     session: Option<Session>,
@@ -216,6 +225,7 @@ impl Mesh {
             owner: Owner::new(homes, limits),
             peers: (0..homes).map(|_| Peer::default()).collect(),
             effects: VecDeque::new(),
+            overflowed: 0,
             now: i64::MIN,
             config,
         })
@@ -291,6 +301,10 @@ impl Mesh {
         let Some(index) = self.config.members.index(peer) else {
             return;
         };
+        self.lose_session(index);
+    }
+
+    fn lose_session(&mut self, index: HomeIndex) {
         let peer = &mut self.peers[index];
         let in_flight = peer
             .session
@@ -312,10 +326,7 @@ impl Mesh {
         self.owner.home_returns(index);
         let known = &mut self.peers[index];
         if known.session.is_some() && known.instance.is_some_and(|before| before != instance) {
-            self.session_down(peer);
-            self.effects.push_back(Effect::Redial {
-                peer: peer.to_owned(),
-            });
+            self.redial(index);
         }
         self.peers[index].instance = Some(instance);
     }
@@ -426,6 +437,7 @@ impl Mesh {
             owner: self.owner.counters(),
             offers: self.owner.len() as u64,
             halves: self.home.len() as u64,
+            overflowed: self.overflowed,
         }
     }
 
@@ -491,9 +503,32 @@ impl Mesh {
 
     /// Queues for a peer that can be reached; one that cannot is told when its session begins.
     fn queue(&mut self, to: HomeIndex, item: impl FnOnce(&mut Peer)) {
-        if self.peers[to].session.is_some() {
-            item(&mut self.peers[to]);
+        let peer = &mut self.peers[to];
+        if peer.session.is_none() {
+            return;
         }
+        item(peer);
+        let asks = self.config.max_halves.saturating_mul(WAITING_FOR_EACH);
+        let notices = self
+            .config
+            .max_offers_per_home
+            .saturating_mul(WAITING_FOR_EACH);
+        if peer.asks.len() > asks || peer.notices.len() > notices {
+            self.overflowed += 1;
+            self.redial(to);
+        }
+    }
+
+    /// Our session is of no more use. What the next one says anew need not wait.
+    fn redial(&mut self, to: HomeIndex) {
+        self.lose_session(to);
+        let peer = &mut self.peers[to];
+        peer.asks = VecDeque::new();
+        peer.notices = VecDeque::new();
+        peer.cards = VecDeque::new();
+        self.effects.push_back(Effect::Redial {
+            peer: self.config.members.name(to).to_owned(),
+        });
     }
 
     fn tell(&mut self, home: HomeIndex, word: Word) {
