@@ -48,7 +48,7 @@ pub struct Config {
     /// How long a half waits altogether. An agent whose reports come later than this after the other end's loses the
     /// match, unless the connection is still open. Above `hold_us`.
     pub expiry_us: i64,
-    /// Halves waiting at one time, at most 2^30. The table takes about 20 bytes for each, once it has been in use.
+    /// Halves waiting at one time, at most 2^30. The table takes about 27 bytes for each, once it has been in use.
     /// Beyond it, a half can still meet a partner that waits, but does not wait itself ([`Reason::Full`]).
     pub max_open: usize,
     /// Random, from outside: makes the table's layout unpredictable to peers. No result depends on it.
@@ -205,11 +205,11 @@ pub(crate) struct Index {
 }
 
 /// Halves worked on together, so that their memory accesses overlap.
-const BLOCK: usize = 32;
-/// Slots for every hundred halves that may wait. At 55 to 64 % full, a search looks at 1.4 buckets.
-const SLOTS_PERCENT: usize = 180;
+const BLOCK: usize = 128;
+/// Slots for every hundred halves that may wait. At 48 to 55 % full, few searches leave the first bucket.
+const SLOTS_PERCENT: usize = 210;
 /// Pairs are remembered, and hints taken, while less than this part of the slots is in use.
-const REMEMBER_PERCENT: usize = 64;
+const REMEMBER_PERCENT: usize = 55;
 /// The index by tuple has room for one in this many of the halves that may wait.
 const TUPLE_SHARE: usize = 4;
 /// Hints take one in this many of its places: halves without ISNs have no other index, and must not be crowded out.
@@ -219,7 +219,7 @@ const MAX_OPEN: usize = 1 << 30;
 impl Index {
     fn new(max_open: usize, seed: u32) -> Self {
         let table = Table::new(max_open.max(64) * SLOTS_PERCENT / 100, seed);
-        let remember_up_to = table.slots() / 100 * REMEMBER_PERCENT;
+        let remember_up_to = table.slots() * REMEMBER_PERCENT / 100;
         Self {
             table,
             hold: Timers::default(),
@@ -287,7 +287,7 @@ impl Stitcher {
             for (key, half) in keys.iter_mut().zip(block) {
                 *key = words(half.key).0;
             }
-            let walks = self.isn.table.touch(&keys);
+            let walks = self.isn.table.touch(&keys, block.len());
             self.counters.inserted += block.len() as u64;
             for (half, walk) in block.iter().zip(walks) {
                 match half.key {
@@ -519,7 +519,7 @@ impl Stitcher {
                 return;
             }
             self.counters.timers_early += if early { n as u64 } else { 0 };
-            let walks = table(self).touch(&due.map(|timer| timer.0));
+            let walks = table(self).touch(&due.map(|timer| timer.0), n);
             for (timer, walk) in due[..n].iter().zip(walks) {
                 if let Some((slot, entry)) = table(self).find_from(walk, timer.0, timer.1) {
                     work(self, slot, entry);

@@ -172,31 +172,37 @@ impl Table {
         self.words.capacity() * size_of::<u32>()
     }
 
-    /// Loads the buckets of many keys at once, so that the memory works on all of them at the same time instead of one
-    /// after the other; what follows finds them in the cache. Returns where each key's search begins. The three
-    /// passes are apart so that nothing but loads is in the second, and the processor gets far ahead in it.
+    /// Loads the buckets of the first `count` keys at once, so that the memory works on all of them at the same time
+    /// instead of one after the other; what follows finds them in the cache. Returns where each key's search begins. The
+    /// passes are apart so that nothing but loads is in the second and the last, and the processor gets far ahead in them.
     #[inline]
-    pub(crate) fn touch<const N: usize>(&self, keys: &[u32; N]) -> [Walk; N] {
+    pub(crate) fn touch<const N: usize>(&self, keys: &[u32; N], count: usize) -> [Walk; N] {
         let buckets = self.lines();
-        let meta = |walk: &Walk| buckets[walk.index as usize][META];
-        let walks = keys.map(|a| self.walk(a));
+        let meta = |index: u32| buckets[index as usize][META];
+        let count = count.min(N);
+        let mut walks = [Walk::default(); N];
+        for (walk, a) in walks.iter_mut().zip(keys).take(count) {
+            *walk = self.walk(*a);
+        }
         std::hint::black_box(
-            walks
+            walks[..count]
                 .iter()
-                .fold(0, |sum: u32, walk| sum.wrapping_add(meta(walk))),
+                .fold(0, |sum: u32, walk| sum.wrapping_add(meta(walk.index))),
         );
-        let beyond = walks.iter().fold(0, |sum: u32, walk| {
-            // Without a branch: home again where nothing passed by.
+        // Where a search, or a place for a new entry, leads beyond home. Without a branch: what is not kept is overwritten.
+        let (mut beyond, mut kept) = ([0; N], 0);
+        for walk in &walks[..count] {
+            let here = meta(walk.index);
             let mut next = *walk;
             next.step(self.buckets);
-            let index = if walk.passed(meta(walk)) == 0 {
-                walk.index
-            } else {
-                next.index
-            };
-            sum.wrapping_add(meta(&Walk { index, ..next }))
-        });
-        std::hint::black_box(beyond);
+            beyond[kept] = next.index;
+            kept += usize::from((walk.passed(here) != 0) | (used_lanes(here) == ALL_LANES));
+        }
+        std::hint::black_box(
+            beyond[..kept]
+                .iter()
+                .fold(0, |sum: u32, index| sum.wrapping_add(meta(*index))),
+        );
         walks
     }
 
