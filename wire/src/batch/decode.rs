@@ -1,7 +1,9 @@
 //! Bytes to columns. Whatever the bytes are: an error or a valid batch, within the limits.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use zstd::bulk::Decompressor;
 
 use super::bits::{Cursor, SLACK_BYTES, unzigzag};
@@ -148,9 +150,9 @@ impl BatchDecoder {
         if owner_bytes != self.owner_bytes {
             self.owner_bytes.clear();
             self.columns.owners.clear();
-            let owners: Vec<Owner> = codec::from_bytes(FrameKind::HalfBatch, owner_bytes)
+            let owners: Owners = codec::from_bytes(FrameKind::HalfBatch, owner_bytes)
                 .map_err(|_| BatchError::Malformed("its owners"))?;
-            self.columns.owners = owners;
+            self.columns.owners = owners.0;
             self.owner_bytes.extend_from_slice(owner_bytes);
         }
         let owners = self.columns.owners.len();
@@ -345,4 +347,49 @@ fn narrow<T>(
     to.clear();
     to.extend(from.iter().map(|value| cast(*value)));
     Ok(())
+}
+
+/// Owners of a batch, never more than [`MAX_ROWS`]: an empty one takes five bytes on the wire and forty times that in memory.
+struct Owners(Vec<Owner>);
+
+impl<'de> Deserialize<'de> for Owners {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bounded;
+
+        impl<'de> Visitor<'de> for Bounded {
+            type Value = Owners;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {MAX_ROWS} owners")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Owners, A::Error> {
+                let mut owners = Vec::new();
+                while let Some(owner) = seq.next_element()? {
+                    if owners.len() == MAX_ROWS {
+                        return Err(Error::invalid_length(MAX_ROWS + 1, &self));
+                    }
+                    owners.push(owner);
+                }
+                Ok(Owners(owners))
+            }
+        }
+
+        deserializer.deserialize_seq(Bounded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_owners_than_rows_can_be_are_not_taken() {
+        for (count, fits) in [(MAX_ROWS, true), (MAX_ROWS + 1, false)] {
+            let owners = vec![Owner::default(); count];
+            let bytes = codec::to_bytes(FrameKind::HalfBatch, &owners).unwrap();
+            let decoded = codec::from_bytes::<Owners>(FrameKind::HalfBatch, &bytes);
+            assert_eq!(decoded.is_ok_and(|owners| owners.0.len() == count), fits);
+        }
+    }
 }
