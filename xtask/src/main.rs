@@ -1,7 +1,7 @@
 //! `cargo xtask`: everything a developer or a build machine does with this repository, as one program.
 //!
-//! Reading order: [`setup`] (what must be installed), [`ebpf`] (the kernel programs), [`demo`], [`test`]
-//! with [`tidy`] and [`fuzz`], [`bench`]; then the helpers [`layout`] (where things are) and [`sh`] (running programs).
+//! Reading order: [`setup`] (what must be installed), [`ebpf`] (the kernel programs), [`demo`], [`mod@test`]
+//! with [`tidy`] and [`fuzz`], [`mod@bench`]; then the helpers [`layout`] (where things are) and [`sh`] (running programs).
 
 mod setup;
 mod ebpf;
