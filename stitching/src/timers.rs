@@ -27,13 +27,16 @@ pub(crate) struct Timers {
 impl Timers {
     /// Starts a timer; `now` never goes back.
     pub(crate) fn push(&mut self, now: i64, timer: Timer) {
-        let now = now
-            .saturating_add(GRAIN_US - 1)
-            .div_euclid(GRAIN_US)
-            .saturating_mul(GRAIN_US);
         match self.runs.back_mut() {
+            // Recorded times are rounded up already.
             Some((time, count)) if *time >= now => *count += 1,
-            _ => self.runs.push_back((now, 1)),
+            _ => {
+                let rounded = now
+                    .saturating_add(GRAIN_US - 1)
+                    .div_euclid(GRAIN_US)
+                    .saturating_mul(GRAIN_US);
+                self.runs.push_back((rounded, 1));
+            }
         }
         match self.segments.back_mut() {
             Some(segment) if segment.len() < SEGMENT => segment.push(timer),
