@@ -40,7 +40,8 @@ pub(crate) type HomeIndex = usize;
 /// Offers that one owner keeps for one routing key: more is not chance but somebody who sends one ISN over and over.
 const MAX_PER_ROUTING_KEY: usize = 64;
 
-/// Timers that may be in the queue for each offer: those of withdrawn ones stay until they are due.
+/// Timers that may be in the queue for each offer that a home may make: those of withdrawn ones stay until they are due.
+/// Beyond it the home's new offers are refused, and no other home's.
 const TIMERS_PER_OFFER: usize = 4;
 
 /// What the owner has to tell a home about one of its handles.
@@ -139,7 +140,10 @@ pub(crate) struct Owner {
     routing: Map<(HomeIndex, Handle), u64>,
     per_home: Vec<usize>,
     partial: VecDeque<(i64, u64)>,
-    expiry: VecDeque<(i64, u64)>,
+    /// When it arrived, its routing key, whose it was.
+    expiry: VecDeque<(i64, u64, HomeIndex)>,
+    /// How many of `expiry` are of each home.
+    timers: Vec<usize>,
     words: VecDeque<(HomeIndex, Word)>,
     counters: OwnerCounters,
 }
@@ -153,6 +157,7 @@ impl Owner {
             per_home: vec![0; homes],
             partial: VecDeque::new(),
             expiry: VecDeque::new(),
+            timers: vec![0; homes],
             words: VecDeque::new(),
             counters: OwnerCounters::default(),
         }
@@ -184,7 +189,11 @@ impl Owner {
         let full = self.routing.len() >= self.limits.max_offers
             || self.per_home[home] >= self.limits.max_offers_per_home
             || group_len >= MAX_PER_ROUTING_KEY
-            || self.expiry.len() >= self.limits.max_offers.saturating_mul(TIMERS_PER_OFFER);
+            || self.timers[home]
+                >= self
+                    .limits
+                    .max_offers_per_home
+                    .saturating_mul(TIMERS_PER_OFFER);
         if full {
             self.counters.refused += 1;
             return;
@@ -203,7 +212,8 @@ impl Owner {
             .or_default()
             .push(entry);
         self.partial.push_back((now, offer.routing_key));
-        self.expiry.push_back((now, offer.routing_key));
+        self.expiry.push_back((now, offer.routing_key, home));
+        self.timers[home] += 1;
         self.match_fully(offer.routing_key, offer.matching_key);
     }
 
@@ -290,11 +300,12 @@ impl Owner {
             self.match_partially(routing);
         }
         let dead = now.saturating_sub(self.limits.expiry_us);
-        while let Some((arrived, routing)) = self.expiry.front().copied() {
+        while let Some((arrived, routing, home)) = self.expiry.front().copied() {
             if arrived > dead {
                 break;
             }
             self.expiry.pop_front();
+            self.timers[home] -= 1;
             let group = self.groups.get(&routing).map_or(&[][..], Vec::as_slice);
             let gone: Vec<_> = group
                 .iter()

@@ -188,3 +188,25 @@ fn notices_for_a_peer_that_does_not_acknowledge_end_the_session_and_come_again()
     };
     assert_eq!(notices.len(), 2);
 }
+
+#[test]
+fn a_home_that_offers_and_withdraws_without_end_is_refused_alone() {
+    let mut federator = Federator::new();
+    for handle in 0..1000 {
+        let churn = PeerMessage::Offers(vec![offer(handle, Role::Client, handle)]);
+        federator.received(0, "fed-b", &churn);
+        federator.received(0, "fed-b", &PeerMessage::Withdraw(vec![Handle(handle)]));
+    }
+    let refused = federator.mesh.counters().owner.refused;
+    assert!(refused > 800, "{refused}");
+    let other = PeerMessage::Offers(vec![offer(7, Role::Server, 7)]);
+    federator.received(0, "fed-c", &other);
+    let counters = federator.mesh.counters();
+    assert_eq!((counters.offers, counters.owner.refused), (1, refused));
+    // Its timers are due: it may offer again.
+    federator.advance(EXPIRY);
+    let later = PeerMessage::Offers(vec![offer(8, Role::Server, 8)]);
+    federator.received(EXPIRY, "fed-b", &later);
+    let counters = federator.mesh.counters();
+    assert_eq!((counters.offers, counters.owner.refused), (1, refused));
+}
