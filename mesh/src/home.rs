@@ -268,9 +268,11 @@ impl Home {
         if !self.name_partner(id, card.theirs, peer, card.partial) {
             return;
         }
+        let link = self.halves.get(&id.0).and_then(|half| half.link.as_ref());
+        let spoken = link.is_some_and(|link| link.sent > Told::Nothing);
         self.send_card(id);
         match own(id) {
-            Some(own) => self.weigh(id, &own, card),
+            Some(own) => self.weigh(id, &own, card, spoken),
             None => self.forget(id),
         }
     }
@@ -423,8 +425,8 @@ impl Home {
         }
     }
 
-    /// Judges a card against our own half.
-    fn weigh(&mut self, id: HalfId, own: &HalfView, card: Box<EndpointCard>) {
+    /// Judges a card against our own half; `spoken`: ours was sent before this one came.
+    fn weigh(&mut self, id: HalfId, own: &HalfView, card: Box<EndpointCard>, spoken: bool) {
         let Some(half) = self.halves.get_mut(&id.0) else {
             return;
         };
@@ -465,6 +467,11 @@ impl Home {
             }
             _ => {
                 self.counters.rejected += 1;
+                if spoken && !link.partial {
+                    // By our earlier card, of an open half, the other home may have joined what we now reject. Partial
+                    // matches are judged by finished halves alone: there it comes to the same verdict.
+                    self.acts.push_back(Act::Doubt(link.peer, link.theirs));
+                }
                 self.forget(id);
             }
         }
