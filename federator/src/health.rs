@@ -130,7 +130,7 @@ impl Vitals {
             stitched: core.stitched + core.joined,
             match_ratio: (established > 0).then(|| core.matched_halves as f64 / established as f64),
             open_halves: progress.waiting.load(Relaxed),
-            exchange_delay_us: None,
+            exchange_delay_us: progress.exchange.median(),
             certificate_days_left: self.identity.days_left(now),
             journal_bytes: progress.journal_bytes.load(Relaxed),
             store_bytes: self.store_bytes(),

@@ -19,6 +19,7 @@ pub mod server;
 pub mod query;
 pub mod health;
 pub mod metrics;
+mod delays;
 pub mod doctor;
 pub mod clock;
 pub mod testing;

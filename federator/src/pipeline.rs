@@ -24,6 +24,7 @@ use crate::agents::AgentState;
 use crate::clock;
 use crate::config::Config;
 use crate::core::{Contact, Core, CoreConfig, CoreCounters, Input, Told};
+use crate::delays::Delays;
 use crate::journal::{AgentEntry, BatchEntry, Entry, EntryRef, Journal, PeerEntry};
 use crate::peers::Peers;
 use crate::record::Flush;
@@ -144,6 +145,8 @@ pub struct Progress {
     pub mesh: Mutex<Option<weft_mesh::Counters>>,
     /// Halves without partner that are past their hold.
     pub past_hold: AtomicU64,
+    /// From the other end's naming to the stored match.
+    pub exchange: Delays,
 }
 
 /// A running pipeline.
@@ -194,6 +197,7 @@ impl Pipeline {
         journal.commit()?;
         core.apply(position, now, Input::Start { down_us });
         core.advance(now);
+        core.forget_delays();
         tracing::info!(
             live,
             entries = recovery.entries,
@@ -632,6 +636,7 @@ fn run_store(
                 .rows_written
                 .fetch_add(flush.rows.len() as u64, Relaxed);
             progress.stored_position.store(flush.position, Relaxed);
+            progress.exchange.since(&flush.named, clock::now());
         }
         for waiting in done {
             // Nobody waits any more: the question was given up.

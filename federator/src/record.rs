@@ -80,6 +80,8 @@ pub struct Flush {
     pub links_changed: Vec<HalfId>,
     /// Links to other homes that are not done.
     pub links: Vec<(HalfId, Link)>,
+    /// When the other ends of halves that are joined with this were named to us, by our clock; some of them, if many.
+    pub named: Vec<Timestamp>,
     /// Highest sequence number of each agent that is covered.
     pub sequences: Vec<(AgentKey, u64)>,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use weft_federator::run::Federator;
 use weft_federator::testing::{Agent, Operator, World, batch_of, half, local};
-use weft_wire::query::Connection;
+use weft_wire::query::{Connection, Question};
 use weft_wire::{HalfState, Role};
 
 struct Mesh {
@@ -160,6 +160,13 @@ async fn two_federators_join_what_neither_can_alone() {
                 .iter()
                 .all(|check| check.agrees)
         );
+    }
+    for index in 0..2 {
+        let health = mesh.operator(index).await;
+        let health = health.ask(local(), Question::Health).await.unwrap();
+        let delay = health.unwrap().health[0].exchange_delay_us.unwrap();
+        // At least a commit, at most what this test may take.
+        assert!((100..30_000_000).contains(&delay), "{delay}");
     }
     mesh.stop().await;
 }

@@ -54,7 +54,8 @@ pub(crate) enum Act {
     Card(HomeIndex, HalfId),
     /// Tell a home that its handle is in doubt.
     Doubt(HomeIndex, Handle),
-    Join(HalfId, Box<EndpointCard>, Verdict),
+    /// The half, the other end, and since when the other end is named.
+    Join(HalfId, Box<EndpointCard>, Verdict, i64),
     Undo(HalfId),
     Done(HalfId),
 }
@@ -84,6 +85,8 @@ pub struct HomeCounters {
 struct LinkState {
     peer: HomeIndex,
     theirs: Handle,
+    /// When it was first named, in this run of the program.
+    named_at: i64,
     partial: bool,
     joined: bool,
     heard_final: bool,
@@ -167,6 +170,7 @@ impl Home {
     /// A half that was linked before a restart.
     pub(crate) fn restore(
         &mut self,
+        now: i64,
         id: HalfId,
         offer: Offer,
         owner: HomeIndex,
@@ -182,6 +186,7 @@ impl Home {
         let link = LinkState {
             peer,
             theirs: link.theirs,
+            named_at: now,
             partial: link.partial,
             joined: link.joined,
             heard_final: link.heard_final,
@@ -247,9 +252,16 @@ impl Home {
     }
 
     /// The owner names a partner.
-    pub(crate) fn notice(&mut self, yours: Handle, theirs: Handle, peer: HomeIndex, partial: bool) {
+    pub(crate) fn notice(
+        &mut self,
+        now: i64,
+        yours: Handle,
+        theirs: Handle,
+        peer: HomeIndex,
+        partial: bool,
+    ) {
         if let Some(id) = self.known(yours)
-            && self.name_partner(id, theirs, peer, partial)
+            && self.name_partner(now, id, theirs, peer, partial)
         {
             self.send_card(id);
         }
@@ -258,6 +270,7 @@ impl Home {
     /// The other end's home speaks.
     pub(crate) fn card(
         &mut self,
+        now: i64,
         peer: HomeIndex,
         card: Box<EndpointCard>,
         own: impl Fn(HalfId) -> Option<HalfView>,
@@ -265,7 +278,7 @@ impl Home {
         let Some(id) = self.known(card.yours) else {
             return;
         };
-        if !self.name_partner(id, card.theirs, peer, card.partial) {
+        if !self.name_partner(now, id, card.theirs, peer, card.partial) {
             return;
         }
         let link = self.halves.get(&id.0).and_then(|half| half.link.as_ref());
@@ -374,7 +387,14 @@ impl Home {
     }
 
     /// Whether this is (now) the half's partner.
-    fn name_partner(&mut self, id: HalfId, theirs: Handle, peer: HomeIndex, partial: bool) -> bool {
+    fn name_partner(
+        &mut self,
+        now: i64,
+        id: HalfId,
+        theirs: Handle,
+        peer: HomeIndex,
+        partial: bool,
+    ) -> bool {
         let Some(half) = self.halves.get_mut(&id.0) else {
             return false;
         };
@@ -391,7 +411,7 @@ impl Home {
                 // Full agreement takes the place of a partial one, and is not displaced by it.
                 self.counters.conflicting += 1;
                 if !partial {
-                    half.link = Some(LinkState::new(peer, theirs, partial));
+                    half.link = Some(LinkState::new(now, peer, theirs, partial));
                 }
                 !partial
             }
@@ -401,7 +421,7 @@ impl Home {
                 false
             }
             None => {
-                half.link = Some(LinkState::new(peer, theirs, partial));
+                half.link = Some(LinkState::new(now, peer, theirs, partial));
                 true
             }
         }
@@ -455,7 +475,8 @@ impl Home {
                     link.sent = Told::Nothing;
                     link.round += 1;
                 }
-                self.acts.push_back(Act::Join(id, card, verdict));
+                let named_at = link.named_at;
+                self.acts.push_back(Act::Join(id, card, verdict, named_at));
                 self.send_card(id);
             }
             // Too early: ours is not finished. When it is, our card makes the other home send its own again.
@@ -496,11 +517,12 @@ impl Home {
 }
 
 impl LinkState {
-    fn new(peer: HomeIndex, theirs: Handle, partial: bool) -> Self {
+    fn new(now: i64, peer: HomeIndex, theirs: Handle, partial: bool) -> Self {
         let (joined, heard_final) = (false, false);
         Self {
             peer,
             theirs,
+            named_at: now,
             partial,
             joined,
             heard_final,

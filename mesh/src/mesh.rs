@@ -75,6 +75,8 @@ pub enum Effect {
         card: Box<EndpointCard>,
         /// By which rule, and how sure.
         verdict: Verdict,
+        /// When the other end was first named, by the owner or by its own home.
+        named_at: i64,
     },
     /// Several halves claim to be this half's other end: it is ambiguous, and if it was joined it is no more.
     Undo {
@@ -242,8 +244,9 @@ impl Mesh {
     pub fn restore(&mut self, half: HalfId, view: &HalfView, link: &Link) {
         let (offer, owner) = self.describe(half, view);
         if let Some(peer) = self.config.members.index(&link.peer) {
+            let finished = view.closed_at.is_some();
             self.home
-                .restore(half, offer, owner, view.closed_at.is_some(), peer, link);
+                .restore(self.now, half, offer, owner, finished, peer, link);
         }
     }
 
@@ -355,8 +358,13 @@ impl Mesh {
             PeerMessage::Matched(notices) => {
                 for notice in notices {
                     if let Some(home) = self.config.members.index(&notice.home) {
-                        self.home
-                            .notice(notice.yours, notice.theirs, home, notice.partial);
+                        self.home.notice(
+                            self.now,
+                            notice.yours,
+                            notice.theirs,
+                            home,
+                            notice.partial,
+                        );
                     }
                 }
             }
@@ -488,11 +496,12 @@ impl Mesh {
             Act::Card(to, half) => self.queue(to, |peer| peer.cards.push_back(half)),
             Act::Doubt(to, handle) if to == self.name => self.home.doubted(to, handle),
             Act::Doubt(to, handle) => self.peers[to].doubts.push_back(handle),
-            Act::Join(half, card, verdict) => {
+            Act::Join(half, card, verdict, named_at) => {
                 self.effects.push_back(Effect::Join {
                     half,
                     card,
                     verdict,
+                    named_at,
                 });
                 self.home.finish(self.now, half);
             }
@@ -539,7 +548,7 @@ impl Mesh {
                 home: other,
                 partial,
             } if home == self.name => {
-                self.home.notice(yours, theirs, other, partial);
+                self.home.notice(self.now, yours, theirs, other, partial);
             }
             Word::Ambiguous(yours) if home == self.name => self.home.doubted(home, yours),
             Word::Matched {
@@ -561,7 +570,8 @@ impl Mesh {
     }
 
     fn take_card(&mut self, from: HomeIndex, card: Box<EndpointCard>, records: &impl Records) {
-        self.home.card(from, card, |half| records.view(half));
+        self.home
+            .card(self.now, from, card, |half| records.view(half));
     }
 
     fn write_card(&self, half: HalfId, records: &impl Records) -> Option<(EndpointCard, bool)> {

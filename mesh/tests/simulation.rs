@@ -320,6 +320,7 @@ impl World {
                     half,
                     card,
                     verdict,
+                    ..
                 } => {
                     let other = card.half.id.0;
                     let before = federator.now.joined.insert(half.0, other);

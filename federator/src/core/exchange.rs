@@ -16,6 +16,9 @@ const PARTIAL_DELAY_US: i64 = 5_000_000;
 /// An owner keeps offers of everyone: some times what one home may have open.
 const OFFERS_PER_OPEN: usize = 2;
 
+/// Joined halves of one flush whose delay is taken.
+pub const NAMED_OF_A_FLUSH: usize = 1024;
+
 /// What peers have to be told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Told {
@@ -190,7 +193,8 @@ impl Core {
                     half,
                     card,
                     verdict,
-                } => self.join(half, &card, verdict),
+                    named_at,
+                } => self.join(half, &card, verdict, named_at),
                 Effect::Undo { half } => self.undo(half),
                 Effect::Done { half } => self.done(half),
             }
@@ -279,7 +283,7 @@ impl Core {
     }
 
     /// A half of ours and a card's are one connection, or the card has news of it.
-    fn join(&mut self, id: HalfId, card: &EndpointCard, verdict: Verdict) {
+    fn join(&mut self, id: HalfId, card: &EndpointCard, verdict: Verdict, named_at: i64) {
         let Some(number) = self.slots.of_id(id) else {
             return;
         };
@@ -327,6 +331,10 @@ impl Core {
                 }
                 self.slots[number].card_due = true;
                 self.counters.joined += 1;
+                if self.named.len() < NAMED_OF_A_FLUSH {
+                    let at = named_at.saturating_add(self.down_us);
+                    self.named.push(Timestamp(at));
+                }
                 self.counters.matched_halves += 1;
             }
         }

@@ -19,6 +19,7 @@
 mod departed;
 mod exchange;
 mod names;
+mod overflow;
 mod rows;
 mod slots;
 
@@ -33,6 +34,7 @@ use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfS
 use self::departed::Departed;
 pub use self::exchange::{Contact, Told};
 use self::names::{Agents, Owners};
+use self::overflow::Overflow;
 pub use self::slots::view_of;
 use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
 use crate::record::{AgentNumber, AgentRecord, Joined, Row, is_client};
@@ -156,8 +158,10 @@ pub struct Core {
     leaving_late: VecDeque<(i64, SlotNumber)>,
     replaced: Vec<HalfId>,
     replaced_done: Vec<HalfId>,
-    /// Settled without ever having been in memory.
-    overflow: Vec<Row>,
+    /// Stored without ever having been in memory.
+    overflow: Overflow,
+    /// When the other ends of halves joined since the last flush were named, by the federator's clock.
+    named: Vec<Timestamp>,
     sequences: BTreeMap<AgentKey, u64>,
     sequences_changed: BTreeMap<AgentKey, u64>,
     counters: CoreCounters,
@@ -193,7 +197,8 @@ impl Core {
             leaving_late: VecDeque::new(),
             replaced: Vec::new(),
             replaced_done: Vec::new(),
-            overflow: Vec::new(),
+            overflow: Overflow::new(config.max_open, config.seed),
+            named: Vec::new(),
             sequences: loaded.sequences.iter().copied().collect(),
             sequences_changed: BTreeMap::new(),
             counters: CoreCounters::default(),
@@ -319,6 +324,11 @@ impl Core {
         self.leave(now);
     }
 
+    /// What was joined so far was joined before, in another run: how long that took is not known.
+    pub fn forget_delays(&mut self) {
+        self.named.clear();
+    }
+
     /// Totals.
     pub fn counters(&self) -> CoreCounters {
         self.counters
@@ -351,7 +361,7 @@ impl Core {
 
     /// Rows that the next flush will write, about.
     pub fn unflushed(&self) -> usize {
-        self.dirty.len() + self.overflow.len()
+        self.dirty.len() + self.overflow.unflushed()
     }
 
     /// Whether the next flush has anything to write.
@@ -412,18 +422,39 @@ impl Core {
         self.closed.clear();
     }
 
-    fn add(&mut self, slot: Slot) {
-        if self.departed.contains(slot.half.id) {
+    fn add(&mut self, mut slot: Slot) {
+        let id = slot.half.id;
+        if self.departed.contains(id) {
             self.counters.late += 1;
             return;
         }
-        self.counters.halves += 1;
+        let known = self.overflow.known(id);
+        if let Some(known) = known {
+            if !self.same_agent(known.agent, slot.agent) {
+                self.counters.id_collisions += 1;
+                return;
+            }
+            let Some(merged) = known.merged(&slot.half) else {
+                self.counters.outdated += 1;
+                return;
+            };
+            slot.half = merged;
+        } else {
+            self.counters.halves += 1;
+        }
         if self.slots.count() >= self.config.max_open {
             self.leave(i64::MAX);
         }
         if self.slots.count() >= self.config.max_open {
-            self.store_unmatched(&slot);
+            self.counters.memory_full += u64::from(known.is_none());
+            self.store_unmatched(&slot, known.is_some_and(|known| known.stored));
             return;
+        }
+        if let Some(known) = known {
+            self.overflow.forget(id);
+            if known.stored {
+                slot.stored = Stored::Live;
+            }
         }
         self.owners.hold(slot.half.owner);
         let established = slot.half.state.established();
@@ -435,9 +466,18 @@ impl Core {
         self.touch(number);
     }
 
-    /// There is no room to let the half wait: it is stored as it is.
-    fn store_unmatched(&mut self, slot: &Slot) {
-        self.counters.memory_full += 1;
+    /// There is no room to let the half wait: it is stored as it is. What comes of it later replaces that if it was open and
+    /// there was room to remember it, and is late otherwise.
+    fn store_unmatched(&mut self, slot: &Slot, stored: bool) {
+        let id = slot.half.id;
+        if stored {
+            self.replaced.push(id);
+        }
+        let known = self.overflow.known(id).is_some();
+        let settled = slot.half.state.finished() || !(known || self.overflow.has_room());
+        if settled {
+            self.departed.insert(id);
+        }
         let reason = if slot.half.state.established() {
             Unmatched::NoPartner
         } else {
@@ -448,25 +488,29 @@ impl Core {
         } else {
             (None, Some(slot.side()))
         };
-        self.overflow.push(Row {
+        let row = Row {
             client,
             server,
             joined: None,
             unmatched: Some(reason),
             card_due: false,
-            settled: slot.half.state.finished(),
-        });
+            settled,
+        };
+        self.overflow.put(&slot.half, slot.agent, row);
+    }
+
+    /// Whether two numbers stand for one agent, before and after its description changed.
+    fn same_agent(&self, one: AgentNumber, other: AgentNumber) -> bool {
+        let key = |number| self.agents.find(number).map(|known| known.record.key);
+        one == other || key(one) == key(other)
     }
 
     fn update(&mut self, number: SlotNumber, agent: AgentNumber, skew_us: i64, new: &Half) {
-        let slot = &mut self.slots[number];
-        let same_agent = slot.agent == agent
-            || self.agents.find(slot.agent).map(|known| known.record.key)
-                == self.agents.find(agent).map(|known| known.record.key);
-        if !same_agent {
+        if !self.same_agent(self.slots[number].agent, agent) {
             self.counters.id_collisions += 1;
             return;
         }
+        let slot = &mut self.slots[number];
         let Some(mut merged) = merge(&slot.half, new) else {
             self.counters.outdated += 1;
             return;

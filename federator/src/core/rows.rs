@@ -19,7 +19,7 @@ impl Core {
     /// Everything that changed since the last flush.
     pub fn flush(&mut self) -> Flush {
         self.flushed_position = self.position;
-        let mut rows = std::mem::take(&mut self.overflow);
+        let mut rows = self.overflow.take_fresh();
         rows.reserve(self.dirty.len());
         let (mut links, mut links_changed) = (Vec::new(), Vec::new());
         for number in std::mem::take(&mut self.dirty) {
@@ -30,6 +30,7 @@ impl Core {
         }
         Flush {
             position: self.position,
+            named: std::mem::take(&mut self.named),
             agents: self.agents.take_fresh(),
             owners: self.owners.take_fresh(),
             replaced: std::mem::take(&mut self.replaced),

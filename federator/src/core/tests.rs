@@ -387,6 +387,73 @@ fn a_full_memory_stores_without_waiting() {
     assert_eq!(core.flush().rows.len(), 5, "nothing is lost");
 }
 
+#[test]
+fn what_a_full_memory_stored_open_is_replaced_by_its_update() {
+    let mut core = Core::new(
+        CoreConfig {
+            max_open: 2,
+            ..config()
+        },
+        Loaded::default(),
+    );
+    let info = AgentInfo::default();
+    let key = AgentKey(1);
+    core.apply(1, Timestamp(0), Input::Agent { key, info });
+    let of = |cookies: std::ops::RangeInclusive<u64>, state| -> Vec<_> {
+        cookies
+            .map(|cookie| half(1, cookie, Role::Client, cookie as u32, state))
+            .collect()
+    };
+    let mut flushes = Vec::new();
+    // Two fill memory, two are remembered beside it, the fifth is stored for good.
+    batch(&mut core, 1, 1, 1, of(1..=5, HalfState::Open));
+    // Before it was written: one row, the later one.
+    batch(&mut core, 2, 1, 2, of(3..=3, HalfState::Closed));
+    flushes.push(core.flush());
+    assert_eq!(flushes[0].rows.len(), 5);
+    assert_eq!(flushes[0].replaced, []);
+    // After it was written: the row is replaced, once; those that are done are late.
+    batch(&mut core, 3, 1, 3, of(3..=5, HalfState::Closed));
+    flushes.push(core.flush());
+    let fourth = half(1, 4, Role::Client, 4, HalfState::Closed);
+    assert_eq!(flushes[1].replaced, [fourth.id]);
+    assert_eq!(flushes[1].rows.len(), 1);
+    assert!(flushes[1].rows[0].settled);
+    batch(&mut core, 4, 1, 4, of(3..=5, HalfState::Closed));
+    flushes.push(core.flush());
+    assert_eq!(flushes[2].rows, []);
+    assert_eq!(stored(&flushes).len(), 5);
+    let counters = core.counters();
+    assert_eq!((counters.halves, counters.memory_full), (5, 3));
+    assert_eq!(counters.late, 2 + 3);
+}
+
+#[test]
+fn what_a_full_memory_stored_open_comes_back_when_there_is_room() {
+    let mut core = Core::new(
+        CoreConfig {
+            max_open: 1,
+            ..config()
+        },
+        Loaded::default(),
+    );
+    let info = AgentInfo::default();
+    let key = AgentKey(1);
+    core.apply(1, Timestamp(0), Input::Agent { key, info });
+    let first = half(1, 1, Role::Client, 1, HalfState::Refused);
+    let open = half(1, 2, Role::Client, 2, HalfState::Open);
+    batch(&mut core, 1, 1, 1, vec![first, open]);
+    core.flush();
+    core.advance(Timestamp(LINGER_US + 2));
+    assert_eq!(core.in_memory(), 0);
+    let at = LINGER_US + 3;
+    batch(&mut core, at, 1, 2, vec![open]);
+    assert_eq!((core.in_memory(), core.counters().halves), (1, 2));
+    let flush = core.flush();
+    assert_eq!((flush.replaced, flush.rows.len()), (vec![open.id], 1));
+    assert_eq!(flush.rows[0].unmatched, Some(Unmatched::Pending));
+}
+
 /// What a store would hold after these flushes.
 fn stored(flushes: &[Flush]) -> BTreeMap<HalfId, Row> {
     let mut rows = BTreeMap::new();
