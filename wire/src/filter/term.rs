@@ -32,7 +32,8 @@ const PREFIXES: &[&str] = &[
 ///
 /// - `10.0.0.0/8`, `203.0.113.9`, `203.0.113.9:443`: its own address, or the one by which the other end knows it;
 /// - `process:nginx`, `cloud:aws`, `container:4f1c*`: a field (`weft help filter` lists them);
-/// - `checkout`, `check*`: the name of a workload or an agent.
+/// - `checkout`, `check*`: the name of a workload or an agent;
+/// - `prod-a/web/checkout`, `web/checkout`: a workload as tables name it, by cluster and namespace or one of them.
 pub fn term(end: End, text: &str) -> Result<Expr, FilterError> {
     if text.len() > MAX_LENGTH {
         return Err(FilterError::new(
@@ -57,11 +58,32 @@ pub fn term(end: End, text: &str) -> Result<Expr, FilterError> {
     }
     match text.split_once(':') {
         Some((prefix, value)) => prefixed(end, prefix, value),
-        None => Ok(Expr::Any(vec![
-            named(Field::Of(end, EndField::Workload), text),
-            named(Field::Of(end, EndField::Agent), text),
-        ])),
+        None => Ok(called(end, text)),
     }
+}
+
+/// The whole word may be a name; with slashes it may also be the path of one.
+fn called(end: End, text: &str) -> Expr {
+    let is = |field, name: &str| named(Field::Of(end, field), name);
+    let mut ways = vec![is(EndField::Workload, text), is(EndField::Agent, text)];
+    let parts: Vec<&str> = text.splitn(3, '/').collect();
+    match *parts.as_slice() {
+        _ if parts.contains(&"") => {}
+        [cluster, namespace, workload] => ways.push(Expr::All(vec![
+            is(EndField::Cluster, cluster),
+            is(EndField::Namespace, namespace),
+            is(EndField::Workload, workload),
+        ])),
+        [place, workload] => {
+            ways.extend(
+                [EndField::Cluster, EndField::Namespace].map(|field| {
+                    Expr::All(vec![is(field, place), is(EndField::Workload, workload)])
+                }),
+            );
+        }
+        _ => {}
+    }
+    Expr::Any(ways)
 }
 
 fn at_network(end: End, network: Network) -> Expr {
@@ -119,10 +141,17 @@ fn prefixed(end: End, prefix: &str, value: &str) -> Result<Expr, FilterError> {
         ));
     };
     let field = Field::Of(end, end_field);
+    let value_at = prefix.chars().count() + 1;
+    if value.trim().is_empty() {
+        return Err(FilterError::new(
+            value_at,
+            format!("{prefix}: has no value"),
+            format!("for ends of which it is not known: --where '{field} is null'"),
+        ));
+    }
     if field.kind() == Kind::Text {
         return Ok(named(field, value));
     }
-    let value_at = prefix.chars().count() + 1;
     let read = read(field.kind(), value).map_err(|hint| {
         FilterError::new(
             value_at,

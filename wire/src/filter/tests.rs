@@ -56,6 +56,7 @@ fn endpoint(workload: &str, local: &str, remote: &str) -> Endpoint {
         federator: "fed-a".into(),
         site: Site {
             cloud: "aws".into(),
+            cluster: format!("prod-{workload}"),
             namespace: format!("ns-{workload}"),
             ..Site::default()
         },
@@ -177,6 +178,12 @@ fn what_an_end_is_called() {
         ("cloud:gcp", "namespace:ns-led*", false),
         ("process:nginx*", "port:8443", true),
         ("uid:33", "address:2001:db8::7", true),
+        // As tables name a workload.
+        ("prod-web/ns-web/web", "prod-*/ns-ledger/l*", true),
+        ("ns-web/web", "prod-ledger/ledger", true),
+        ("prod-web/ns-web/ledger", "*", false),
+        ("prod-x/ns-web/web", "*", false),
+        ("ns-web/ledger", "*", false),
     ] {
         let filter = Filter {
             from: Some(from.into()),
@@ -309,6 +316,11 @@ fn errors_say_where_and_what_instead() {
     }
     let found = term(End::Client, "clod:aws").unwrap_err();
     assert_eq!(found.hint, "did you mean cloud:aws?");
+    for empty in ["workload:", "workload: ", "port:"] {
+        let found = term(End::Client, empty).expect_err(empty);
+        assert!(found.to_string().contains(": has no value"), "{found}");
+        assert!(found.hint.contains("is null"), "{}", found.hint);
+    }
 }
 
 #[test]
