@@ -1,8 +1,9 @@
 //! What can be typed. The one definition behind parsing, help, man pages and completions; it gives no meaning.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Who is really talking to whom, through every NAT in between.
@@ -28,6 +29,18 @@ pub struct Args {
     /// The verb.
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+/// Of a command line that does not parse: whether its verb is `health`, as far as can be told.
+pub(crate) fn means_health(typed: Vec<OsString>) -> bool {
+    let understood = Args::command()
+        .ignore_errors(true)
+        .try_get_matches_from(&typed);
+    match understood.as_ref().map(|matches| matches.subcommand_name()) {
+        Ok(Some(verb)) => verb == "health",
+        // The mistake is before the verb.
+        _ => typed.iter().any(|word| word == "health"),
+    }
 }
 
 /// Options of every verb.

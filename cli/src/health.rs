@@ -54,6 +54,9 @@ pub(crate) fn federators(rows: &[FederatorHealth]) -> Result<View, Failure> {
     })
 }
 
+/// Exit code when it was not even understood what to check: 2 would be an alarm.
+pub(crate) const EXIT_UNKNOWN: u8 = Severity::Unknown as u8;
+
 /// The first line and the exit code where there is no answer: a federator that is away is critical, everything else says
 /// nothing about it.
 pub(crate) fn unanswered(failure: &Failure, output: &mut Output<'_>) -> u8 {

@@ -82,9 +82,15 @@ pub fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> u8 {
-    let args = match Args::try_parse_from(typed) {
+    let args = match Args::try_parse_from(&typed) {
         Ok(args) => args,
-        Err(error) => return failure::usage(&error, surroundings, out, err),
+        Err(error) => {
+            let code = failure::usage(&error, surroundings, out, err);
+            return match code {
+                EXIT_ERROR if args::means_health(typed) => health::EXIT_UNKNOWN,
+                code => code,
+            };
+        }
     };
     let output = Output::new(&args.global, surroundings, out, err);
     carry_out(&args, surroundings, world, output)

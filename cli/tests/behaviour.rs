@@ -174,6 +174,26 @@ fn an_interrupted_answer_shows_what_is_known() {
 }
 
 #[test]
+fn health_that_is_typed_wrongly_is_unknown_and_not_critical() {
+    for (typed, code) in [
+        ("health --bogus", 3),
+        ("health --watch=x", 3),
+        ("health --json --format csv", 3),
+        ("health one two", 3),
+        ("--federator fed-a health --min-complete x", 3),
+        ("--bogus health", 3),
+        ("--color sometimes health", 3),
+        ("health --help", 0),
+        ("connections --from health --bogus", 2),
+        ("help health --bogus", 2),
+        ("healthy", 2),
+    ] {
+        let ran = weft(typed, &pipe(), vec![]);
+        assert_eq!(ran.code, code, "{typed}: {}{}", ran.out, ran.err);
+    }
+}
+
+#[test]
 fn too_little_completeness_is_an_exit_code() {
     for (least, code) in [("99", 0), ("99.5", 0), ("99.9", 3), ("100", 3)] {
         let ran = weft(
