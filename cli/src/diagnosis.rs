@@ -99,7 +99,7 @@ pub(crate) fn of_federator(f: &FederatorHealth) -> Vec<Problem> {
         let why = f.error.as_deref().unwrap_or("no reason known");
         found.critical(
             "unreached",
-            format!("does not answer ({why}); its matches are held and made when it returns"),
+            format!("does not answer ({why}); its matches are made when it returns within stitch.expiry_s"),
             "is weft-federator running there, and its UDP port open?",
         );
         return found.list;
