@@ -14,7 +14,6 @@ mod decode;
 mod encode;
 mod ints;
 
-
 use thiserror::Error;
 
 use crate::control::CloseCode;
