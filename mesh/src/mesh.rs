@@ -242,11 +242,11 @@ impl Mesh {
 
     /// After a restart: a half with the link that was stored with it.
     pub fn restore(&mut self, half: HalfId, view: &HalfView, link: &Link) {
-        let (offer, owner) = self.describe(half, view);
+        let described = self.describe(half, view);
         if let Some(peer) = self.config.members.index(&link.peer) {
             let finished = view.closed_at.is_some();
             self.home
-                .restore(self.now, half, offer, owner, finished, peer, link);
+                .restore(self.now, half, described, finished, peer, link);
         }
     }
 
