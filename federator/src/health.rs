@@ -195,6 +195,7 @@ impl Vitals {
             ("mesh_conflicting_partners", mesh.home.conflicting),
             ("mesh_silent_partners", mesh.home.silent),
             ("mesh_undone", mesh.home.undone),
+            ("mesh_overflowed_sessions", mesh.overflowed),
             ("sessions_idle", transport.idle_timeouts),
             ("sessions_lost", transport.lost),
             ("sessions_full_refusals", transport.refused_full),
