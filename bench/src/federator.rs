@@ -48,7 +48,7 @@ pub fn run(wanted: &[&'static str]) -> Result<Vec<Figure>> {
         let value = halves / poured.durable.wall.as_secs_f64();
         let figure = Figure::new(DURABLE, value, "halves/s", Better::Higher).goal(GOAL);
         figures.push(figure.note(format!(
-            "QUIC to fsync, pinned to one core, {:.1} M halves, all stitched at home; {}",
+            "QUIC to fsync, pinned to one core, a burst of {:.1} M halves, all stitched at home; what lasts is the stored rate; {}",
             halves / 1e6,
             poured.durable.bound()
         )));

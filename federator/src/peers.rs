@@ -262,6 +262,7 @@ async fn talk(
         submissions.send(Submission::Contact {
             session: number,
             contact,
+            room: None,
         })
     };
     let up = Contact::Up {

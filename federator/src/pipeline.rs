@@ -1,7 +1,7 @@
 //! From a received batch to a stored row: three threads in a line, each with a bounded queue in front of it.
 //!
-//! - `journal` writes and syncs whatever waits, in groups, acknowledges, and hands the decoded entries on;
-//! - `core` applies them in the journal's order, and lets time pass;
+//! - `journal` writes and syncs whatever waits, in groups, acknowledges, and hands the entries on as they were received;
+//! - `core` decodes and applies them in the journal's order, and lets time pass;
 //! - `store` writes what changed.
 //!
 //! When one cannot follow, the queue before it fills up and the one before waits: down to the agents, by QUIC's flow control.
@@ -15,10 +15,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use weft_mesh::MeshKey;
+use weft_wire::batch::BatchDecoder;
 use weft_wire::control::PeerMessage;
-use weft_wire::{AgentInfo, AgentKey, HalfBatch, Timestamp, batch, codec, frame::Kind};
+use weft_wire::{AgentInfo, AgentKey, Timestamp, codec, frame::Kind};
 
 use crate::agents::AgentState;
 use crate::clock;
@@ -32,8 +33,12 @@ use crate::store::{Readers, Store, StoreOptions};
 
 /// Submissions that wait for the journal.
 pub const SUBMISSIONS: usize = 64;
-/// Entries that wait for the core.
-const ENTRIES: usize = 64;
+/// Entries that wait for the core, at most.
+const ENTRIES: usize = 16_384;
+/// Bytes of messages, as they were received, that are on their way to the core: so far may what is durable and
+/// acknowledged be ahead of what is decided and stored. Four million halves: a burst passes at the journal's pace, and
+/// a question that waits for all of it to be stored is still answered.
+pub const BACKLOG_BYTES: usize = 96 << 20;
 /// Bytes that one sync of the journal covers at most.
 const GROUP_BYTES: usize = 16 << 20;
 /// Longest pause between two looks at the clock.
@@ -57,8 +62,10 @@ pub enum Submission {
         skew_us: i64,
         /// Payload of the frame; the batch begins at [`SEQ_BYTES`].
         payload: Vec<u8>,
-        /// The same, decoded.
-        batch: HalfBatch,
+        /// When its newest half was seen, by the agent's clock.
+        newest: Option<Timestamp>,
+        /// Its place in the backlog.
+        room: Room,
     },
     /// An agent said who it is.
     Agent {
@@ -81,6 +88,8 @@ pub enum Submission {
         seq: u64,
         /// Told when it is durable.
         acks: Arc<watch::Sender<u64>>,
+        /// Its place in the backlog.
+        room: Room,
     },
     /// Something between us and a peer that needs no journal.
     Contact {
@@ -88,6 +97,8 @@ pub enum Submission {
         session: u64,
         /// What happened.
         contact: Contact,
+        /// Its place in the backlog, if it is large.
+        room: Option<Room>,
     },
     /// What a peer said before needs no journal, or is durable with this.
     Acknowledge {
@@ -103,16 +114,36 @@ pub enum Submission {
 /// Sequence number before the batch in a frame's payload.
 pub const SEQ_BYTES: usize = 8;
 
-#[expect(clippy::large_enum_variant, reason = "nearly all are entries")]
+/// A message's place in the backlog ([`BACKLOG_BYTES`]), given back when the core has taken it.
+pub type Room = OwnedSemaphorePermit;
+
+/// Waits for a message's place in the backlog.
+pub async fn room(backlog: &Arc<Semaphore>, bytes: usize) -> Option<Room> {
+    let bytes = bytes.min(BACKLOG_BYTES) as u32;
+    backlog.clone().acquire_many_owned(bytes).await.ok()
+}
+
 enum ToCore {
+    /// A batch as it was received: it is short like that, and decoded when its turn comes.
+    Batch {
+        position: u64,
+        at: Timestamp,
+        agent: AgentKey,
+        seq: u64,
+        skew_us: i64,
+        payload: Vec<u8>,
+        room: Room,
+    },
     Entry {
         position: u64,
         at: Timestamp,
-        input: Input,
+        input: Box<Input>,
+        room: Option<Room>,
     },
     Contact {
         session: u64,
         contact: Contact,
+        room: Option<Room>,
     },
     Barrier(oneshot::Sender<()>),
 }
@@ -145,6 +176,8 @@ pub struct Progress {
     pub mesh: Mutex<Option<weft_mesh::Counters>>,
     /// Halves without partner that are past their hold.
     pub past_hold: AtomicU64,
+    /// Transactions that the store has not done yet.
+    pub flushes: AtomicU64,
     /// From the other end's naming to the stored match.
     pub exchange: Delays,
 }
@@ -177,10 +210,11 @@ impl Pipeline {
         let from = loaded.position;
         let live = loaded.live.len();
         let mut core = Core::new(core_config(config)?, loaded);
+        let mut decoder = BatchDecoder::new();
         let mut last = None;
         let (mut journal, recovery) =
             Journal::open(&config.journal_folder(), from, |position, entry| {
-                let (at, input) = replayed(entry);
+                let (at, input) = replayed(entry, &mut decoder);
                 last = Some(at);
                 if let Some(input) = input {
                     core.apply(position, at, input);
@@ -359,7 +393,7 @@ pub fn random_seed() -> u64 {
 }
 
 /// An entry of the journal as the core takes it. What was written was valid.
-fn replayed(entry: Entry) -> (Timestamp, Option<Input>) {
+fn replayed(entry: Entry, decoder: &mut BatchDecoder) -> (Timestamp, Option<Input>) {
     match entry {
         Entry::Start {
             arrived_at,
@@ -383,7 +417,7 @@ fn replayed(entry: Entry) -> (Timestamp, Option<Input>) {
             skew_us,
             batch: bytes,
         }) => {
-            let batch = batch::decode(&bytes, agent).ok();
+            let batch = decoder.decode_batch(&bytes, agent).ok();
             (
                 arrived_at,
                 batch.map(|batch| Input::Batch {
@@ -467,7 +501,8 @@ fn write_entry(
             seq,
             skew_us,
             payload,
-            batch,
+            newest,
+            room,
         } => {
             let bytes = payload.get(SEQ_BYTES..).unwrap_or_default();
             let key = agent.key;
@@ -479,21 +514,16 @@ fn write_entry(
                 batch: bytes,
             };
             let position = journal.append(EntryRef::Batch(entry))?;
-            let newest = batch
-                .halves
-                .iter()
-                .map(|half| half.seen_at.0.saturating_sub(skew_us))
-                .max();
-            durable.push(Durable::Agent(agent, seq, newest.map(Timestamp)));
-            onward.push(ToCore::Entry {
+            let newest = newest.map(|newest| Timestamp(newest.0.saturating_sub(skew_us)));
+            durable.push(Durable::Agent(agent, seq, newest));
+            onward.push(ToCore::Batch {
                 position,
                 at,
-                input: Input::Batch {
-                    agent: key,
-                    seq,
-                    skew_us,
-                    batch,
-                },
+                agent: key,
+                seq,
+                skew_us,
+                payload,
+                room,
             });
         }
         Submission::Agent { at, key, info } => {
@@ -507,7 +537,8 @@ fn write_entry(
             onward.push(ToCore::Entry {
                 position,
                 at,
-                input: Input::Agent { key, info },
+                input: Box::new(Input::Agent { key, info }),
+                room: None,
             });
         }
         Submission::Peer {
@@ -516,6 +547,7 @@ fn write_entry(
             message,
             seq,
             acks,
+            room,
         } => {
             let said = (peer, message);
             let bytes = codec::to_bytes(Kind::PeerMessages, &said)?;
@@ -528,13 +560,20 @@ fn write_entry(
             onward.push(ToCore::Entry {
                 position,
                 at,
-                input: Input::Peer { peer, message },
+                input: Box::new(Input::Peer { peer, message }),
+                room: Some(room),
             });
         }
         Submission::Acknowledge { seq, acks } => durable.push(Durable::Peer(acks, seq)),
-        Submission::Contact { session, contact } => {
-            onward.push(ToCore::Contact { session, contact })
-        }
+        Submission::Contact {
+            session,
+            contact,
+            room,
+        } => onward.push(ToCore::Contact {
+            session,
+            contact,
+            room,
+        }),
         Submission::Barrier(done) => onward.push(ToCore::Barrier(done)),
     }
     Ok(())
@@ -550,22 +589,52 @@ fn run_core(
 ) -> anyhow::Result<()> {
     // Our sessions to peers by number: what is said is only right for the session that it was made for.
     let mut sessions = HashMap::new();
+    let mut decoder = BatchDecoder::new();
     let mut flushed = Instant::now();
     let mut done = Vec::new();
     loop {
         let received = entries.recv_timeout(TICK);
         let ended = matches!(received, Err(RecvTimeoutError::Disconnected));
         match received {
+            Ok(ToCore::Batch {
+                position,
+                at,
+                agent,
+                seq,
+                skew_us,
+                payload,
+                room,
+            }) => {
+                let bytes = payload.get(SEQ_BYTES..).unwrap_or_default();
+                let batch = decoder.decode_batch(bytes, agent)?;
+                let input = Input::Batch {
+                    agent,
+                    seq,
+                    skew_us,
+                    batch,
+                };
+                core.apply(position, at, input);
+                drop(room);
+            }
             Ok(ToCore::Entry {
                 position,
                 at,
                 input,
-            }) => core.apply(position, at, input),
-            Ok(ToCore::Contact { session, contact }) => {
+                room,
+            }) => {
+                core.apply(position, at, *input);
+                drop(room);
+            }
+            Ok(ToCore::Contact {
+                session,
+                contact,
+                room,
+            }) => {
                 if let Contact::Up { peer, .. } = &contact {
                     sessions.insert(peer.clone(), session);
                 }
                 core.contact(&contact);
+                drop(room);
             }
             Ok(ToCore::Barrier(waiting)) => done.push(waiting),
             Err(_) => core.advance(clock::now()),
@@ -575,9 +644,11 @@ fn run_core(
             let session = sessions.get(peer).copied().unwrap_or(0);
             peers.tell(session, told);
         }
+        // While the store is busy, what changes is gathered: the more it has to do, the larger its transactions.
+        let idle = progress.flushes.load(Relaxed) == 0;
         if ended
             || !done.is_empty()
-            || flushed.elapsed() >= interval
+            || (idle && flushed.elapsed() >= interval)
             || core.unflushed() >= FLUSH_ROWS
         {
             core.advance(clock::now());
@@ -586,6 +657,7 @@ fn run_core(
             let changed = core.changed();
             if changed || !done.is_empty() {
                 let flush = changed.then(|| core.flush());
+                progress.flushes.fetch_add(1, Relaxed);
                 if to_store
                     .send(ToStore {
                         flush,
@@ -638,6 +710,7 @@ fn run_store(
             progress.stored_position.store(flush.position, Relaxed);
             progress.exchange.since(&flush.named, clock::now());
         }
+        progress.flushes.fetch_sub(1, Relaxed);
         for waiting in done {
             // Nobody waits any more: the question was given up.
             let _ = waiting.send(());

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::health::{Sources, Vitals};
 use crate::metrics::serve;
 use crate::peers::Peers;
-use crate::pipeline::{Pipeline, random_seed};
+use crate::pipeline::{BACKLOG_BYTES, Pipeline, random_seed};
 use crate::query::Queries;
 use crate::server::{Server, ServerCounters};
 
@@ -91,6 +91,7 @@ impl Federator {
             name: config.name.clone(),
             agents,
             submissions: pipeline.submissions.clone(),
+            backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
             progress: pipeline.progress.clone(),
             journal_max_bytes: config.journal.max_bytes,
             queries,

@@ -3,24 +3,26 @@
 //! Agents open one stream with their hello; operators and federators open a stream for each question, federators also one
 //! for what they say to each other.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use weft_transport::{FrameReceiver, FrameSender, Listener, PeerRole, Session, TransportError};
+use weft_wire::batch::{BatchDecoder, BatchError};
 use weft_wire::control::{
     Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage,
 };
 use weft_wire::frame::{Frame, Kind};
 use weft_wire::query::Request;
-use weft_wire::{batch, codec};
+use weft_wire::{Timestamp, codec};
 
 use crate::agents::{AgentState, AgentStates};
 use crate::clock;
 use crate::core::Contact;
 use crate::peers::Peers;
-use crate::pipeline::{Progress, SEQ_BYTES, Submission};
+use crate::pipeline::{Progress, Room, SEQ_BYTES, Submission, room};
 use crate::query::Queries;
 
 /// A peer that says nothing at first is turned away.
@@ -38,6 +40,8 @@ pub struct Server {
     pub agents: Arc<AgentStates>,
     /// Into the pipeline.
     pub submissions: mpsc::Sender<Submission>,
+    /// Room on the way to the core.
+    pub backlog: Arc<Semaphore>,
     /// The pipeline's state.
     pub progress: Arc<Progress>,
     /// Beyond it agents are refused.
@@ -169,17 +173,17 @@ impl Server {
     ) -> Result<(), TransportError> {
         let (seq, bytes) =
             codec::split_batch(&frame).map_err(|error| session.undecodable(&error))?;
-        let decoded = batch::decode(bytes, agent.key);
-        let batch =
-            decoded.map_err(|error| session.misbehaved(error.close_code(), error.to_string()))?;
+        let (halves, newest) = looked_at(bytes)
+            .map_err(|error| session.misbehaved(error.close_code(), error.to_string()))?;
         self.check_journal(session)?;
+        let backlog = self.room(session, frame.payload.len()).await?;
         // Room first, then the claim: a number is only claimed for what is really submitted.
         let Ok(room) = self.submissions.reserve().await else {
             return Err(draining(session));
         };
         let at = clock::now();
         let skew_us = agent.heard(None, at);
-        if !agent.claim(seq, batch.halves.len()) {
+        if !agent.claim(seq, halves) {
             self.counters.repeated_batches.fetch_add(1, Relaxed);
             return Ok(());
         }
@@ -187,18 +191,23 @@ impl Server {
         self.counters
             .batch_bytes
             .fetch_add((frame.payload.len() - SEQ_BYTES) as u64, Relaxed);
-        self.counters
-            .halves
-            .fetch_add(batch.halves.len() as u64, Relaxed);
+        self.counters.halves.fetch_add(halves as u64, Relaxed);
         room.send(Submission::Batch {
             at,
             agent: agent.clone(),
             seq,
             skew_us,
             payload: frame.payload,
-            batch,
+            newest,
+            room: backlog,
         });
         Ok(())
+    }
+
+    async fn room(&self, session: &Session, bytes: usize) -> Result<Room, TransportError> {
+        room(&self.backlog, bytes)
+            .await
+            .ok_or_else(|| draining(session))
     }
 
     fn check_journal(&self, session: &Session) -> Result<(), TransportError> {
@@ -289,6 +298,7 @@ impl Server {
             Submission::Contact {
                 session: 0,
                 contact: up,
+                room: None,
             },
         )
         .await?;
@@ -305,7 +315,8 @@ impl Server {
             while let Some(frame) = receiver.recv().await? {
                 let (seq, message) =
                     codec::decode_peer(&frame).map_err(|error| session.undecodable(&error))?;
-                self.take_message(session, &hello.name, seq, message, &acks)
+                let room = self.room(session, frame.payload.len()).await?;
+                self.take_message(session, &hello.name, (seq, message, room), &acks)
                     .await?;
             }
             Ok(())
@@ -320,8 +331,7 @@ impl Server {
         &self,
         session: &Session,
         peer: &str,
-        seq: u64,
-        message: PeerMessage,
+        (seq, message, room): (u64, PeerMessage, Room),
         acks: &Arc<watch::Sender<u64>>,
     ) -> Result<(), TransportError> {
         if let PeerMessage::Cards(cards) = &message
@@ -341,6 +351,7 @@ impl Server {
                     Submission::Contact {
                         session: 0,
                         contact,
+                        room: Some(room),
                     },
                 )
                 .await?;
@@ -362,12 +373,26 @@ impl Server {
                         message,
                         seq,
                         acks: acks.clone(),
+                        room,
                     },
                 )
                 .await
             }
         }
     }
+}
+
+/// Checks a batch without making rows of it: how many halves, and when the newest was seen.
+fn looked_at(bytes: &[u8]) -> Result<(usize, Option<Timestamp>), BatchError> {
+    thread_local! {
+        /// Its memory is worth keeping, and there are fewer threads than sessions.
+        static DECODER: RefCell<BatchDecoder> = RefCell::new(BatchDecoder::new());
+    }
+    DECODER.with_borrow_mut(|decoder| {
+        let columns = decoder.decode(bytes)?;
+        let newest = columns.seen_at.iter().max();
+        Ok((columns.len(), newest.map(|at| Timestamp(*at))))
+    })
 }
 
 fn draining(session: &Session) -> TransportError {
