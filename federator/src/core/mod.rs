@@ -700,9 +700,14 @@ fn confidence(confidence: stitching::Confidence) -> Confidence {
     }
 }
 
-/// What is known of a half after a newer row about it; `None` when the row is not newer.
+/// What is known of a half after a newer row about it; `None` when the row is not newer. The end is newer than all before it,
+/// whatever the agent's clock says: it may have been set back meanwhile.
 fn merge(known: &Half, new: &Half) -> Option<Half> {
-    let older = new.seen_at < known.seen_at || (known.state.finished() && !new.state.finished());
+    let older = match (known.state.finished(), new.state.finished()) {
+        (true, false) => true,
+        (false, true) => false,
+        _ => new.seen_at < known.seen_at,
+    };
     if older || (known.role, known.local, known.remote) != (new.role, new.local, new.remote) {
         return None;
     }

@@ -26,7 +26,7 @@ impl Known {
             Fingerprint::Unknown => new.fingerprint,
             first => first,
         };
-        (new.seen_at >= self.seen_at).then_some(Half {
+        (new.state.finished() || new.seen_at >= self.seen_at).then_some(Half {
             fingerprint,
             opened_at: self.opened_at.min(new.opened_at),
             ..*new

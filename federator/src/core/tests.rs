@@ -200,6 +200,16 @@ fn an_agent_that_restarted_does_not_take_back_what_was_known() {
 }
 
 #[test]
+fn an_end_counts_although_the_agents_clock_was_set_back() {
+    let open = half(1, 1, Role::Client, 5, HalfState::Open);
+    let mut closed = half(1, 1, Role::Client, 5, HalfState::Closed);
+    closed.seen_at = Timestamp(open.seen_at.0 - 500);
+    closed.bytes_sent = open.bytes_sent + 1;
+    assert_eq!(merge(&open, &closed), Some(closed));
+    assert_eq!(merge(&closed, &open), None);
+}
+
+#[test]
 fn no_partner_expires_and_leaves() {
     let mut core = core();
     batch(
