@@ -82,6 +82,11 @@ impl Server {
                     Ok(()) | Err(TransportError::StreamEnded) => {
                         tracing::debug!(peer, "session ended")
                     }
+                    Err(TransportError::Closed(reason))
+                        if reason.peer_code() == Some(CloseCode::Done) =>
+                    {
+                        tracing::debug!(peer, "session ended")
+                    }
                     Err(error) => tracing::info!(peer, %error, "session ended"),
                 }
             });
