@@ -74,14 +74,16 @@ impl AgentState {
         }
     }
 
-    /// Claims a sequence number for submission; `false` when it was submitted before.
-    pub fn claim(&self, seq: u64, halves: usize) -> bool {
+    /// Claims a sequence number and submits; `false` when it was submitted before. Both at once: two sessions of one agent, of
+    /// which the newer took over, must not submit in another order than they claimed.
+    pub fn claim(&self, seq: u64, halves: usize, submit: impl FnOnce()) -> bool {
         let mut inner = self.inner();
         if seq <= inner.submitted {
             return false;
         }
         inner.submitted = seq;
         inner.halves += halves as u64;
+        submit();
         true
     }
 
@@ -195,10 +197,10 @@ mod tests {
     #[test]
     fn a_sequence_number_is_taken_once() {
         let state = AgentState::new(AgentKey(1), 5);
-        assert!(!state.claim(5, 1));
-        assert!(state.claim(7, 1));
-        assert!(!state.claim(6, 1));
-        assert!(!state.claim(7, 1));
+        assert!(!state.claim(5, 1, || ()));
+        assert!(state.claim(7, 1, || ()));
+        assert!(!state.claim(6, 1, || ()));
+        assert!(!state.claim(7, 1, || ()));
         assert_eq!(*state.durable().borrow(), 5);
         state.became_durable(7, Some(Timestamp(10)), Timestamp(40));
         assert_eq!((*state.durable().borrow(), state.inner().lag_us), (7, 30));

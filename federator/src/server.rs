@@ -188,16 +188,8 @@ impl Server {
         };
         let at = clock::now();
         let skew_us = agent.heard(None, at);
-        if !agent.claim(seq, halves) {
-            self.counters.repeated_batches.fetch_add(1, Relaxed);
-            return Ok(());
-        }
-        self.counters.batches.fetch_add(1, Relaxed);
-        self.counters
-            .batch_bytes
-            .fetch_add((frame.payload.len() - SEQ_BYTES) as u64, Relaxed);
-        self.counters.halves.fetch_add(halves as u64, Relaxed);
-        room.send(Submission::Batch {
+        let batch_bytes = (frame.payload.len() - SEQ_BYTES) as u64;
+        let submission = Submission::Batch {
             at,
             agent: agent.clone(),
             seq,
@@ -205,7 +197,16 @@ impl Server {
             payload: frame.payload,
             newest,
             room: backlog,
-        });
+        };
+        if !agent.claim(seq, halves, || {
+            room.send(submission);
+        }) {
+            self.counters.repeated_batches.fetch_add(1, Relaxed);
+            return Ok(());
+        }
+        self.counters.batches.fetch_add(1, Relaxed);
+        self.counters.batch_bytes.fetch_add(batch_bytes, Relaxed);
+        self.counters.halves.fetch_add(halves as u64, Relaxed);
         Ok(())
     }
 

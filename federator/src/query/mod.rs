@@ -195,6 +195,12 @@ impl Queries {
                 if !absent.is_empty() {
                     // Their connections are counted by the copies of those that can be asked.
                     parts = self.ask_all(&question, &absent).await?;
+                    // One that is back by now is counted already.
+                    for (link, answer) in &mut parts.others {
+                        if absent.contains(&link.name) && answer.is_ok() {
+                            *answer = Err("it did not answer at first".into());
+                        }
+                    }
                 }
                 let (mut answer, cut) = parts.join();
                 let (rows, truncated) =

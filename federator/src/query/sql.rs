@@ -203,6 +203,8 @@ pub fn run(
 /// An empty database that can reach nothing.
 fn fenced(limits: &SqlLimits) -> Result<Database, duckdb::Error> {
     let config = Config::default()
+        // Nothing spills to a file: beyond its memory a statement fails.
+        .with("temp_directory", "")?
         .enable_external_access(false)?
         .enable_autoload_extension(false)?
         .threads(1)?
@@ -247,10 +249,29 @@ fn single_select(db: &Database, statement: &str) -> Result<String, QueryError> {
         Some(1) => {}
         _ => return Err(no("there is more than one statement")),
     }
+    if calls_a_switch(&parsed["statements"]) {
+        return Err(no("it calls a function that changes a setting"));
+    }
     db.query_row("SELECT json_deserialize_sql(?::JSON)", [&tree], |row| {
         row.get(0)
     })
     .map_err(refused)
+}
+
+/// Whether a parsed statement calls one of DuckDB's functions that switch logging, profiling and the like on or off: table
+/// functions, so a SELECT can call them.
+fn calls_a_switch(tree: &serde_json::Value) -> bool {
+    match tree {
+        serde_json::Value::Object(fields) => fields.iter().any(|(name, value)| {
+            let switch = |text: &str| {
+                let text = text.to_ascii_lowercase();
+                text.starts_with("enable_") || text.starts_with("disable_")
+            };
+            (name == "function_name" && value.as_str().is_some_and(switch)) || calls_a_switch(value)
+        }),
+        serde_json::Value::Array(items) => items.iter().any(calls_a_switch),
+        _ => false,
+    }
 }
 
 fn refused(error: duckdb::Error) -> QueryError {
@@ -543,6 +564,8 @@ mod tests {
             "SELECT 1; SELECT 2",
             "SELECT 1; DROP TABLE connection",
             "SELECT getenv('HOME')",
+            "SELECT * FROM read_blob('.tmp/*')",
+            "SELECT * FROM enable_logging(storage='file', storage_path='.tmp/x.csv')",
             "SELECT 1) AS x; DROP TABLE connection; SELECT * FROM (SELECT 1",
             "CALL pragma_version()",
             "EXPLAIN ANALYZE SELECT 1",
@@ -574,6 +597,9 @@ mod tests {
             ..limits()
         };
         let error = run(&some(), huge, &long).unwrap_err();
+        assert!(error.cause.contains("Out of Memory"), "{error:?}");
+        let spills = "SELECT i FROM range(100000000) t(i) ORDER BY hash(i) OFFSET 99999999";
+        let error = run(&some(), spills, &long).unwrap_err();
         assert!(error.cause.contains("Out of Memory"), "{error:?}");
     }
 }

@@ -123,6 +123,7 @@ impl Store {
             arrow: append::arrow_schema(),
         };
         store.check_version(&options.path)?;
+        store.forget_owners()?;
         store.agents = read::agents(&store.connection)?;
         store
             .connection
@@ -354,22 +355,25 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes settled connections last seen before `before`, and names that nothing refers to any more; returns how
-    /// many connections.
+    /// Deletes settled connections last seen before `before`; returns how many. Their owners go when the store is opened
+    /// next.
     pub fn retain(&mut self, before: Timestamp) -> Result<usize, StoreError> {
         let deleted = self.connection.execute(
             "DELETE FROM connections_done WHERE seen_at < make_timestamp(?)",
             params![before.0],
         )?;
-        if deleted > 0 {
-            self.connection.execute_batch(
-                "DELETE FROM owners WHERE id NOT IN (
-                     SELECT c_owner FROM connections WHERE c_owner IS NOT NULL
-                     UNION SELECT s_owner FROM connections WHERE s_owner IS NOT NULL)
-                 AND id < (SELECT max(id) FROM owners)",
-            )?;
-        }
         Ok(deleted)
+    }
+
+    /// Deletes owners that no connection refers to. Only before the core has loaded them: later it may give their numbers to
+    /// new halves.
+    fn forget_owners(&self) -> Result<(), StoreError> {
+        Ok(self.connection.execute_batch(
+            "DELETE FROM owners WHERE id NOT IN (
+                 SELECT c_owner FROM connections WHERE c_owner IS NOT NULL
+                 UNION SELECT s_owner FROM connections WHERE s_owner IS NOT NULL)
+             AND id < (SELECT max(id) FROM owners)",
+        )?)
     }
 }
 
