@@ -88,6 +88,7 @@ impl Workload {
             rtt_us: (delay * (1.0 + self.unit() / 4.0)) as u32,
             retransmits,
             owner: u32::from(pod) * 3 / 2 % OWNERS,
+            ..Half::default()
         };
         let closed = Timestamp(opened + (lasted + delay / 2.0) as i64);
         let server = Half {
@@ -144,16 +145,19 @@ fn batch(mut halves: Vec<Half>) -> HalfBatch {
             exe: Some(format!("/usr/lib/service/worker-{}", number % 12)),
             uid: 1000 + number % 5,
             user: Some("service".to_owned()),
+            ..Process::default()
         }),
         cgroup: format!("/kubepods.slice/kubepods-pod{number:08x}.slice/cri-{number:064x}.scope"),
         container: Some(format!("{number:064x}")),
         netns: 4_026_531_840 + number,
         workload: format!("workload-{}", number % 24),
+        ..Owner::default()
     };
     HalfBatch {
         boot: BOOT,
         owners: (0..OWNERS).map(owner).collect(),
         halves,
+        ..HalfBatch::default()
     }
 }
 

@@ -263,7 +263,7 @@ pub mod code {
 /// Client's and server's initial sequence numbers, where known.
 pub fn isn_of(fingerprint: Fingerprint) -> Option<(u32, u32)> {
     match fingerprint {
-        Fingerprint::Unknown => None,
+        Fingerprint::Unknown | Fingerprint::Datagrams(_) => None,
         Fingerprint::TcpIsn { client, server } => Some((client, server)),
     }
 }

@@ -239,6 +239,7 @@ pub fn half(agent: AgentKey, number: u32, role: Role, state: HalfState) -> Half 
         rtt_us: 800,
         retransmits: 0,
         owner: 0,
+        ..Half::default()
     }
 }
 
@@ -260,6 +261,7 @@ pub fn batch_of(workload: &str, halves: Vec<Half>) -> HalfBatch {
         boot: BOOT,
         owners: vec![owner],
         halves,
+        ..HalfBatch::default()
     }
 }
 

@@ -54,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
         Kind::AgentHello => check::<AgentHello>(&frame),
         Kind::AgentWelcome => check::<AgentWelcome>(&frame),
         Kind::AgentStatus => check::<AgentStatus>(&frame),
-        Kind::HalfBatch => drop(codec::split_batch(&frame).map(|(_, batch)| batch.len())),
+        Kind::HalfBatch | Kind::LookupBatch => drop(codec::split_batch(&frame).map(|(_, batch)| batch.len())),
         Kind::Ack => check::<Ack>(&frame),
         Kind::PeerHello => check::<PeerHello>(&frame),
         Kind::PeerMessages => check_peer(&frame),

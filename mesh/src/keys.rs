@@ -104,7 +104,9 @@ pub fn card_view(card: &EndpointCard) -> HalfView {
             weft_wire::Role::Server => Role::Server,
         },
         fingerprint: match half.fingerprint {
-            weft_wire::Fingerprint::Unknown => Fingerprint::Unknown,
+            weft_wire::Fingerprint::Unknown | weft_wire::Fingerprint::Datagrams(_) => {
+                Fingerprint::Unknown
+            }
             weft_wire::Fingerprint::TcpIsn { client, server } => {
                 Fingerprint::TcpIsn { client, server }
             }

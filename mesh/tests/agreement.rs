@@ -80,6 +80,7 @@ fn half(id: u64, role: Role) -> Half {
         rtt_us: 0,
         retransmits: 0,
         owner: 0,
+        ..Half::default()
     }
 }
 

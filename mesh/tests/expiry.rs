@@ -77,6 +77,7 @@ fn half(id: u64, role: Role, server_isn: u32) -> Half {
         rtt_us: 0,
         retransmits: 0,
         owner: 0,
+        ..Half::default()
     }
 }
 

@@ -71,6 +71,7 @@ fn half(id: u64) -> Half {
         rtt_us: 0,
         retransmits: 0,
         owner: 0,
+        ..Half::default()
     }
 }
 

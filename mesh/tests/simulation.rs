@@ -231,6 +231,7 @@ impl World {
             rtt_us: 0,
             retransmits: 0,
             owner: 0,
+            ..Half::default()
         };
         let at = Some(Timestamp(SECOND));
         let closed = Half {

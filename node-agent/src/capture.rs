@@ -179,6 +179,7 @@ fn batch(boot: u64, rows: Vec<Row>) -> HalfBatch {
     let mut batch = HalfBatch {
         boot,
         owners: Vec::new(),
+        names: Vec::new(),
         halves: Vec::with_capacity(rows.len()),
     };
     let mut known: HashMap<*const Owner, u32> = HashMap::new();

@@ -238,6 +238,7 @@ fn half(event: &Event, identity: Identity, clock: &Clock) -> Half {
         rtt_us: event.rtt_us,
         retransmits: event.retransmits,
         owner: 0,
+        ..Half::default()
     }
 }
 

@@ -20,6 +20,8 @@ pub const MAX_AGENT_STATUS: usize = 4 << 10;
 /// Largest payload of [`Kind::HalfBatch`]: sequence number and a batch of [`crate::batch::MAX_ROWS`] rows that
 /// do not compress.
 pub const MAX_HALF_BATCH: usize = 8 << 20;
+/// Largest payload of [`Kind::LookupBatch`]: sequence number and a batch of lookups.
+pub const MAX_LOOKUP_BATCH: usize = 8 << 20;
 /// Largest payload of [`Kind::Ack`].
 pub const MAX_ACK: usize = 64;
 /// Largest payload of [`Kind::PeerHello`].
@@ -53,11 +55,13 @@ pub enum Kind {
     Request = 8,
     /// [`crate::query::Response`].
     Response = 9,
+    /// Sequence number (`u64`, little-endian; the same numbers as half batches have), then encoded lookups.
+    LookupBatch = 10,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::AgentHello,
         Self::AgentWelcome,
         Self::AgentStatus,
@@ -67,6 +71,7 @@ impl Kind {
         Self::PeerMessages,
         Self::Request,
         Self::Response,
+        Self::LookupBatch,
     ];
 
     /// Largest payload in bytes.
@@ -81,6 +86,7 @@ impl Kind {
             Self::PeerMessages => MAX_PEER_MESSAGES,
             Self::Request => MAX_REQUEST,
             Self::Response => MAX_RESPONSE,
+            Self::LookupBatch => MAX_LOOKUP_BATCH,
         }
     }
 
@@ -266,7 +272,7 @@ mod tests {
     proptest! {
         #[test]
         fn frames_survive_any_cutting(
-            payloads in prop::collection::vec((0usize..9, prop::collection::vec(any::<u8>(), 0..64)), 0..20),
+            payloads in prop::collection::vec((0usize..Kind::ALL.len(), prop::collection::vec(any::<u8>(), 0..64)), 0..20),
             cuts in prop::collection::vec(1usize..40, 1..200),
         ) {
             let frames: Vec<Frame> =

@@ -1,16 +1,18 @@
 //! The words of the design as types: halves, fingerprints, sites, processes.
 
+mod lookup;
+mod owner;
+mod time;
+
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A point in time: microseconds since the Unix epoch, UTC.
-///
-/// Text formats carry RFC 3339 with six fractional digits and `Z`; binary formats the integer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(pub i64);
+pub use lookup::*;
+pub use owner::*;
+pub use time::Timestamp;
 
 /// Identifies one half, forever and everywhere: 64 mixed bits of the reporting agent's identity, the
 /// kernel's boot and the socket cookie.
@@ -30,31 +32,34 @@ pub struct HalfId(pub u64);
 pub struct AgentKey(pub u64);
 
 /// Transport protocol; the discriminant is the IANA protocol number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Protocol {
     /// TCP, RFC 9293.
+    #[default]
     Tcp = 6,
     /// UDP, RFC 768.
     Udp = 17,
 }
 
 /// Which end of a connection a half saw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Opened the connection (active open).
+    /// Opened the connection (active open); of UDP: sent the first datagram that was seen.
+    #[default]
     Client,
-    /// Accepted it (passive open).
+    /// Accepted it (passive open); of UDP: received that.
     Server,
 }
 
-/// Where a half is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Where a half is in its life. Of UDP: open or closed (idle for long, or its socket released).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HalfState {
     /// Established and not yet closed.
+    #[default]
     Open,
     /// Was established, is closed.
     Closed,
@@ -67,9 +72,10 @@ pub enum HalfState {
 }
 
 /// What NAT cannot change about a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Fingerprint {
     /// Nothing known: the connection is older than the agent, or was never established.
+    #[default]
     Unknown,
     /// TCP initial sequence numbers (RFC 9293, 3.4.1), of the client's and the server's SYN.
     TcpIsn {
@@ -78,6 +84,100 @@ pub enum Fingerprint {
         /// Initial sequence number of the server.
         server: u32,
     },
+    /// The first datagram each way.
+    Datagrams(Datagrams),
+}
+
+/// What NAT leaves alone of a UDP flow: hashes of the first datagram each way.
+///
+/// The hash is the first 8 bytes, little-endian, of blake3 over a byte that says the sort (its discriminant) and
+/// the bytes that the sort names. An agent computes it, from raw bytes; at most [`DATAGRAM_SNAP_BYTES`] count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Datagrams {
+    /// Which bytes were hashed.
+    pub sort: DatagramSort,
+    /// Hash of the client's first datagram.
+    pub client: u64,
+    /// Hash of the server's first; 0: none was seen (yet).
+    pub server: u64,
+    /// Whether the bytes themselves can tell flows apart; else a thousand flows may have the same hashes.
+    pub distinct: bool,
+}
+
+/// Bytes of a datagram that count for its hash; the same at both ends, or hashes differ.
+pub const DATAGRAM_SNAP_BYTES: usize = 128;
+
+/// Which bytes of a datagram its hash is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum DatagramSort {
+    /// Its length and first bytes.
+    #[default]
+    Other = 0,
+    /// Of a DNS message: id and question section.
+    Dns = 1,
+    /// Of a QUIC Initial: both connection ids.
+    Quic = 2,
+}
+
+/// What is spoken on a connection, as far as its first bytes tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Application {
+    /// Not known.
+    #[default]
+    Unknown = 0,
+    /// TLS; what is inside is not seen.
+    Tls = 1,
+    /// HTTP/1.
+    Http1 = 2,
+    /// HTTP/2, in the clear.
+    Http2 = 3,
+    /// PostgreSQL.
+    Postgres = 4,
+    /// MySQL.
+    Mysql = 5,
+    /// Redis.
+    Redis = 6,
+    /// Kafka.
+    Kafka = 7,
+    /// MongoDB.
+    Mongodb = 8,
+    /// AMQP.
+    Amqp = 9,
+    /// DNS.
+    Dns = 10,
+    /// QUIC.
+    Quic = 11,
+}
+
+/// The name under which a connection's peer was known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PeerName {
+    /// Lower-case, without a final dot; at most [`MAX_NAME_BYTES`].
+    pub name: String,
+    /// How the agent knows it.
+    pub source: NameSource,
+}
+
+/// How an agent came to a peer's name, the surest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum NameSource {
+    /// The same process had looked it up.
+    #[default]
+    DnsProcess = 0,
+    /// A process of the same pod had.
+    DnsPod = 1,
+    /// A process of the same node had.
+    DnsNode = 2,
+    /// It stood in the TLS greeting.
+    Sni = 3,
+    /// It stood in a request's `Host`.
+    HttpHost = 4,
 }
 
 /// One end's view of one connection, as far as it is known at `seen_at`. Later rows of the same `id`
@@ -87,7 +187,8 @@ pub struct Half {
     /// Identity; see [`HalfId`]. Not on the wire in a batch: a receiver computes it from the sender's key,
     /// [`HalfBatch::boot`] and `cookie`, so that nobody can speak of another's halves.
     pub id: HalfId,
-    /// The kernel's socket cookie: unique within a boot.
+    /// The kernel's socket cookie: unique within a boot. Of UDP a mix of it with the peer and the flow's opening, for
+    /// one socket has many flows.
     pub cookie: u64,
     /// Transport protocol.
     pub protocol: Protocol,
@@ -107,13 +208,13 @@ pub struct Half {
     pub closed_at: Option<Timestamp>,
     /// When the counters below were read, by the agent's clock.
     pub seen_at: Timestamp,
-    /// Payload bytes sent and acknowledged by the peer.
+    /// Payload bytes sent and acknowledged by the peer; of UDP: sent.
     pub bytes_sent: u64,
     /// Payload bytes received.
     pub bytes_received: u64,
-    /// Segments sent.
+    /// Segments or datagrams sent.
     pub packets_sent: u64,
-    /// Segments received.
+    /// Segments or datagrams received.
     pub packets_received: u64,
     /// Smoothed round-trip time in microseconds; 0 when unknown.
     pub rtt_us: u32,
@@ -121,38 +222,12 @@ pub struct Half {
     pub retransmits: u32,
     /// Index into the owners that travel with the half ([`HalfBatch::owners`]).
     pub owner: u32,
-}
-
-/// The process, container and namespace behind a socket. A dictionary entry: many halves share one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Owner {
-    /// The process that connected or listens; `None` when nothing could be learned of it.
-    pub process: Option<Process>,
-    /// Path of the cgroup v2 directory the socket's owner lives in, from the hierarchy's root.
-    pub cgroup: String,
-    /// Container id found in that path (64 hexadecimal digits), if it is a container's.
-    pub container: Option<String>,
-    /// Inode of the socket's network namespace; 0 when unknown.
-    pub netns: u32,
-    /// What the agent's configuration calls this workload.
-    pub workload: String,
-}
-
-/// A process, as it was when its socket was made or first seen.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Process {
-    /// Process id in the host's PID namespace.
-    pub pid: u32,
-    /// Start time; tells a reused pid apart. 0 when the process was gone before it could be read.
-    pub started_at: Timestamp,
-    /// The kernel's name of it (`comm`).
-    pub name: String,
-    /// Executable; `None` when the process was gone before it could be read.
-    pub exe: Option<String>,
-    /// Numeric user id.
-    pub uid: u32,
-    /// User name, when the host knows one.
-    pub user: Option<String>,
+    /// The peer's name: 0 for none, else index + 1 into the names that travel with the half ([`HalfBatch::names`]).
+    pub name: u32,
+    /// How long before `opened_at` that name was learnt, in microseconds.
+    pub named_before_us: u32,
+    /// What is spoken.
+    pub application: Application,
 }
 
 /// Halves of one agent with the dictionary that they point into. The unit of encoding, delivery,
@@ -163,8 +238,46 @@ pub struct HalfBatch {
     pub boot: u64,
     /// Processes and workloads; [`Half::owner`] is an index into this list.
     pub owners: Vec<Owner>,
+    /// Names of peers; [`Half::name`] is an index + 1 into this list.
+    pub names: Vec<PeerName>,
     /// The rows.
     pub halves: Vec<Half>,
+}
+
+impl HalfBatch {
+    /// The name of a row's peer.
+    pub fn name_of(&self, half: &Half) -> Option<&PeerName> {
+        self.names.get((half.name as usize).checked_sub(1)?)
+    }
+}
+
+impl Default for Half {
+    fn default() -> Self {
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        Self {
+            id: HalfId::default(),
+            cookie: 0,
+            protocol: Protocol::default(),
+            role: Role::default(),
+            state: HalfState::default(),
+            fingerprint: Fingerprint::default(),
+            local: nowhere,
+            remote: nowhere,
+            opened_at: Timestamp::default(),
+            closed_at: None,
+            seen_at: Timestamp::default(),
+            bytes_sent: 0,
+            bytes_received: 0,
+            packets_sent: 0,
+            packets_received: 0,
+            rtt_us: 0,
+            retransmits: 0,
+            owner: 0,
+            name: 0,
+            named_before_us: 0,
+            application: Application::default(),
+        }
+    }
 }
 
 /// The place of an endpoint. An empty string is "not known".
@@ -272,142 +385,5 @@ impl<'de> Deserialize<'de> for HalfId {
         } else {
             u64::deserialize(d).map(Self)
         }
-    }
-}
-
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = self.0.rem_euclid(1_000_000);
-        let seconds = self.0.div_euclid(1_000_000);
-        let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-        let (year, month, day) = civil_from_days(days);
-        write!(
-            f,
-            "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{micros:06}Z",
-            second / 3600,
-            second / 60 % 60,
-            second % 60
-        )
-    }
-}
-
-/// Days since 1970-01-01 to year, month, day in the proleptic Gregorian calendar
-/// (the era method: eras of 146,097 days, years that begin in March).
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
-}
-
-impl Serialize for Timestamp {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        if s.is_human_readable() {
-            s.collect_str(self)
-        } else {
-            s.serialize_i64(self.0)
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Timestamp {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        if d.is_human_readable() {
-            let text = String::deserialize(d)?;
-            Self::parse(&text).ok_or_else(|| {
-                serde::de::Error::custom(format!("not an RFC 3339 UTC time: {text}"))
-            })
-        } else {
-            i64::deserialize(d).map(Self)
-        }
-    }
-}
-
-impl Timestamp {
-    /// Parses exactly what [`fmt::Display`] prints: `YYYY-MM-DDTHH:MM:SS.ffffffZ`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let bytes = text.as_bytes();
-        if bytes.len() != 27 || !text.is_ascii() {
-            return None;
-        }
-        for (at, expected) in [
-            (4, b'-'),
-            (7, b'-'),
-            (10, b'T'),
-            (13, b':'),
-            (16, b':'),
-            (19, b'.'),
-            (26, b'Z'),
-        ] {
-            if bytes[at] != expected {
-                return None;
-            }
-        }
-        let number = |range: std::ops::Range<usize>| {
-            let digits = &text[range];
-            digits
-                .bytes()
-                .all(|b| b.is_ascii_digit())
-                .then(|| digits.parse::<i64>().ok())
-                .flatten()
-        };
-        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-        let (hour, minute, second, micros) = (
-            number(11..13)?,
-            number(14..16)?,
-            number(17..19)?,
-            number(20..26)?,
-        );
-        if !(1..=12).contains(&month) || hour > 23 || minute > 59 || second > 59 {
-            return None;
-        }
-        let days = days_from_civil(year, month, day);
-        if civil_from_days(days) != (year, month, day) {
-            return None;
-        }
-        Some(Self(
-            (((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000_000 + micros,
-        ))
-    }
-}
-
-/// The inverse of [`civil_from_days`].
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let era = year.div_euclid(400);
-    let year_of_era = year.rem_euclid(400);
-    let month_from_march = if month > 2 { month - 3 } else { month + 9 };
-    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    era * 146_097 + day_of_era - 719_468
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn time_prints_and_parses() {
-        for (micros, text) in [
-            (0, "1970-01-01T00:00:00.000000Z"),
-            (1_795_361_335_123_456, "2026-11-22T15:28:55.123456Z"),
-            (951_782_400_000_000, "2000-02-29T00:00:00.000000Z"),
-            (-1, "1969-12-31T23:59:59.999999Z"),
-        ] {
-            assert_eq!(Timestamp(micros).to_string(), text);
-            assert_eq!(Timestamp::parse(text), Some(Timestamp(micros)));
-        }
-        assert_eq!(Timestamp::parse("2026-02-30T00:00:00.000000Z"), None);
-        assert_eq!(Timestamp::parse("2026-02-28 00:00:00.000000Z"), None);
     }
 }

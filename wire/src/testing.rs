@@ -133,6 +133,7 @@ impl Generator {
             boot: 0x5eed_b007_5eed_b007,
             owners: self.owners.clone(),
             halves,
+            ..HalfBatch::default()
         }
     }
 
@@ -193,6 +194,7 @@ impl Generator {
             rtt_us: 0,
             retransmits: 0,
             owner: owner as u32,
+            ..Half::default()
         };
         if !refused {
             let (client, server) = (self.random.bits() as u32, self.random.bits() as u32);
@@ -270,6 +272,7 @@ fn owner(random: &mut Random, index: usize) -> Owner {
             exe: Some(format!("/usr/bin/{name}")),
             uid: 1000 + index as u32 % 3,
             user: None,
+            ..Process::default()
         }),
         cgroup: format!(
             "/kubepods.slice/kubepods-burstable.slice/cri-containerd-{container}.scope"
@@ -277,6 +280,7 @@ fn owner(random: &mut Random, index: usize) -> Owner {
         container: Some(container),
         netns: 0xf000_0000 + index as u32,
         workload: format!("{name}-{index}"),
+        ..Owner::default()
     }
 }
 

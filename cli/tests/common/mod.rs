@@ -182,6 +182,7 @@ pub fn endpoint(agent: &str, site: Site, workload: &str, local: &str, remote: &s
             exe: Some("/usr/local/bin/envoy".into()),
             uid: 1337,
             user: None,
+            ..Process::default()
         }),
         container: None,
         local: local.into(),

@@ -140,7 +140,7 @@ pub fn view_of(half: &Half) -> HalfView {
             Role::Server => stitching::Role::Server,
         },
         fingerprint: match half.fingerprint {
-            Fingerprint::Unknown => stitching::Fingerprint::Unknown,
+            Fingerprint::Unknown | Fingerprint::Datagrams(_) => stitching::Fingerprint::Unknown,
             Fingerprint::TcpIsn { client, server } => {
                 stitching::Fingerprint::TcpIsn { client, server }
             }

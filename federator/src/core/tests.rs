@@ -66,6 +66,7 @@ fn half(agent: u64, cookie: u64, role: Role, isn: u32, state: HalfState) -> Half
         rtt_us: 10,
         retransmits: 0,
         owner: 0,
+        ..Half::default()
     }
 }
 
@@ -78,6 +79,7 @@ fn batch(core: &mut Core, at: i64, agent: u64, seq: u64, halves: Vec<Half>) {
         boot: 7,
         owners: vec![owner],
         halves,
+        ..HalfBatch::default()
     };
     core.apply(
         10 + seq,

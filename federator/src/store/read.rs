@@ -108,6 +108,7 @@ impl RowReader<'_> {
             rtt_us: number(19)?,
             retransmits: number(20)?,
             owner: number(2)?,
+            ..Half::default()
         };
         Some(Side {
             half,
@@ -182,6 +183,7 @@ pub fn owners(
                     exe: row.get(4)?,
                     uid: row.get(5)?,
                     user: row.get(6)?,
+                    ..Process::default()
                 }),
             };
             let owner = Owner {
@@ -190,6 +192,7 @@ pub fn owners(
                 container: row.get(8)?,
                 netns: row.get(9)?,
                 workload: row.get(10)?,
+                ..Owner::default()
             };
             found.insert(row.get(0)?, Arc::new(owner));
         }

@@ -40,6 +40,7 @@ fn side(id: u64, role: Role, state: HalfState) -> Side {
         rtt_us: 40,
         retransmits: 3,
         owner: 0,
+        ..Half::default()
     };
     Side { half, agent: 0 }
 }
@@ -52,6 +53,7 @@ fn names() -> Flush {
         exe: Some("/usr/sbin/nginx".into()),
         uid: 33,
         user: None,
+        ..Process::default()
     };
     let owner = Owner {
         process: Some(process),

@@ -129,6 +129,7 @@ impl<H: Host> Attribution<H> {
             cgroup,
             container,
             netns,
+            ..Owner::default()
         }
     }
 
@@ -152,6 +153,7 @@ impl<H: Host> Attribution<H> {
                 exe: facts.exe,
                 uid: key.uid,
                 user,
+                ..Process::default()
             },
             None => Process {
                 pid: key.pid,
@@ -160,6 +162,7 @@ impl<H: Host> Attribution<H> {
                 exe: None,
                 uid: key.uid,
                 user,
+                ..Process::default()
             },
         }
     }

@@ -327,6 +327,7 @@ fn observed(socket: &Listed, role: Role, opened_at: Timestamp, seen_at: Timestam
         rtt_us: socket.info.rtt_us,
         retransmits: socket.info.retransmits,
         owner: 0,
+        ..Half::default()
     }
 }
 

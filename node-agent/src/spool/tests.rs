@@ -31,6 +31,7 @@ pub(crate) fn batch(first_cookie: u64, rows: usize) -> HalfBatch {
         rtt_us: 0,
         retransmits: 0,
         owner: 0,
+        ..Half::default()
     };
     HalfBatch {
         boot: 9,
@@ -38,6 +39,7 @@ pub(crate) fn batch(first_cookie: u64, rows: usize) -> HalfBatch {
         halves: (first_cookie..first_cookie + rows as u64)
             .map(half)
             .collect(),
+        ..HalfBatch::default()
     }
 }
 

@@ -48,7 +48,7 @@ impl Kind {
             flag(half.role == Role::Server, 0)
                 | state << 1
                 | flag(half.protocol == Protocol::Udp, 4)
-                | flag(half.fingerprint != Fingerprint::Unknown, 5)
+                | flag(matches!(half.fingerprint, Fingerprint::TcpIsn { .. }), 5)
                 | flag(half.closed_at.is_some(), 6),
         )
     }
@@ -199,6 +199,7 @@ impl Columns {
             rtt_us: self.rtt_us[row],
             retransmits: self.retransmits[row],
             owner: flow.owner,
+            ..Half::default()
         }
     }
 

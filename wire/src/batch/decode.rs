@@ -93,6 +93,7 @@ impl BatchDecoder {
     pub fn decode_batch(&mut self, bytes: &[u8], agent: AgentKey) -> Result<HalfBatch, BatchError> {
         let columns = self.decode(bytes)?;
         Ok(HalfBatch {
+            names: Vec::new(),
             boot: columns.boot,
             owners: columns.owners.clone(),
             halves: columns.halves(agent).collect(),

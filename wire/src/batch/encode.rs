@@ -101,7 +101,7 @@ fn ports(half: &Half) -> (u16, u16) {
 fn write_isns(out: &mut Vec<u8>, halves: &[Half]) {
     let isns = |half: &Half| match half.fingerprint {
         Fingerprint::TcpIsn { client, server } => Some((client, server)),
-        Fingerprint::Unknown => None,
+        Fingerprint::Unknown | Fingerprint::Datagrams(_) => None,
     };
     let known = halves.iter().filter_map(isns).count();
     let everywhere = (halves.len() - known) * EVERYWHERE_ONE_IN <= halves.len();

@@ -90,6 +90,7 @@ fn half(owners: u32) -> impl Strategy<Value = Half> {
                 rtt_us: counts.4,
                 retransmits: counts.5,
                 owner,
+                ..Half::default()
             },
         )
 }
@@ -127,7 +128,7 @@ fn normal(batch: &HalfBatch) -> HalfBatch {
 proptest! {
     #[test]
     fn any_batch_round_trips(halves in prop::collection::vec(half(5), 0..80)) {
-        let batch = HalfBatch { boot: 77, owners: (0..5).map(owner).collect(), halves };
+        let batch = HalfBatch { boot: 77, owners: (0..5).map(owner).collect(), halves, ..HalfBatch::default() };
         let bytes = encode(&batch).unwrap();
         prop_assert_eq!(decode(&bytes, AGENT).unwrap(), normal(&batch));
     }
