@@ -8,6 +8,10 @@
 
 #![no_std]
 
+mod datagram;
+
+pub use datagram::*;
+
 use core::mem::{offset_of, size_of};
 
 /// Version of every layout below; part of the path under which maps and links are pinned.
