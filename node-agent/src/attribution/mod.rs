@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod host;
+pub mod secrets;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -112,8 +113,14 @@ impl<H: Host> Attribution<H> {
             .cgroup(key.cgroup)
             .or_else(|| cgroup::unified(&facts_cgroup))
             .unwrap_or_default();
-        let container =
-            cgroup::container(&cgroup).or_else(|| facts_cgroup.lines().find_map(cgroup::container));
+        let mut place = cgroup::place(&cgroup);
+        if place.containers.is_empty() {
+            let other = cgroup::of_process(&facts_cgroup);
+            if !other.containers.is_empty() || place.unit.is_none() {
+                place = other;
+            }
+        }
+        let container = place.container().map(str::to_owned);
         let netns = match (key.netns, &facts) {
             (0, Some(facts)) => facts.netns,
             (netns, _) => netns,
