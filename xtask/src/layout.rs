@@ -67,13 +67,13 @@ impl Layout {
     pub fn cargo(&self) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(&self.root);
-        // Set by `cargo run` for this program only; a child would take them for its own.
-        for name in [
-            "CARGO_MANIFEST_DIR",
-            "CARGO_PKG_NAME",
-            "CARGO_MANIFEST_PATH",
-        ] {
-            command.env_remove(name);
+        // Set by `cargo run` for this program only; a child would take them for its own, and build scripts that watch
+        // them (ring's does) would run again, with all that stands on them.
+        for (name, _) in env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                command.env_remove(&name);
+            }
         }
         command
     }

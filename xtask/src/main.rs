@@ -1,7 +1,7 @@
 //! `cargo xtask`: everything a developer or a build machine does with this repository, as one program.
 //!
 //! Reading order: [`setup`] (what must be installed), [`ebpf`] (the kernel programs), [`demo`], [`mod@test`]
-//! with [`tidy`] and [`fuzz`], [`mod@bench`]; then the helpers [`layout`] (where things are) and [`sh`] (running programs).
+//! with [`tidy`], [`fuzz`] and [`kernel_matrix`], [`mod@bench`]; then the helpers [`layout`] (where things are) and [`sh`] (running programs).
 
 mod setup;
 mod ebpf;
@@ -9,6 +9,7 @@ mod demo;
 mod test;
 mod tidy;
 mod fuzz;
+mod kernel_matrix;
 mod bench;
 mod layout;
 mod sh;
@@ -25,10 +26,12 @@ Usage: cargo xtask COMMAND
   ebpf                        build the kernel programs, when their sources changed
   demo [--keep | --down]      the lab, real traffic through it, and what Weft says of it
                                 --keep  leave the lab running; --down  remove it
-  test [--only STEP[,STEP]]   all that can fail: tidy, deny, unit, doc, fuzz, lab
+  test [--only STEP[,STEP]]   all that can fail: tidy, deny, unit, doc, fuzz, kernels, lab
   tidy                        format, lints, documentation, dependency and text rules
   fuzz [--seconds N] [--only TARGET]
                               fuzz every target, N seconds in total (default 60)
+  kernel-matrix [--kernel 5.10|6.1|6.12|ends|all] [--only CASE[,CASE]]
+                              the capture tests on other kernels, in QEMU (default all)
   bench [--only PREFIX] [--json FILE]
                               measure what Weft reaches on this machine
 
@@ -50,6 +53,10 @@ enum Command {
     Fuzz {
         seconds: u64,
         only: Option<String>,
+    },
+    KernelMatrix {
+        kernels: kernel_matrix::Choice,
+        cases: Vec<String>,
     },
     Bench {
         only: Option<String>,
@@ -84,6 +91,9 @@ fn run(command: Command) -> Result<()> {
         Command::Test { only } => test::test(&layout, &only),
         Command::Tidy => test::tidy_only(&layout),
         Command::Fuzz { seconds, only } => fuzz::run_all(&layout, seconds, only.as_deref()),
+        Command::KernelMatrix { kernels, cases } => {
+            kernel_matrix::kernel_matrix(&layout, &kernels, &cases)
+        }
         Command::Bench { only, json } => bench::bench(&layout, only.as_deref(), json.as_deref()),
         Command::Help => {
             print!("{HELP}");
@@ -96,6 +106,7 @@ fn parse(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
     let mut name: Option<String> = None;
     let (mut only, mut json, mut seconds) = (None, None, None);
     let mut mode = demo::Mode::Once;
+    let mut kernels = kernel_matrix::Choice::All;
     while let Some(arg) = args.next()? {
         match arg {
             Long("help") | Short('h') => return Ok(Command::Help),
@@ -107,14 +118,20 @@ fn parse(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
             Long("seconds") if name.as_deref() == Some("fuzz") => {
                 seconds = Some(args.value()?.parse()?)
             }
+            Long("kernel") if name.as_deref() == Some("kernel-matrix") => {
+                kernels = kernel_matrix::Choice::parse(&args.value()?.string()?)?;
+            }
             Long("keep") if name.as_deref() == Some("demo") => mode = demo::Mode::Keep,
             Long("down") if name.as_deref() == Some("demo") => mode = demo::Mode::Down,
             other => return Err(other.unexpected()),
         }
     }
-    let takes_only = matches!(name.as_deref(), Some("test" | "fuzz" | "bench"));
+    let takes_only = matches!(
+        name.as_deref(),
+        Some("test" | "fuzz" | "bench" | "kernel-matrix")
+    );
     if only.is_some() && !takes_only {
-        return Err("--only belongs to test, fuzz and bench".into());
+        return Err("--only belongs to test, fuzz, bench and kernel-matrix".into());
     }
     Ok(match name.as_deref() {
         None | Some("help") => Command::Help,
@@ -122,9 +139,7 @@ fn parse(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
         Some("ebpf") => Command::Ebpf,
         Some("demo") => Command::Demo(mode),
         Some("test") => {
-            let only: Vec<String> = only
-                .map(|list| list.split(',').map(str::to_owned).collect())
-                .unwrap_or_default();
+            let only = words(only);
             if let Some(unknown) = only
                 .iter()
                 .find(|step| !test::STEPS.contains(&step.as_str()))
@@ -140,9 +155,19 @@ fn parse(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
             seconds: seconds.unwrap_or(fuzz::TOTAL_SECONDS),
             only,
         },
+        Some("kernel-matrix") => Command::KernelMatrix {
+            kernels,
+            cases: words(only),
+        },
         Some("bench") => Command::Bench { only, json },
         Some(other) => return Err(format!("no command '{other}'").into()),
     })
+}
+
+/// A list with commas.
+fn words(list: Option<String>) -> Vec<String> {
+    list.map(|list| list.split(',').map(str::to_owned).collect())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -171,6 +196,13 @@ mod tests {
             Ok(Command::Bench {
                 only: Some("stitch".into()),
                 json: Some("out.json".into())
+            })
+        );
+        assert_eq!(
+            parsed(&["kernel-matrix", "--kernel", "5.10", "--only", "ipv4,ipv6"]),
+            Ok(Command::KernelMatrix {
+                kernels: kernel_matrix::Choice::One("5.10".into()),
+                cases: vec!["ipv4".into(), "ipv6".into()]
             })
         );
         assert_eq!(parsed(&[]), Ok(Command::Help));

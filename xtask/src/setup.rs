@@ -84,6 +84,10 @@ const PACKAGES: &[Package] = &[
         "haproxy",
         "lab: an L4 proxy, which must not be taken for NAT",
     ),
+    package(
+        "qemu-system-x86",
+        "kernel-matrix: machines with other kernels",
+    ),
     package("softflowd", "bench: the peer of the agent"),
     package("nfdump", "bench: collects what softflowd exports"),
 ];

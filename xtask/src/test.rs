@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::layout::{Layout, is_root};
 use crate::sh::{as_root, run, seconds, step};
-use crate::{ebpf, fuzz, setup, tidy};
+use crate::{ebpf, fuzz, kernel_matrix, setup, tidy};
 
 /// Names that `--only` takes, in the order in which they run.
-pub const STEPS: &[&str] = &["tidy", "deny", "unit", "doc", "fuzz", "lab"];
+pub const STEPS: &[&str] = &["tidy", "deny", "unit", "doc", "fuzz", "kernels", "lab"];
 
 /// The package whose tests need root, real time and the machine to themselves.
 const LAB: &str = "weft-lab";
@@ -113,8 +113,8 @@ pub fn test(layout: &Layout, only: &[String]) -> Result<()> {
     if wanted("deny") {
         tidy::deny(layout, &mut summary);
     }
-    if wanted("unit") || wanted("lab") {
-        executables(layout, &mut summary, wanted("unit"), wanted("lab"));
+    if ["unit", "lab", "kernels"].into_iter().any(wanted) {
+        executables(layout, &mut summary, wanted);
     }
     if wanted("doc") {
         summary.check("documentation tests", || {
@@ -138,20 +138,34 @@ pub fn tidy_only(layout: &Layout) -> Result<()> {
     summary.close(start.elapsed())
 }
 
-/// Builds every test once, with one set of features, and runs unit tests and the lab's.
-fn executables(layout: &Layout, summary: &mut Summary, unit: bool, lab: bool) {
+/// Builds every test once, with one set of features, and runs unit tests, the lab's, and the agent's on other kernels.
+fn executables(layout: &Layout, summary: &mut Summary, wanted: impl Fn(&str) -> bool) {
     let mut built = Vec::new();
     summary.check("build programs and tests", || {
         run(layout.cargo().arg("build").args(WORKSPACE).arg("--bins"))?;
-        built = build_tests(layout)?;
+        built = build_tests(layout, WORKSPACE)?;
         Ok(())
     });
-    for test in built
-        .iter()
-        .filter(|test| if test.needs_root() { lab } else { unit })
-    {
+    let step = |test: &TestProgram| if test.needs_root() { "lab" } else { "unit" };
+    for test in built.iter().filter(|test| wanted(step(test))) {
         run_tests(layout, test, summary);
     }
+    if wanted("kernels") {
+        summary.check("capture on the oldest and the newest kernel", || {
+            let tests = built.iter().find(|test| test.is_capture());
+            kernel_matrix::ends(
+                layout,
+                &tests.context("the capture tests were not built")?.file,
+            )
+        });
+    }
+}
+
+/// Builds the agent's capture tests alone.
+pub fn build_capture(layout: &Layout) -> Result<PathBuf> {
+    let built = build_tests(layout, &["--package", CAPTURE.0, "--test", "capture"])?;
+    let tests = built.into_iter().find(TestProgram::is_capture);
+    Ok(tests.context("cargo built no capture tests")?.file)
 }
 
 /// A test executable.
@@ -165,11 +179,15 @@ struct TestProgram {
 
 impl TestProgram {
     fn needs_root(&self) -> bool {
-        self.package == LAB || (self.package.as_str(), self.target.as_str()) == CAPTURE
+        self.package == LAB || self.is_capture()
+    }
+
+    fn is_capture(&self) -> bool {
+        (self.package.as_str(), self.target.as_str()) == CAPTURE
     }
 }
 
-fn build_tests(layout: &Layout) -> Result<Vec<TestProgram>> {
+fn build_tests(layout: &Layout, what: &[&str]) -> Result<Vec<TestProgram>> {
     let mut cargo = layout.cargo();
     cargo
         .args([
@@ -177,7 +195,7 @@ fn build_tests(layout: &Layout) -> Result<Vec<TestProgram>> {
             "--no-run",
             "--message-format=json-render-diagnostics",
         ])
-        .args(WORKSPACE);
+        .args(what);
     let output = cargo
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

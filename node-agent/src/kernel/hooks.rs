@@ -16,10 +16,11 @@ use super::btf::Btf;
 use super::sys::{Plain, Ring};
 
 /// The kernel programs, embedded at build time.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that are pinned, by their name in the object.
-const MAPS: [&str; 6] = [
+pub(super) const MAPS: [&str; 6] = [
     "RING",
     "DROPS",
     "META",
@@ -33,9 +34,9 @@ const CREATE: &str = "link_create";
 /// Size of the ring that nobody reads.
 const TRIAL_RING_BYTES: u32 = 1 << 16;
 /// The kernel's own BTF.
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// Fields that the programs need, with the global that takes each.
-const FIELDS: [(&str, &str, &str); 5] = [
+pub(super) const FIELDS: [(&str, &str, &str); 5] = [
     ("OFFSET_WRITE_SEQ", "tcp_sock", "write_seq"),
     ("OFFSET_SK_FLAGS", "sock_common", "skc_flags"),
     ("OFFSET_SK_ERR", "sock", "sk_err"),
@@ -215,6 +216,11 @@ impl Hooks {
     }
 }
 
+/// The kernel programs, by name.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    LINKS.iter().map(|(_, program)| *program)
+}
+
 /// Detaches everything and removes what is pinned. True when there was something.
 pub fn unload(pin_dir: &Path) -> bool {
     let mut found = false;
@@ -338,7 +344,7 @@ pub fn offsets() -> [u32; FIELDS.len()] {
 }
 
 /// What is attached is known by a hash of the programs, their settings and the cgroup.
-fn attachment(plan: &Plan) -> Result<u64, HookError> {
+pub(super) fn attachment(plan: &Plan) -> Result<u64, HookError> {
     let cgroup = fs::metadata(&plan.cgroup)
         .map_err(|error| path(&plan.cgroup, error))?
         .ino();
@@ -379,7 +385,7 @@ pub fn require_bpffs(dir: &Path) -> Result<(), HookError> {
     .map_err(|error| path(Path::new(USUAL), error.into()))
 }
 
-fn versioned(pin_dir: &Path) -> PathBuf {
+pub(super) fn versioned(pin_dir: &Path) -> PathBuf {
     pin_dir.join(format!("v{LAYOUT_VERSION}"))
 }
 
@@ -417,7 +423,7 @@ fn clear(dir: &Path) {
     let _ = fs::remove_dir(dir);
 }
 
-fn remove<'a>(dir: &Path, names: impl Iterator<Item = &'a str>) {
+pub(super) fn remove<'a>(dir: &Path, names: impl Iterator<Item = &'a str>) {
     for name in names {
         let _ = fs::remove_file(dir.join(name));
     }
@@ -427,7 +433,7 @@ fn create(dir: &Path) -> Result<(), HookError> {
     fs::create_dir_all(dir).map_err(|error| path(dir, error))
 }
 
-fn path(path: &Path, error: io::Error) -> HookError {
+pub(super) fn path(path: &Path, error: io::Error) -> HookError {
     HookError::Path {
         path: path.into(),
         error,

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod cases;
+mod programs;
 mod world;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         Some("connect") => world::connect_and_exit(&arguments[1..]),
         Some("listen") => world::listen(&arguments[1..]),
         Some("agent") => world::agent(&arguments[1..]),
+        Some("programs") => programs::list(),
         _ => world::run_all(&arguments, cases::ALL),
     }
 }

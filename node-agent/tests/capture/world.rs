@@ -91,13 +91,16 @@ fn run_case(name: &str) -> bool {
 }
 
 /// What outlives a case's process, removed when dropped.
-struct Place {
-    cgroup: PathBuf,
-    pins: PathBuf,
+pub struct Place {
+    /// Its cgroup.
+    pub cgroup: PathBuf,
+    /// Its directory in bpffs; not there before something is pinned.
+    pub pins: PathBuf,
 }
 
 impl Place {
-    fn make(name: &str) -> Self {
+    /// For a case of this name.
+    pub fn make(name: &str) -> Self {
         let unique = format!("weft-test-{}-{name}", std::process::id());
         let place = Self {
             cgroup: cgroup_mount().join(&unique),
@@ -260,13 +263,9 @@ pub const IDENTITY: Identity = Identity {
     boot: 2,
 };
 
-fn start<S: BatchSink>(
-    cgroup: &Path,
-    pins: &Path,
-    settings: Settings,
-    sink: S,
-) -> Capture<RealHost, S> {
-    let plan = Plan {
+/// Settings as the agent's configuration would say them.
+pub fn plan(cgroup: &Path, pins: &Path, settings: Settings) -> Plan {
+    Plan {
         cgroup: cgroup.into(),
         pin_dir: pins.into(),
         ring_bytes: settings.ring_bytes,
@@ -275,7 +274,16 @@ fn start<S: BatchSink>(
         clock_offset_us: time::clock_offset_us(),
         now_ns: time::utc_ns(),
         monotonic_ns: time::monotonic_ns(),
-    };
+    }
+}
+
+fn start<S: BatchSink>(
+    cgroup: &Path,
+    pins: &Path,
+    settings: Settings,
+    sink: S,
+) -> Capture<RealHost, S> {
+    let plan = plan(cgroup, pins, settings);
     let hooks = Hooks::attach(&plan).unwrap_or_else(|error| panic!("{error}"));
     let clock = Clock::new(hooks.state.clock_offset_us);
     let naming =

@@ -12,9 +12,15 @@ use crate::sh::capture;
 const PURE: &[&str] = &[
     "weft-wire",
     "weft-stitching",
+    "weft-dns",
     "weft-mesh",
     "weft-agent-common",
 ];
+
+/// Dependencies that look impure and are not, each for as long as the crate that has them is built without these features
+/// (crate, its dependency, features). What is behind such a dependency is another's: features are united over
+/// the workspace, so `rand` has its source of randomness here, but only hickory-proto's own `std` would let it draw.
+const HARMLESS: &[(&str, &str, &[&str])] = &[("hickory-proto", "rand", &["std", "no-std-rand"])];
 
 /// What a pure crate may not even reach through others (a name, or the start of one when it ends in `*`).
 const IMPURE: &[&str] = &[
@@ -79,17 +85,24 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("weft-agent-ebpf", &["weft-agent-common"]),
     ("weft-wire", &[]),
     ("weft-stitching", &[]),
+    ("weft-dns", &["weft-wire"]),
     ("weft-mesh", &["weft-stitching", "weft-wire"]),
     ("weft-cloud-context", &["weft-wire"]),
     ("weft-transport", &["weft-wire"]),
     (
         "weft-agent",
-        &["weft-agent-common", "weft-transport", "weft-wire"],
+        &[
+            "weft-agent-common",
+            "weft-dns",
+            "weft-transport",
+            "weft-wire",
+        ],
     ),
     (
         "weft-federator",
         &[
             "weft-cloud-context",
+            "weft-dns",
             "weft-mesh",
             "weft-stitching",
             "weft-transport",
@@ -114,6 +127,8 @@ struct Graph {
     members: BTreeSet<String>,
     /// Package id to the ids it depends on at run time.
     normal: BTreeMap<String, Vec<String>>,
+    /// Package id to the features it is built with.
+    features: BTreeMap<String, Vec<String>>,
     /// Member name to the names it declares, of any kind.
     declared: BTreeMap<String, Vec<String>>,
 }
@@ -146,6 +161,8 @@ impl Graph {
                 .filter(|dep| array(&dep["dep_kinds"]).any(|kind| kind["kind"].is_null()))
                 .map(|dep| string(&dep["pkg"]));
             graph.normal.insert(string(&node["id"]), runtime.collect());
+            let features = array(&node["features"]).map(string).collect();
+            graph.features.insert(string(&node["id"]), features);
         }
         graph
     }
@@ -211,7 +228,7 @@ impl Graph {
         let mut open = vec![(from, Vec::new())];
         while let Some((id, path)) = open.pop() {
             for next in self.normal.get(id).into_iter().flatten() {
-                if seen.insert(next) {
+                if !self.harmless(id, next) && seen.insert(next) {
                     let mut path = path.clone();
                     path.push(self.name(next).to_owned());
                     found.insert(self.name(next).to_owned(), path.clone());
@@ -220,6 +237,15 @@ impl Graph {
             }
         }
         found
+    }
+
+    /// Whether [`HARMLESS`] speaks for a dependency.
+    fn harmless(&self, id: &str, next: &str) -> bool {
+        let built_with = self.features.get(id).map_or(&[][..], Vec::as_slice);
+        HARMLESS.iter().any(|(crate_, dependency, features)| {
+            (self.name(id), self.name(next)) == (crate_, dependency)
+                && !built_with.iter().any(|built| features.contains(&built.as_str()))
+        })
     }
 
     fn name(&self, id: &str) -> &str {
@@ -306,6 +332,20 @@ mod tests {
                 .findings()
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn what_is_harmless_without_a_feature_is_not_with_it() {
+        let edges = [
+            ("weft-dns", "hickory-proto", None),
+            ("hickory-proto", "rand", None),
+        ];
+        let mut graph = graph(&edges);
+        assert!(graph.findings().is_empty());
+        graph
+            .features
+            .insert("hickory-proto".into(), vec!["std".into()]);
+        assert_eq!(graph.findings().len(), 1);
     }
 
     #[test]

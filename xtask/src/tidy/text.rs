@@ -44,6 +44,7 @@ const IMPURE: &[&str] = &[
 const PURE_DIRS: &[&str] = &[
     "wire/src/",
     "stitching/src/",
+    "dns/src/",
     "mesh/src/",
     "node-agent-common/src/",
 ];

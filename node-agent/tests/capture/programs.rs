@@ -1,0 +1,60 @@
+//! What this kernel makes of each kernel program, for the matrix of kernels.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+use weft_agent::kernel::{Hooks, hooks};
+
+use crate::world::{Place, Settings, plan};
+
+/// Attaches the hooks as the agent does and prints a line for each program:
+/// `program NAME attached [INSTRUCTIONS THAT THE VERIFIER LOOKED AT]`, `… unused WHY` or `… refused WHY`.
+pub fn list() -> ExitCode {
+    let place = Place::make("programs");
+    let plan = plan(&place.cgroup, &place.pins, Settings::default());
+    let before: BTreeSet<u32> = aya::programs::loaded_programs()
+        .flatten()
+        .map(|program| program.id())
+        .collect();
+    let attached = Hooks::attach(&plan);
+    let error = attached.as_ref().err().map(ToString::to_string);
+    for name in hooks::programs() {
+        let found = aya::programs::loaded_programs()
+            .flatten()
+            .find(|program| !before.contains(&program.id()) && is(program, name));
+        match (found, &error) {
+            (Some(program), _) => {
+                let count = program.verified_instruction_count();
+                let count = count.map(|count| format!(" {count}")).unwrap_or_default();
+                println!("program {name} attached{count}");
+            }
+            (None, None) => println!("program {name} unused the others see all of it"),
+            (None, Some(error)) => println!("program {name} refused {}", first_lines(error)),
+        }
+    }
+    if error.is_none() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// The kernel cuts names off.
+fn is(program: &aya::programs::ProgramInfo, name: &str) -> bool {
+    let known = program.name_as_str().unwrap_or_default();
+    !known.is_empty() && name.starts_with(known)
+}
+
+/// An error on one line; a verifier's log is long, and its end says what was wrong.
+fn first_lines(error: &str) -> String {
+    let lines: Vec<&str> = error
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let from = lines.len().saturating_sub(6);
+    let head = if from > 0 { lines[0] } else { "" };
+    format!("{head} {}", lines[from..].join(" | "))
+        .trim()
+        .to_owned()
+}
