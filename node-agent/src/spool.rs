@@ -462,7 +462,11 @@ fn encode_parts(
     rows: &[Half],
     out: &mut Vec<(Vec<u8>, u32)>,
 ) -> Result<(), BatchError> {
-    match batch::encode_rows(batch.boot, &batch.owners, rows) {
+    let part = batch::Rows {
+        halves: rows,
+        ..batch::Rows::of(batch)
+    };
+    match part.encode() {
         Ok(bytes) => {
             out.push((bytes, rows.len() as u32));
             Ok(())

@@ -209,22 +209,74 @@ fn batches(dir: &Path) -> Result<()> {
             3,
         )
         .batch(rows);
-        let bytes = batch::encode(&batch)?;
-        write(
+        both(dir, &rows.to_string(), &batch::encode(&batch)?)?;
+        both(
             dir,
-            &format!("rows-{rows}"),
-            &[[0].as_slice(), &bytes].concat(),
-        )?;
-        write(
-            dir,
-            &format!("parts-{rows}"),
-            &[[1].as_slice(), &parts(&bytes)?].concat(),
+            &format!("mixed-{rows}"),
+            &batch::encode(&mixed(batch))?,
         )?;
     }
     Ok(())
 }
 
-/// A batch as the target puts it together: rows, length of the plain part, that, the rest.
+/// Every second row as a datagram flow; owners with all there can be; names.
+fn mixed(mut batch: HalfBatch) -> HalfBatch {
+    let other = Process {
+        pid: 7,
+        args: Some("nginx: worker process".into()),
+        parent: 1,
+        parent_name: "nginx".into(),
+        ..Process::default()
+    };
+    batch.owners[0].sharers.push(other);
+    batch.owners[0].unit = Some("nginx.service".into());
+    batch.owners[1].pod = Some(Pod {
+        namespace: "shop".into(),
+        name: "cart-7f9".into(),
+        owner_kind: "Deployment".into(),
+        owner_name: "cart".into(),
+        labels: vec![("app".into(), "cart".into())],
+        ..Pod::default()
+    });
+    batch.names = ["s3.eu-west-1.amazonaws.com", "db.internal"]
+        .map(|name| PeerName {
+            name: name.into(),
+            source: NameSource::DnsPod,
+        })
+        .into();
+    for (index, half) in (0..).zip(&mut batch.halves) {
+        half.name = index % 3;
+        half.named_before_us = half.name * 71_000;
+        half.application = Application::ALL[index as usize % Application::ALL.len()];
+        if index % 2 == 1 {
+            half.protocol = Protocol::Udp;
+            half.cookie = mix64(half.cookie);
+            half.fingerprint = Fingerprint::Datagrams(Datagrams {
+                sort: DatagramSort::Quic,
+                client: mix64(half.cookie),
+                server: u64::from(index % 5),
+                distinct: index % 4 == 1,
+            });
+        }
+    }
+    batch
+}
+
+/// A batch as it is, and as parts.
+fn both(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    write(
+        dir,
+        &format!("rows-{name}"),
+        &[[0].as_slice(), bytes].concat(),
+    )?;
+    write(
+        dir,
+        &format!("parts-{name}"),
+        &[[1].as_slice(), &parts(bytes)?].concat(),
+    )
+}
+
+/// A batch as the target puts it together: rows; length of what is compressed, that, for both parts; the rest.
 fn parts(batch: &[u8]) -> Result<Vec<u8>> {
     let mut at = 1;
     let mut varint = || {
@@ -239,13 +291,18 @@ fn parts(batch: &[u8]) -> Result<Vec<u8>> {
             }
         }
     };
-    let (rows, plain_bytes, compressed) = (varint(), varint(), varint());
-    let start = at + 8;
-    let plain = zstd::bulk::decompress(&batch[start..start + compressed], plain_bytes)?;
+    let rows = varint();
+    let parts = [(varint(), varint()), (varint(), varint())];
+    let mut rest = &batch[at + 8..];
     let mut out = Vec::new();
     out.extend_from_slice(&u16::try_from(rows)?.to_le_bytes());
-    out.extend_from_slice(&u16::try_from(plain.len())?.to_le_bytes());
-    out.extend_from_slice(&plain);
-    out.extend_from_slice(&batch[start + compressed..]);
+    for (plain_bytes, compressed) in parts {
+        let (part, after) = rest.split_at(compressed);
+        let plain = zstd::bulk::decompress(part, plain_bytes)?;
+        out.extend_from_slice(&u16::try_from(plain.len())?.to_le_bytes());
+        out.extend_from_slice(&plain);
+        rest = after;
+    }
+    out.extend_from_slice(rest);
     Ok(out)
 }

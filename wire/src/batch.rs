@@ -11,24 +11,26 @@
 mod bits;
 mod columns;
 mod decode;
+mod dictionary;
 mod encode;
 mod ints;
+mod unpack;
 
 use thiserror::Error;
 
 use crate::control::CloseCode;
-use crate::model::{AgentKey, Half, HalfBatch, Owner};
+use crate::model::{AgentKey, Half, HalfBatch, Owner, PeerName};
 
-pub use columns::{Columns, Flow};
+pub use columns::{Columns, Flow, FlowFingerprint};
 pub use decode::BatchDecoder;
 
 /// Version of the layout; the first byte of every batch.
-pub const BATCH_VERSION: u8 = 1;
-/// Most rows in a batch; so also the most flows and owners.
+pub const BATCH_VERSION: u8 = 2;
+/// Most rows in a batch; so also the most flows, owners and names.
 pub const MAX_ROWS: usize = 16_384;
 /// Most distinct addresses in a batch: two for each row.
 pub const MAX_ADDRESSES: usize = 2 * MAX_ROWS;
-/// Most bytes of the compressed part after decompression: dictionaries, and up to 7 bytes a row.
+/// Most bytes of either compressed part after decompression: owners; dictionaries and up to 7 bytes a row.
 pub const MAX_PLAIN_BYTES: usize = 4 << 20;
 
 /// The peer misbehaved, or a file is damaged; when encoding, the batch must be split.
@@ -67,15 +69,41 @@ impl BatchError {
 
 /// Encodes a batch. [`Half::id`] does not travel; cookie and boot do.
 ///
-/// Of an IPv6 address, scope and flow label do not travel either.
+/// Of an IPv6 address, scope and flow label do not travel, nor does [`Half::named_before_us`] where there is no name. Texts
+/// and lists that are over their limits ([`Owner::within_limits`], [`crate::model::MAX_NAME_BYTES`]) are cut.
 pub fn encode(batch: &HalfBatch) -> Result<Vec<u8>, BatchError> {
-    encode_rows(batch.boot, &batch.owners, &batch.halves)
+    Rows::of(batch).encode()
 }
 
-/// Encodes rows that point into `owners`; only owners that a row points to travel, so indices may change.
-pub fn encode_rows(boot: u64, owners: &[Owner], halves: &[Half]) -> Result<Vec<u8>, BatchError> {
-    check("rows", halves.len(), MAX_ROWS)?;
-    encode::encode(boot, owners, halves)
+/// Rows that point into owners and names. Only what a row points to travels, so indices may change.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// Names the boot of the kernel.
+    pub boot: u64,
+    /// Of [`Half::owner`].
+    pub owners: &'a [Owner],
+    /// Of [`Half::name`].
+    pub names: &'a [PeerName],
+    /// The rows.
+    pub halves: &'a [Half],
+}
+
+impl<'a> Rows<'a> {
+    /// All rows of a batch.
+    pub fn of(batch: &'a HalfBatch) -> Self {
+        Self {
+            boot: batch.boot,
+            owners: &batch.owners,
+            names: &batch.names,
+            halves: &batch.halves,
+        }
+    }
+
+    /// Encodes them as a batch; see [`encode()`].
+    pub fn encode(&self) -> Result<Vec<u8>, BatchError> {
+        check("rows", self.halves.len(), MAX_ROWS)?;
+        encode::encode(self)
+    }
 }
 
 /// Decodes one batch of this agent's; ids are computed from its key. Who decodes many keeps a [`BatchDecoder`].

@@ -323,10 +323,10 @@ fn a_long_batch_becomes_several_entries_and_the_position_goes_with_the_last() {
 fn owners_with_too_much_text_for_one_batch_are_spread() {
     let dir = TempDir::new().unwrap();
     let mut spool = open(&dir);
-    let mut long = batch(0, 3);
-    long.owners = (0..3)
+    let mut long = batch(0, 1500);
+    long.owners = (0..1500)
         .map(|_| Owner {
-            cgroup: "x".repeat(2 << 20),
+            cgroup: "x".repeat(4096),
             ..Owner::default()
         })
         .collect();
@@ -337,5 +337,5 @@ fn owners_with_too_much_text_for_one_batch_are_spread() {
     spool.append(&long, 1).unwrap();
     let entries = read_all(&mut spool);
     assert!(entries.len() > 1);
-    assert_eq!(cookies(&entries), [0, 1, 2]);
+    assert_eq!(cookies(&entries), (0..1500).collect::<Vec<u64>>());
 }

@@ -61,17 +61,6 @@ pub(super) fn bit_length(value: u64) -> u32 {
     u64::BITS - value.leading_zeros()
 }
 
-/// Signed to unsigned such that small magnitudes are small.
-pub(super) fn zigzag(value: i64) -> u64 {
-    ((value << 1) ^ (value >> 63)) as u64
-}
-
-/// The inverse of [`zigzag`].
-#[inline(always)]
-pub(super) fn unzigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
-}
-
 /// Appends an integer in groups of 7 bits, the least significant first.
 pub(super) fn write_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
@@ -125,5 +114,12 @@ impl<'a> Cursor<'a> {
         let found = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
         super::check(what, found, limit)?;
         Ok(found)
+    }
+
+    /// A text after its length in bytes.
+    pub(super) fn text(&mut self, what: &'static str, limit: usize) -> Result<&'a str, BatchError> {
+        let length = self.count(what, limit)?;
+        std::str::from_utf8(self.take(length)?)
+            .map_err(|_| BatchError::Malformed("a text that is not UTF-8"))
     }
 }

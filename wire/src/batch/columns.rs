@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::BatchError;
 use crate::model::{
-    AgentKey, Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Timestamp,
+    AgentKey, Application, DatagramSort, Datagrams, Fingerprint, Half, HalfId, HalfState, Owner,
+    PeerName, Protocol, Role, Timestamp,
 };
 
 /// What many rows of a batch share.
@@ -16,8 +17,12 @@ pub struct Flow {
     pub role: Role,
     /// State of the half.
     pub state: HalfState,
-    /// Whether its rows have initial sequence numbers; otherwise the fingerprint is unknown.
-    pub fingerprinted: bool,
+    /// What kind of fingerprint its rows have.
+    pub fingerprint: FlowFingerprint,
+    /// Whether that, of datagrams, has the hash of the server's too; otherwise it is 0.
+    pub answered: bool,
+    /// What is spoken.
+    pub application: Application,
     /// Whether its rows have a closing time.
     pub closed: bool,
     /// Index into [`Columns::owners`].
@@ -28,11 +33,36 @@ pub struct Flow {
     pub remote: IpAddr,
     /// The server's port: the remote one of a client's half, the local one of a server's.
     pub server_port: u16,
+    /// The peer's name: 0 for none, else index + 1 into [`Columns::names`].
+    pub name: u32,
 }
 
-/// The flags of a [`Flow`] as a byte: bit 0 role, bits 1 to 3 state, bit 4 UDP, bit 5 fingerprinted, bit 6 closed.
+/// What kind of fingerprint the rows of a flow have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FlowFingerprint {
+    /// None is known.
+    #[default]
+    Unknown,
+    /// Initial sequence numbers: [`Columns::client_isn`], [`Columns::server_isn`].
+    TcpIsn,
+    /// Hashes of the first datagrams: [`Columns::client_hash`], [`Columns::server_hash`].
+    Datagrams {
+        /// Which bytes were hashed.
+        sort: DatagramSort,
+        /// Whether they can tell flows apart.
+        distinct: bool,
+    },
+}
+
+/// What a [`Flow`] says in two bytes. The first: bit 0 role, bits 1 to 3 state, bit 4 UDP, bits 5 and 6 fingerprint
+/// (unknown, initial sequence numbers, datagrams, datagrams of the client only), bit 7 closed. The second, of
+/// datagrams: bits 0 and 1 sort, bit 2 distinct.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Kind(pub(super) u8);
+pub(super) struct Kind(pub(super) [u8; 2]);
+
+const ISN: u8 = 1;
+const DATAGRAMS: u8 = 2;
+const DATAGRAMS_OF_CLIENT: u8 = 3;
 
 impl Kind {
     pub(super) fn of(half: &Half) -> Self {
@@ -44,17 +74,27 @@ impl Kind {
             HalfState::Aborted => 4,
         };
         let flag = |set: bool, bit: u8| u8::from(set) << bit;
-        Self(
-            flag(half.role == Role::Server, 0)
-                | state << 1
-                | flag(half.protocol == Protocol::Udp, 4)
-                | flag(matches!(half.fingerprint, Fingerprint::TcpIsn { .. }), 5)
-                | flag(half.closed_at.is_some(), 6),
-        )
+        let (fingerprint, second) = match half.fingerprint {
+            Fingerprint::Unknown => (0, 0),
+            Fingerprint::TcpIsn { .. } => (ISN, 0),
+            Fingerprint::Datagrams(datagrams) => (
+                match datagrams.server {
+                    0 => DATAGRAMS_OF_CLIENT,
+                    _ => DATAGRAMS,
+                },
+                datagrams.sort as u8 | flag(datagrams.distinct, 2),
+            ),
+        };
+        let first = flag(half.role == Role::Server, 0)
+            | state << 1
+            | flag(half.protocol == Protocol::Udp, 4)
+            | fingerprint << 5
+            | flag(half.closed_at.is_some(), 7);
+        Self([first, second])
     }
 
     pub(super) fn state(self) -> Result<HalfState, BatchError> {
-        Ok(match self.0 >> 1 & 7 {
+        Ok(match self.0[0] >> 1 & 7 {
             0 => HalfState::Open,
             1 => HalfState::Closed,
             2 => HalfState::Refused,
@@ -64,16 +104,8 @@ impl Kind {
         })
     }
 
-    pub(super) fn check(self) -> Result<Self, BatchError> {
-        if self.0 < 0x80 {
-            Ok(self)
-        } else {
-            Err(BatchError::Malformed("unknown flags of a flow"))
-        }
-    }
-
     pub(super) fn role(self) -> Role {
-        if self.0 & 1 == 0 {
+        if self.0[0] & 1 == 0 {
             Role::Client
         } else {
             Role::Server
@@ -81,19 +113,38 @@ impl Kind {
     }
 
     pub(super) fn protocol(self) -> Protocol {
-        if self.0 & 0x10 == 0 {
+        if self.0[0] & 0x10 == 0 {
             Protocol::Tcp
         } else {
             Protocol::Udp
         }
     }
 
-    pub(super) fn fingerprinted(self) -> bool {
-        self.0 & 0x20 != 0
+    pub(super) fn closed(self) -> bool {
+        self.0[0] & 0x80 != 0
     }
 
-    pub(super) fn closed(self) -> bool {
-        self.0 & 0x40 != 0
+    /// Whether its rows have the hash of the server's datagram too.
+    pub(super) fn answered(self) -> bool {
+        self.0[0] >> 5 & 3 == DATAGRAMS
+    }
+
+    pub(super) fn fingerprint(self) -> Result<FlowFingerprint, BatchError> {
+        let second = self.0[1];
+        Ok(match (self.0[0] >> 5 & 3, second) {
+            (0, 0) => FlowFingerprint::Unknown,
+            (ISN, 0) => FlowFingerprint::TcpIsn,
+            (DATAGRAMS | DATAGRAMS_OF_CLIENT, 0..8) => FlowFingerprint::Datagrams {
+                sort: match second & 3 {
+                    0 => DatagramSort::Other,
+                    1 => DatagramSort::Dns,
+                    2 => DatagramSort::Quic,
+                    _ => return Err(BatchError::Malformed("an unknown sort of datagram")),
+                },
+                distinct: second & 4 != 0,
+            },
+            _ => return Err(BatchError::Malformed("unknown flags of a flow")),
+        })
     }
 }
 
@@ -104,6 +155,8 @@ pub struct Columns {
     pub boot: u64,
     /// Processes and workloads.
     pub owners: Vec<Owner>,
+    /// Names of peers.
+    pub names: Vec<PeerName>,
     /// Distinct flows, the most frequent first.
     pub flows: Vec<Flow>,
     /// Row: index into [`Columns::flows`].
@@ -112,6 +165,13 @@ pub struct Columns {
     pub client_isn: Vec<u32>,
     /// Row: initial sequence number of the server; means nothing where the flow has none.
     pub server_isn: Vec<u32>,
+    /// Row: hash of the client's first datagram; means nothing where the flow has none. Empty where no flow has.
+    pub client_hash: Vec<u64>,
+    /// Row: hash of the server's first datagram; means nothing where the flow has none. Empty where no flow has.
+    pub server_hash: Vec<u64>,
+    /// Row: how long before it was opened the peer's name was learnt; means nothing where the flow has none. Empty where
+    /// no flow has.
+    pub named_before_us: Vec<u32>,
     /// Row: the client's port: the local one of a client's half, the remote one of a server's.
     pub client_port: Vec<u16>,
     /// Row: socket cookie.
@@ -173,12 +233,22 @@ impl Columns {
             Role::Client => (self.client_port[row], flow.server_port),
             Role::Server => (flow.server_port, self.client_port[row]),
         };
-        let fingerprint = match flow.fingerprinted {
-            true => Fingerprint::TcpIsn {
+        let fingerprint = match flow.fingerprint {
+            FlowFingerprint::Unknown => Fingerprint::Unknown,
+            FlowFingerprint::TcpIsn => Fingerprint::TcpIsn {
                 client: self.client_isn[row],
                 server: self.server_isn[row],
             },
-            false => Fingerprint::Unknown,
+            FlowFingerprint::Datagrams { sort, distinct } => Fingerprint::Datagrams(Datagrams {
+                sort,
+                client: self.client_hash[row],
+                server: self.server_hash[row],
+                distinct,
+            }),
+        };
+        let named_before_us = match flow.name {
+            0 => 0,
+            _ => self.named_before_us[row],
         };
         Half {
             id: self.id(row, agent),
@@ -199,7 +269,9 @@ impl Columns {
             rtt_us: self.rtt_us[row],
             retransmits: self.retransmits[row],
             owner: flow.owner,
-            ..Half::default()
+            name: flow.name,
+            named_before_us,
+            application: flow.application,
         }
     }
 

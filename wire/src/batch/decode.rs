@@ -1,20 +1,18 @@
 //! Bytes to columns. Whatever the bytes are: an error or a valid batch, within the limits.
 
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use zstd::bulk::Decompressor;
 
-use super::bits::{Cursor, SLACK_BYTES, unzigzag};
-use super::columns::{Columns, Flow, Kind};
-use super::ints::Reader;
-use super::{BATCH_VERSION, BatchError, MAX_ADDRESSES, MAX_PLAIN_BYTES, MAX_ROWS};
-use crate::codec;
+use super::bits::{Cursor, SLACK_BYTES};
+use super::columns::{Columns, FlowFingerprint};
+use super::dictionary::{self, Bounds, OwnerCache};
+use super::unpack::Reader;
+use super::{BATCH_VERSION, BatchError, MAX_PLAIN_BYTES, MAX_ROWS};
 use crate::frame::Kind as FrameKind;
-use crate::model::{AgentKey, HalfBatch, Owner};
+use crate::model::{AgentKey, HalfBatch, Protocol};
 
-/// Pairs of number columns of the format.
+/// Pairs of number columns of the format that have a value for each row. One more has rows with a name only.
 const PAIRS: usize = 6;
 
 /// Decodes batches one after another, and keeps its memory in between: at most [`MAX_PLAIN_BYTES`] and about 150 bytes
@@ -23,9 +21,12 @@ const PAIRS: usize = 6;
 pub struct BatchDecoder {
     decompressor: Option<Decompressor<'static>>,
     plain: Vec<u8>,
-    /// What `columns.owners` was decoded from; empty when it was not.
-    owner_bytes: Vec<u8>,
-    numbers: [[Vec<u64>; 2]; PAIRS],
+    owners: OwnerCache,
+    addresses: Vec<IpAddr>,
+    /// Of rows with a name.
+    named: Vec<u32>,
+    /// The second column of those: nothing.
+    nothing: Vec<u32>,
     columns: Columns,
 }
 
@@ -40,10 +41,11 @@ impl std::fmt::Debug for BatchDecoder {
 /// The parts of a batch before anything in them is looked at.
 struct Outline<'a> {
     rows: usize,
-    plain_bytes: usize,
     boot: u64,
-    compressed: &'a [u8],
-    /// Sequence numbers, bits, slack.
+    /// Plain bytes, compressed.
+    owners: (usize, &'a [u8]),
+    dictionaries: (usize, &'a [u8]),
+    /// Stored class bytes, sequence numbers, datagrams, bits, slack.
     rest: &'a [u8],
 }
 
@@ -55,14 +57,16 @@ impl<'a> Outline<'a> {
             other => return Err(BatchError::Version(other)),
         }
         let rows = cursor.count("rows", MAX_ROWS)?;
-        let plain_bytes = cursor.count("bytes after decompression", MAX_PLAIN_BYTES)?;
-        let compressed_bytes = cursor.count("compressed bytes", bytes.len())?;
-        let boot = u64::from_le_bytes(cursor.array()?);
+        let mut part = || -> Result<_, BatchError> {
+            let plain = cursor.count("bytes after decompression", MAX_PLAIN_BYTES)?;
+            Ok((plain, cursor.count("compressed bytes", bytes.len())?))
+        };
+        let (owners, dictionaries) = (part()?, part()?);
         Ok(Self {
             rows,
-            plain_bytes,
-            boot,
-            compressed: cursor.take(compressed_bytes)?,
+            boot: u64::from_le_bytes(cursor.array()?),
+            owners: (owners.0, cursor.take(owners.1)?),
+            dictionaries: (dictionaries.0, cursor.take(dictionaries.1)?),
             rest: cursor.0,
         })
     }
@@ -77,11 +81,9 @@ impl BatchDecoder {
     /// Decodes a batch. The columns are valid until the next call; after an error there are none.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<&Columns, BatchError> {
         self.columns.flow.clear();
-        let outline = Outline::parse(bytes)?;
-        self.decompress(&outline)?;
         // Taken for the time of the call, so that `self` can be filled from it.
-        let plain = std::mem::take(&mut self.plain);
-        let decoded = self.fill(&outline, &plain);
+        let mut plain = std::mem::take(&mut self.plain);
+        let decoded = Outline::parse(bytes).and_then(|outline| self.fill(&outline, &mut plain));
         self.plain = plain;
         if decoded.is_err() {
             self.columns.flow.clear();
@@ -93,51 +95,63 @@ impl BatchDecoder {
     pub fn decode_batch(&mut self, bytes: &[u8], agent: AgentKey) -> Result<HalfBatch, BatchError> {
         let columns = self.decode(bytes)?;
         Ok(HalfBatch {
-            names: Vec::new(),
             boot: columns.boot,
             owners: columns.owners.clone(),
+            names: columns.names.clone(),
             halves: columns.halves(agent).collect(),
         })
     }
 
-    fn decompress(&mut self, outline: &Outline<'_>) -> Result<(), BatchError> {
-        let failed = |_| BatchError::Malformed("its compressed part");
-        let decompressor = match &mut self.decompressor {
-            Some(decompressor) => decompressor,
-            none => none.insert(Decompressor::new().map_err(failed)?),
-        };
-        self.plain.resize(outline.plain_bytes, 0);
-        let written = decompressor
-            .decompress_to_buffer(outline.compressed, self.plain.as_mut_slice())
-            .map_err(failed)?;
-        if written == outline.plain_bytes {
-            Ok(())
-        } else {
-            Err(BatchError::Truncated)
-        }
-    }
-
-    fn fill(&mut self, outline: &Outline<'_>, plain: &[u8]) -> Result<(), BatchError> {
-        let mut cursor = Cursor(plain);
+    fn fill(&mut self, outline: &Outline<'_>, plain: &mut Vec<u8>) -> Result<(), BatchError> {
         self.columns.boot = outline.boot;
+        self.read_owners(outline, plain)?;
+        let mut cursor = Cursor(decompress(
+            &mut self.decompressor,
+            outline.dictionaries,
+            plain,
+        )?);
         self.read_dictionaries(&mut cursor, outline.rows)?;
         let mut pairs = Vec::with_capacity(PAIRS);
         for _ in 0..PAIRS {
             pairs.push(Reader::parse(&mut cursor)?);
         }
+        let named = Reader::parse(&mut cursor)?;
         let bits = pairs
             .iter()
+            .chain([&named])
             .try_fold(SLACK_BYTES, |sum, pair| sum.checked_add(pair.bytes));
-        let isns = bits
+        let words = bits
             .and_then(|bits| outline.rest.len().checked_sub(bits))
             .ok_or(BatchError::Truncated)?;
-        let (isns, bits) = outline.rest.split_at(isns);
-        self.read_numbers(&mut cursor, &pairs, outline.rows, bits)?;
+        let (words, mut bits) = outline.rest.split_at(words);
+        let mut words = Cursor(words);
+        self.read_numbers(&pairs, outline.rows, &mut cursor, &mut words, &mut bits)?;
+        self.check_flows()?;
+        self.read_named(&named, &mut cursor, &mut words, bits)?;
         if !cursor.0.is_empty() {
             return Err(BatchError::Malformed("bytes after its class columns"));
         }
-        self.finish()?;
-        self.read_isns(isns)
+        self.read_isns(&mut words)?;
+        self.read_datagrams(&mut words)?;
+        if !words.0.is_empty() {
+            return Err(BatchError::Malformed("the lengths of its columns"));
+        }
+        self.finish_times();
+        Ok(())
+    }
+
+    fn read_owners(
+        &mut self,
+        outline: &Outline<'_>,
+        plain: &mut Vec<u8>,
+    ) -> Result<(), BatchError> {
+        let decompressor = &mut self.decompressor;
+        self.owners
+            .refresh(outline.owners, &mut self.columns.owners, || {
+                let bytes = decompress(decompressor, outline.owners, plain)?;
+                dictionary::read_owners(bytes, FrameKind::HalfBatch)
+            })?;
+        dictionary::check_owners(&self.columns.owners, outline.rows)
     }
 
     fn read_dictionaries(
@@ -145,71 +159,95 @@ impl BatchDecoder {
         cursor: &mut Cursor<'_>,
         rows: usize,
     ) -> Result<(), BatchError> {
-        let owner_bytes = cursor.count("bytes of owners", MAX_PLAIN_BYTES)?;
-        let owner_bytes = cursor.take(owner_bytes)?;
-        // A node's processes change more slowly than its batches come: most often they are those of the last batch.
-        if owner_bytes != self.owner_bytes {
-            self.owner_bytes.clear();
-            self.columns.owners.clear();
-            let owners: Owners = codec::from_bytes(FrameKind::HalfBatch, owner_bytes)
-                .map_err(|_| BatchError::Malformed("its owners"))?;
-            self.columns.owners = owners.0;
-            self.owner_bytes.extend_from_slice(owner_bytes);
-        }
-        let owners = self.columns.owners.len();
-        super::check("owners", owners, rows)?;
-        let v4 = cursor.count("IPv4 addresses", MAX_ADDRESSES)?;
-        let v6 = cursor.count("IPv6 addresses", MAX_ADDRESSES - v4)?;
-        let mut addresses = Vec::with_capacity(v4 + v6);
-        for octets in cursor.take(v4 * 4)?.as_chunks::<4>().0 {
-            addresses.push(IpAddr::V4(Ipv4Addr::from(*octets)));
-        }
-        for octets in cursor.take(v6 * 16)?.as_chunks::<16>().0 {
-            addresses.push(IpAddr::V6(Ipv6Addr::from(*octets)));
-        }
-        let count = cursor.count("flows", rows)?;
-        let kinds = cursor.take(count)?;
-        let mut field = || -> Result<_, BatchError> {
-            let (low, high) = (cursor.take(count)?, cursor.take(count)?);
-            Ok(move |row: usize| u16::from_le_bytes([low[row], high[row]]))
+        let columns = &mut self.columns;
+        dictionary::read_names(cursor, rows, &mut columns.names)?;
+        dictionary::read_addresses(cursor, &mut self.addresses)?;
+        let bounds = Bounds {
+            rows,
+            owners: columns.owners.len(),
+            names: columns.names.len(),
+            addresses: &self.addresses,
         };
-        let (owner, local, remote, server_port) = (field()?, field()?, field()?, field()?);
-        let address = |index: u16| {
-            addresses
-                .get(usize::from(index))
-                .copied()
-                .ok_or(BatchError::Malformed(
-                    "an address that is not in the dictionary",
-                ))
+        dictionary::read_flows(cursor, &bounds, &mut columns.flows)
+    }
+
+    /// Times are still differences after this.
+    fn read_numbers<'a>(
+        &mut self,
+        pairs: &[Reader],
+        rows: usize,
+        compressed: &mut Cursor<'a>,
+        stored: &mut Cursor<'a>,
+        bits: &mut &'a [u8],
+    ) -> Result<(), BatchError> {
+        let columns = &mut self.columns;
+        let mut pairs = pairs.iter();
+        macro_rules! read {
+            ($first:ident, $second:ident) => {
+                if let Some(pair) = pairs.next() {
+                    let classes = pair.plane(rows, compressed, stored)?;
+                    let (first, second) = (&mut columns.$first, &mut columns.$second);
+                    pair.read(rows, classes, bits, first, second)?;
+                    *bits = &bits[pair.bytes..];
+                }
+            };
+        }
+        read!(seen_at, cookie);
+        read!(opened_at, rtt_us);
+        read!(bytes_sent, bytes_received);
+        read!(packets_sent, packets_received);
+        read!(closed_at, retransmits);
+        read!(client_port, flow);
+        Ok(())
+    }
+
+    fn check_flows(&self) -> Result<(), BatchError> {
+        let max = self.columns.flow.iter().fold(0, |max, flow| max.max(*flow));
+        if self.columns.is_empty() || usize::from(max) < self.columns.flows.len() {
+            Ok(())
+        } else {
+            Err(BatchError::Malformed(
+                "a flow that is not in the dictionary",
+            ))
+        }
+    }
+
+    /// Reads what only rows with a name have, and puts it in their places.
+    fn read_named<'a>(
+        &mut self,
+        pair: &Reader,
+        compressed: &mut Cursor<'a>,
+        stored: &mut Cursor<'a>,
+        bits: &[u8],
+    ) -> Result<(), BatchError> {
+        let columns = &mut self.columns;
+        let flows = &columns.flows;
+        let has = |flow: &u16| flows[usize::from(*flow)].name > 0;
+        let any = flows.iter().any(|flow| flow.name > 0);
+        let rows = match any {
+            true => columns.flow.iter().filter(|flow| has(flow)).count(),
+            false => 0,
         };
-        self.columns.flows.clear();
-        for (index, kind) in kinds.iter().enumerate() {
-            let kind = Kind(*kind).check()?;
-            if usize::from(owner(index)) >= owners {
-                return Err(BatchError::Malformed(
-                    "an owner that is not in the dictionary",
-                ));
-            }
-            self.columns.flows.push(Flow {
-                protocol: kind.protocol(),
-                role: kind.role(),
-                state: kind.state()?,
-                fingerprinted: kind.fingerprinted(),
-                closed: kind.closed(),
-                owner: u32::from(owner(index)),
-                local: address(local(index))?,
-                remote: address(remote(index))?,
-                server_port: server_port(index),
-            });
+        let classes = pair.plane(rows, compressed, stored)?;
+        pair.read(rows, classes, bits, &mut self.named, &mut self.nothing)?;
+        columns.named_before_us.clear();
+        if any {
+            let mut values = self.named.iter();
+            let value = |flow| match has(flow) {
+                true => values.next().copied().unwrap_or(0),
+                false => 0,
+            };
+            columns
+                .named_before_us
+                .extend(columns.flow.iter().map(value));
         }
         Ok(())
     }
 
     /// Reads the initial sequence numbers, once it is known which rows have them.
-    fn read_isns(&mut self, section: &[u8]) -> Result<(), BatchError> {
+    fn read_isns(&mut self, words: &mut Cursor<'_>) -> Result<(), BatchError> {
         let columns = &mut self.columns;
-        let mut cursor = Cursor(section);
-        let everywhere = match cursor.byte()? {
+        let everywhere = match words.byte()? {
             0 => false,
             1 => true,
             _ => {
@@ -218,179 +256,104 @@ impl BatchDecoder {
                 ));
             }
         };
-        let has = |flow: &u16| columns.flows[usize::from(*flow)].fingerprinted;
-        let known = if everywhere {
-            columns.flow.len()
-        } else {
-            columns.flow.iter().filter(|flow| has(flow)).count()
-        };
+        let flows = &columns.flows;
+        let has = |flow: &u16| flows[usize::from(*flow)].fingerprint == FlowFingerprint::TcpIsn;
         for isns in [&mut columns.client_isn, &mut columns.server_isn] {
-            let mut values = cursor
-                .take(known * 4)?
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|bytes| u32::from_le_bytes(*bytes));
-            isns.clear();
             if everywhere {
-                isns.extend(values);
+                let bytes = words.take(columns.flow.len() * 4)?.as_chunks::<4>().0;
+                isns.clear();
+                isns.extend(bytes.iter().map(|bytes| u32::from_le_bytes(*bytes)));
             } else {
-                isns.extend(columns.flow.iter().map(|flow| {
-                    if has(flow) {
-                        values.next().unwrap_or(0)
-                    } else {
-                        0
-                    }
-                }));
+                scatter(words, &columns.flow, has, isns, u32::from_le_bytes)?;
             }
         }
-        if cursor.0.is_empty() {
-            Ok(())
-        } else {
-            Err(BatchError::Malformed("the lengths of its columns"))
-        }
-    }
-
-    fn read_numbers(
-        &mut self,
-        cursor: &mut Cursor<'_>,
-        pairs: &[Reader],
-        rows: usize,
-        mut bits: &[u8],
-    ) -> Result<(), BatchError> {
-        for (pair, [first, second]) in pairs.iter().zip(&mut self.numbers) {
-            let class_bytes = if pair.has_classes() {
-                cursor.take(rows)?
-            } else {
-                &[]
-            };
-            first.resize(rows, 0);
-            second.resize(rows, 0);
-            pair.read(class_bytes, bits, [first, second])?;
-            bits = &bits[pair.bytes..];
-        }
         Ok(())
     }
 
-    /// Turns differences into times and narrows what is narrower.
-    fn finish(&mut self) -> Result<(), BatchError> {
-        let [
-            [seen, cookie],
-            [life, rtt],
-            [sent, received],
-            [packets_sent, packets_received],
-            [closed, retransmits],
-            [port, flow],
-        ] = &mut self.numbers;
+    /// Reads cookies and hashes of datagram flows, where there are any.
+    fn read_datagrams(&mut self, words: &mut Cursor<'_>) -> Result<(), BatchError> {
         let columns = &mut self.columns;
-        narrow(rtt, &mut columns.rtt_us, u64::from(u32::MAX), |value| {
-            value as u32
-        })?;
-        narrow(
-            retransmits,
-            &mut columns.retransmits,
-            u64::from(u32::MAX),
-            |value| value as u32,
-        )?;
-        narrow(
-            port,
-            &mut columns.client_port,
-            u64::from(u16::MAX),
-            |value| value as u16,
-        )?;
-        narrow(flow, &mut columns.flow, u64::from(u16::MAX), |value| {
-            value as u16
-        })?;
-        if columns
-            .flow
-            .iter()
-            .max()
-            .is_some_and(|max| usize::from(*max) >= columns.flows.len())
-        {
-            return Err(BatchError::Malformed(
-                "a flow that is not in the dictionary",
-            ));
+        let flows = &columns.flows;
+        if flows.iter().any(|flow| flow.protocol == Protocol::Udp) {
+            for (flow, cookie) in columns.flow.iter().zip(&mut columns.cookie) {
+                if flows[usize::from(*flow)].protocol == Protocol::Udp {
+                    *cookie = u64::from_le_bytes(words.array()?);
+                }
+            }
         }
-        std::mem::swap(&mut columns.cookie, cookie);
-        std::mem::swap(&mut columns.bytes_sent, sent);
-        std::mem::swap(&mut columns.bytes_received, received);
-        std::mem::swap(&mut columns.packets_sent, packets_sent);
-        std::mem::swap(&mut columns.packets_received, packets_received);
-        let mut now = 0i64;
-        columns.seen_at.clear();
-        columns.seen_at.extend(seen.iter().map(|delta| {
-            now = now.wrapping_add(unzigzag(*delta));
-            now
-        }));
-        let before = |(seen, delta): (&i64, &u64)| seen.wrapping_sub(unzigzag(*delta));
-        columns.opened_at.clear();
-        columns
-            .opened_at
-            .extend(columns.seen_at.iter().zip(life.iter()).map(before));
-        columns.closed_at.clear();
-        columns
-            .closed_at
-            .extend(columns.seen_at.iter().zip(closed.iter()).map(before));
+        let hashed = |flow: &u16| {
+            matches!(
+                flows[usize::from(*flow)].fingerprint,
+                FlowFingerprint::Datagrams { .. }
+            )
+        };
+        let answered = |flow: &u16| flows[usize::from(*flow)].answered;
+        let (client, server) = (&mut columns.client_hash, &mut columns.server_hash);
+        client.clear();
+        server.clear();
+        let any =
+            |flow: &super::Flow| matches!(flow.fingerprint, FlowFingerprint::Datagrams { .. });
+        if flows.iter().any(any) {
+            scatter(words, &columns.flow, hashed, client, u64::from_le_bytes)?;
+            scatter(words, &columns.flow, answered, server, u64::from_le_bytes)?;
+        }
         Ok(())
+    }
+
+    /// Turns differences into times.
+    fn finish_times(&mut self) {
+        let columns = &mut self.columns;
+        let mut now = 0i64;
+        for seen in &mut columns.seen_at {
+            now = now.wrapping_add(*seen);
+            *seen = now;
+        }
+        for times in [&mut columns.opened_at, &mut columns.closed_at] {
+            for (time, seen) in times.iter_mut().zip(&columns.seen_at) {
+                *time = seen.wrapping_sub(*time);
+            }
+        }
     }
 }
 
-fn narrow<T>(
-    from: &[u64],
+/// Reads words that only some rows have to their places; others get 0.
+fn scatter<T: Default, const N: usize>(
+    words: &mut Cursor<'_>,
+    flow: &[u16],
+    has: impl Fn(&u16) -> bool,
     to: &mut Vec<T>,
-    max: u64,
-    cast: impl Fn(u64) -> T,
+    word: impl Fn([u8; N]) -> T,
 ) -> Result<(), BatchError> {
-    // Limits are all ones: a value is over it when it has another bit.
-    if from.iter().fold(0, |bits, value| bits | value) > max {
-        return Err(BatchError::Malformed("a number out of its range"));
-    }
     to.clear();
-    to.extend(from.iter().map(|value| cast(*value)));
+    to.reserve(flow.len());
+    for flow in flow {
+        to.push(if has(flow) {
+            word(words.array()?)
+        } else {
+            T::default()
+        });
+    }
     Ok(())
 }
 
-/// Owners of a batch, never more than [`MAX_ROWS`]: an empty one takes five bytes on the wire and forty times that in memory.
-struct Owners(Vec<Owner>);
-
-impl<'de> Deserialize<'de> for Owners {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bounded;
-
-        impl<'de> Visitor<'de> for Bounded {
-            type Value = Owners;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "at most {MAX_ROWS} owners")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Owners, A::Error> {
-                let mut owners = Vec::new();
-                while let Some(owner) = seq.next_element()? {
-                    if owners.len() == MAX_ROWS {
-                        return Err(Error::invalid_length(MAX_ROWS + 1, &self));
-                    }
-                    owners.push(owner);
-                }
-                Ok(Owners(owners))
-            }
-        }
-
-        deserializer.deserialize_seq(Bounded)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn more_owners_than_rows_can_be_are_not_taken() {
-        for (count, fits) in [(MAX_ROWS, true), (MAX_ROWS + 1, false)] {
-            let owners = vec![Owner::default(); count];
-            let bytes = codec::to_bytes(FrameKind::HalfBatch, &owners).unwrap();
-            let decoded = codec::from_bytes::<Owners>(FrameKind::HalfBatch, &bytes);
-            assert_eq!(decoded.is_ok_and(|owners| owners.0.len() == count), fits);
-        }
+/// Decompresses a part into `buffer`.
+fn decompress<'a>(
+    decompressor: &mut Option<Decompressor<'static>>,
+    (plain_bytes, compressed): (usize, &[u8]),
+    buffer: &'a mut Vec<u8>,
+) -> Result<&'a [u8], BatchError> {
+    let failed = |_| BatchError::Malformed("its compressed part");
+    let decompressor = match decompressor {
+        Some(decompressor) => decompressor,
+        none => none.insert(Decompressor::new().map_err(failed)?),
+    };
+    buffer.resize(plain_bytes, 0);
+    let written = decompressor
+        .decompress_to_buffer(compressed, buffer.as_mut_slice())
+        .map_err(failed)?;
+    if written == plain_bytes {
+        Ok(buffer)
+    } else {
+        Err(BatchError::Truncated)
     }
 }

@@ -1,18 +1,21 @@
 //! Rows to bytes.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
 use zstd::stream::raw::{CParameter, Encoder, InBuffer, Operation, OutBuffer};
 
-use super::bits::{SLACK_BYTES, write_varint, zigzag};
+use super::bits::{SLACK_BYTES, write_varint};
 use super::columns::Kind;
-use super::ints::{self, Written};
-use super::{BATCH_VERSION, BatchError, MAX_PLAIN_BYTES, check};
+use super::ints::{self, Plane, Written};
+use super::{BATCH_VERSION, BatchError, MAX_PLAIN_BYTES, Rows, check};
 use crate::codec;
 use crate::frame::Kind as FrameKind;
-use crate::model::{Fingerprint, Half, Owner, Role};
+use crate::model::{
+    Application, Fingerprint, Half, MAX_NAME_BYTES, Owner, PeerName, Protocol, Role, cut,
+};
 
 /// Compression level of the dictionaries: text, most of it.
 const DICTIONARY_LEVEL: i32 = 3;
@@ -21,32 +24,50 @@ const BLOCK_PER_PLANE_ROWS: usize = 1024;
 /// Sequence numbers are written for all rows when at most one of so many has none.
 const EVERYWHERE_ONE_IN: usize = 32;
 
-pub(super) fn encode(boot: u64, owners: &[Owner], halves: &[Half]) -> Result<Vec<u8>, BatchError> {
-    let dictionaries = Dictionaries::of(owners, halves)?;
-    let columns: Vec<Written> = number_columns(halves, &dictionaries.flow)
+pub(super) fn encode(rows: &Rows<'_>) -> Result<Vec<u8>, BatchError> {
+    let halves = rows.halves;
+    let dictionaries = Dictionaries::of(rows)?;
+    let mut columns: Vec<Written> = number_columns(halves, &dictionaries.flow)
         .iter()
         .map(|[a, b]| ints::write([a, b]))
         .collect();
-    let mut dictionary = dictionaries.bytes()?;
+    columns.push(named_before(halves));
+    let owners = dictionaries.owners()?;
+    let mut plain = dictionaries.bytes()?;
     columns
         .iter()
-        .for_each(|pair| ints::write_layouts(&mut dictionary, pair));
-    let planes: Vec<Vec<u8>> = columns
-        .iter()
-        .filter_map(|pair| pair.class_bytes.clone())
-        .collect();
-    let plain_bytes = dictionary.len() + planes.iter().map(Vec::len).sum::<usize>();
+        .for_each(|pair| ints::write_layouts(&mut plain, pair));
+    let (mut planes, mut stored) = (Vec::new(), Vec::new());
+    for pair in &columns {
+        match &pair.plane {
+            Plane::None => {}
+            Plane::Compressed(bytes) => planes.push(bytes.as_slice()),
+            Plane::Stored(bytes) => stored.extend_from_slice(bytes),
+        }
+    }
+    let plain_bytes = plain.len() + planes.iter().map(|plane| plane.len()).sum::<usize>();
+    check("bytes of owners", owners.len(), MAX_PLAIN_BYTES)?;
     check("bytes of dictionaries", plain_bytes, MAX_PLAIN_BYTES)?;
-    let compressed = compress(&dictionary, &planes)
-        .map_err(|_| BatchError::Malformed("the compressor failed"))?;
+    let failed = |_| BatchError::Malformed("the compressor failed");
+    let compressed_owners = compress(&owners, &[]).map_err(failed)?;
+    let compressed = compress(&plain, &planes).map_err(failed)?;
 
     let mut out = vec![BATCH_VERSION];
-    write_varint(&mut out, halves.len() as u64);
-    write_varint(&mut out, plain_bytes as u64);
-    write_varint(&mut out, compressed.len() as u64);
-    out.extend_from_slice(&boot.to_le_bytes());
+    for count in [
+        halves.len(),
+        owners.len(),
+        compressed_owners.len(),
+        plain_bytes,
+        compressed.len(),
+    ] {
+        write_varint(&mut out, count as u64);
+    }
+    out.extend_from_slice(&rows.boot.to_le_bytes());
+    out.extend_from_slice(&compressed_owners);
     out.extend_from_slice(&compressed);
+    out.extend_from_slice(&stored);
     write_isns(&mut out, halves);
+    write_datagrams(&mut out, halves);
     columns
         .iter()
         .for_each(|column| out.extend_from_slice(&column.bits));
@@ -54,17 +75,23 @@ pub(super) fn encode(boot: u64, owners: &[Owner], halves: &[Half]) -> Result<Vec
     Ok(out)
 }
 
-/// The columns of integers in the order of the format. Those that tend to be large together are paired.
+/// The columns of integers in the order of the format. Those that tend to be large together are paired. Differences
+/// wrap: a negative one is a large number, and lies in a class with its like.
 fn number_columns(halves: &[Half], flow: &[u16]) -> [[Vec<u64>; 2]; 6] {
     let column = |value: &dyn Fn(&Half) -> u64| halves.iter().map(value).collect::<Vec<u64>>();
-    let since = |half: &Half, earlier: i64| zigzag(half.seen_at.0.wrapping_sub(earlier));
+    let since = |half: &Half, earlier: i64| half.seen_at.0.wrapping_sub(earlier) as u64;
     let mut previous = 0;
     let seen = halves
         .iter()
         .map(|half| since(half, std::mem::replace(&mut previous, half.seen_at.0)))
         .collect();
+    // A datagram flow's cookie is random: it travels with the hashes.
+    let cookie = |half: &Half| match half.protocol {
+        Protocol::Tcp => half.cookie,
+        Protocol::Udp => 0,
+    };
     [
-        [seen, column(&|half| half.cookie)],
+        [seen, column(&cookie)],
         [
             column(&|half| since(half, half.opened_at.0)),
             column(&|half| u64::from(half.rtt_us)),
@@ -86,6 +113,17 @@ fn number_columns(halves: &[Half], flow: &[u16]) -> [[Vec<u64>; 2]; 6] {
             flow.iter().map(|flow| u64::from(*flow)).collect(),
         ],
     ]
+}
+
+/// The last pair has rows with a name only, and nothing in its second column.
+fn named_before(halves: &[Half]) -> Written {
+    let before: Vec<u64> = halves
+        .iter()
+        .filter(|half| half.name > 0)
+        .map(|half| u64::from(half.named_before_us))
+        .collect();
+    let nothing = vec![0; before.len()];
+    ints::write([&before, &nothing])
 }
 
 /// The client's and the server's port.
@@ -121,27 +159,48 @@ fn write_isns(out: &mut Vec<u8>, halves: &[Half]) {
         .for_each(|(_, server)| out.extend_from_slice(&server.to_le_bytes()));
 }
 
+/// What of datagram flows does not compress: cookies of all that are UDP, then hashes of those that have them.
+fn write_datagrams(out: &mut Vec<u8>, halves: &[Half]) {
+    let udp = halves.iter().filter(|half| half.protocol == Protocol::Udp);
+    udp.for_each(|half| out.extend_from_slice(&half.cookie.to_le_bytes()));
+    let datagrams = || {
+        halves.iter().filter_map(|half| match half.fingerprint {
+            Fingerprint::Datagrams(datagrams) => Some(datagrams),
+            _ => None,
+        })
+    };
+    datagrams().for_each(|both| out.extend_from_slice(&both.client.to_le_bytes()));
+    datagrams()
+        .filter(|both| both.server != 0)
+        .for_each(|both| out.extend_from_slice(&both.server.to_le_bytes()));
+}
+
 /// What identifies a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct FlowKey {
     kind: Kind,
+    application: Application,
     owner: u32,
     local: IpAddr,
     remote: IpAddr,
     server_port: u16,
+    name: u32,
 }
 
 /// A flow by indices into the dictionaries.
 struct Indexed {
     kind: Kind,
+    application: Application,
     owner: u16,
     local: u16,
     remote: u16,
     server_port: u16,
+    name: u16,
 }
 
 struct Dictionaries<'a> {
     owners: Vec<&'a Owner>,
+    names: Vec<&'a PeerName>,
     /// IPv4 first.
     addresses: Vec<IpAddr>,
     flows: Vec<Indexed>,
@@ -150,76 +209,102 @@ struct Dictionaries<'a> {
 }
 
 impl<'a> Dictionaries<'a> {
-    fn of(owners: &'a [Owner], halves: &[Half]) -> Result<Self, BatchError> {
-        let (keys, flow) = by_frequency(halves.iter().map(|half| FlowKey {
+    fn of(rows: &Rows<'a>) -> Result<Self, BatchError> {
+        let (keys, flow) = by_frequency(rows.halves.iter().map(|half| FlowKey {
             kind: Kind::of(half),
+            application: half.application,
             owner: half.owner,
             local: half.local.ip(),
             remote: half.remote.ip(),
             server_port: ports(half).1,
+            name: half.name,
         }));
-        let mut used: Vec<u32> = keys.iter().map(|key| key.owner).collect();
-        used.sort_unstable();
-        used.dedup();
-        let lookup = |owner: &u32| {
-            owners.get(*owner as usize).ok_or(BatchError::Malformed(
-                "an owner that is not in the dictionary",
-            ))
-        };
-        let owners = used.iter().map(lookup).collect::<Result<Vec<_>, _>>()?;
-        let mut addresses: Vec<IpAddr> = keys
-            .iter()
-            .flat_map(|key| [key.local, key.remote])
-            .collect();
+        let used_owners = sorted(keys.iter().map(|key| key.owner));
+        let used_names = sorted(keys.iter().map(|key| key.name).filter(|name| *name > 0));
         // The order of the type: IPv4 before IPv6.
-        addresses.sort_unstable();
-        addresses.dedup();
+        let addresses = sorted(keys.iter().flat_map(|key| [key.local, key.remote]));
         // Fit: there are at most twice as many as rows, and they were all just put in.
         let address = |ip: IpAddr| addresses.partition_point(|found| *found < ip) as u16;
         let index = |key: &FlowKey| Indexed {
             kind: key.kind,
-            owner: used.partition_point(|found| *found < key.owner) as u16,
+            application: key.application,
+            owner: used_owners.partition_point(|found| *found < key.owner) as u16,
             local: address(key.local),
             remote: address(key.remote),
             server_port: key.server_port,
+            // 0, for none, comes before all that are used.
+            name: used_names.partition_point(|found| *found <= key.name) as u16,
         };
         let flows = keys.iter().map(index).collect();
         Ok(Self {
-            owners,
+            owners: chosen(rows.owners, used_owners.iter().copied()).ok_or(
+                BatchError::Malformed("an owner that is not in the dictionary"),
+            )?,
+            names: chosen(rows.names, used_names.iter().map(|name| name - 1)).ok_or(
+                BatchError::Malformed("a name that is not in the dictionary"),
+            )?,
             addresses,
             flows,
             flow,
         })
     }
 
+    fn owners(&self) -> Result<Vec<u8>, BatchError> {
+        let owners: Vec<Cow<'_, Owner>> = self.owners.iter().map(|owner| owner.cut()).collect();
+        codec::to_bytes(FrameKind::HalfBatch, &owners)
+            .map_err(|_| BatchError::Malformed("owners that cannot be encoded"))
+    }
+
     fn bytes(&self) -> Result<Vec<u8>, BatchError> {
-        let mut out = codec::to_bytes(FrameKind::HalfBatch, &self.owners)
-            .map_err(|_| BatchError::Malformed("owners that cannot be encoded"))?;
-        let mut bytes = Vec::with_capacity(out.len() + 64);
-        write_varint(&mut bytes, out.len() as u64);
-        bytes.append(&mut out);
+        let mut out = Vec::with_capacity(self.flows.len() * 12 + 64);
+        write_varint(&mut out, self.names.len() as u64);
+        for name in &self.names {
+            let text = cut(&name.name, MAX_NAME_BYTES);
+            out.push(name.source as u8);
+            write_varint(&mut out, text.len() as u64);
+            out.extend_from_slice(text.as_bytes());
+        }
         let v4 = self.addresses.partition_point(IpAddr::is_ipv4);
-        write_varint(&mut bytes, v4 as u64);
-        write_varint(&mut bytes, (self.addresses.len() - v4) as u64);
+        write_varint(&mut out, v4 as u64);
+        write_varint(&mut out, (self.addresses.len() - v4) as u64);
         for address in &self.addresses {
             match address {
-                IpAddr::V4(v4) => bytes.extend_from_slice(&v4.octets()),
-                IpAddr::V6(v6) => bytes.extend_from_slice(&v6.octets()),
+                IpAddr::V4(v4) => out.extend_from_slice(&v4.octets()),
+                IpAddr::V6(v6) => out.extend_from_slice(&v6.octets()),
             }
         }
-        write_varint(&mut bytes, self.flows.len() as u64);
-        bytes.extend(self.flows.iter().map(|flow| flow.kind.0));
+        write_varint(&mut out, self.flows.len() as u64);
+        for byte in [
+            |flow: &Indexed| flow.kind.0[0],
+            |flow: &Indexed| flow.kind.0[1],
+            |flow: &Indexed| flow.application as u8,
+        ] {
+            out.extend(self.flows.iter().map(byte));
+        }
         for field in [
             |flow: &Indexed| flow.owner,
             |flow: &Indexed| flow.local,
             |flow: &Indexed| flow.remote,
             |flow: &Indexed| flow.server_port,
+            |flow: &Indexed| flow.name,
         ] {
-            bytes.extend(self.flows.iter().map(|flow| field(flow) as u8));
-            bytes.extend(self.flows.iter().map(|flow| (field(flow) >> 8) as u8));
+            out.extend(self.flows.iter().map(|flow| field(flow) as u8));
+            out.extend(self.flows.iter().map(|flow| (field(flow) >> 8) as u8));
         }
-        Ok(bytes)
+        Ok(out)
     }
+}
+
+/// Distinct values in their order.
+fn sorted<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut values: Vec<T> = values.collect();
+    values.sort_unstable();
+    values.dedup();
+    values
+}
+
+fn chosen<T>(all: &[T], indices: impl Iterator<Item = u32>) -> Option<Vec<&T>> {
+    indices.map(|index| all.get(index as usize)).collect()
 }
 
 /// Distinct keys, the most frequent first, and the index of each row's.
@@ -249,19 +334,21 @@ fn by_frequency(keys: impl ExactSizeIterator<Item = FlowKey>) -> (Vec<FlowKey>, 
     )
 }
 
-/// Two zstd frames, without checksum. The second has the planes, a block each when they are long, so that each
+/// Two zstd frames, without checksum. The second, where there are any, has the planes, a block each when they are long, so that each
 /// has a code table of its own; searching for repetitions in them is not worth the time that undoing it takes.
-fn compress(dictionary: &[u8], planes: &[Vec<u8>]) -> io::Result<Vec<u8>> {
+fn compress(dictionary: &[u8], planes: &[&[u8]]) -> io::Result<Vec<u8>> {
     let mut encoder = Encoder::new(DICTIONARY_LEVEL)?;
     let mut compressed = run(&mut encoder, &[dictionary], false)?;
+    if planes.is_empty() {
+        return Ok(compressed);
+    }
     let mut encoder = Encoder::new(1)?;
     encoder.set_parameter(CParameter::MinMatch(7))?;
     encoder.set_parameter(CParameter::HashLog(6))?;
-    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
     let blocks = planes
         .first()
         .is_some_and(|plane| plane.len() >= BLOCK_PER_PLANE_ROWS);
-    compressed.append(&mut run(&mut encoder, &planes, blocks)?);
+    compressed.append(&mut run(&mut encoder, planes, blocks)?);
     Ok(compressed)
 }
 

@@ -1,7 +1,6 @@
-//! Columns of integers: how they are cut into classes, written and read.
+//! Columns of integers: how they are cut into classes, and written.
 
-use super::BatchError;
-use super::bits::{BitWriter, Cursor, LOAD_BITS, bit_length, load, mask, write_varint};
+use super::bits::{BitWriter, bit_length, write_varint};
 
 /// Most classes of a column: two columns' classes share a byte.
 pub(super) const MAX_CLASSES: usize = 16;
@@ -9,12 +8,17 @@ pub(super) const MAX_CLASSES: usize = 16;
 const HOT_ONE_IN: usize = 24;
 /// Values that are looked at to find the frequent ones.
 const SAMPLE: usize = 256;
+/// A column is sparse when at most one value of so many is another than the rest.
+const SPARSE_ONE_IN: usize = 64;
+/// Class bytes are compressed where that saves at least so many of their eight bits: decompression takes longer
+/// than all the rest.
+const COMPRESSION_SAVES_BITS: f64 = 2.0;
 
 /// Values from `base` on, as `width` bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class {
-    base: u64,
-    width: u32,
+    pub(super) base: u64,
+    pub(super) width: u32,
 }
 
 /// How a column is written.
@@ -22,21 +26,60 @@ pub(super) struct Class {
 pub(super) enum Layout {
     /// All values are this one.
     Constant(u64),
+    /// All but few values are this one; those by row, in order.
+    Sparse(u64, Vec<(u32, u64)>),
     /// All values in one class: no class byte.
     Packed(Class),
     /// Several classes.
     Classes(Vec<Class>),
 }
 
-const CONSTANT: u8 = 0;
-const PACKED: u8 = 1;
-const CLASSES: u8 = 2;
+pub(super) const CONSTANT: u8 = 0;
+pub(super) const PACKED: u8 = 1;
+pub(super) const CLASSES: u8 = 2;
+pub(super) const SPARSE: u8 = 3;
 
 /// Two columns as written: their layouts, the class bytes when any has classes, and the bits.
 pub(super) struct Written {
     pub(super) layouts: [Layout; 2],
-    pub(super) class_bytes: Option<Vec<u8>>,
+    pub(super) plane: Plane,
     pub(super) bits: Vec<u8>,
+}
+
+/// The class bytes of two columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Plane {
+    /// Neither has classes.
+    None,
+    /// To be compressed.
+    Compressed(Vec<u8>),
+    /// Too random for that to be worth it.
+    Stored(Vec<u8>),
+}
+
+impl Plane {
+    pub(super) const NONE: u8 = 0;
+    pub(super) const COMPRESSED: u8 = 1;
+    pub(super) const STORED: u8 = 2;
+
+    fn of(bytes: Vec<u8>) -> Self {
+        let mut counts = [0u32; 256];
+        bytes
+            .iter()
+            .for_each(|byte| counts[usize::from(*byte)] += 1);
+        let rows = bytes.len() as f64;
+        let entropy: f64 = counts
+            .iter()
+            .filter(|count| **count > 0)
+            .map(|count| f64::from(*count) / rows)
+            .map(|share| -share * share.log2())
+            .sum();
+        if 8.0 - entropy < COMPRESSION_SAVES_BITS {
+            Self::Stored(bytes)
+        } else {
+            Self::Compressed(bytes)
+        }
+    }
 }
 
 /// Chooses the smallest layouts and writes two columns of the same length: their classes share a byte, the low four
@@ -53,13 +96,18 @@ pub(super) fn write(columns: [&[u64]; 2]) -> Written {
             (columns[1], &second_table, &second_classes),
         ] {
             let class = table[usize::from(class(classes, row))];
-            bits.write(column[row] - class.base, class.width);
+            if class.width > 0 {
+                bits.write(column[row] - class.base, class.width);
+            }
         }
     }
     let classed = first.has_classes() || second.has_classes();
     let pair = |row| class(&first_classes, row) | class(&second_classes, row) << 4;
     Written {
-        class_bytes: classed.then(|| (0..rows).map(pair).collect()),
+        plane: match classed {
+            true => Plane::of((0..rows).map(pair).collect()),
+            false => Plane::None,
+        },
         layouts: [first, second],
         bits: bits.finish(),
     }
@@ -71,10 +119,10 @@ impl Layout {
     }
 
     /// Every class byte finds a class: unused ones are as the constant 0.
-    fn table(&self) -> [Class; MAX_CLASSES] {
+    pub(super) fn table(&self) -> [Class; MAX_CLASSES] {
         let mut table = [Class { base: 0, width: 0 }; MAX_CLASSES];
         match self {
-            Self::Constant(base) => table[0].base = *base,
+            Self::Constant(base) | Self::Sparse(base, _) => table[0].base = *base,
             Self::Packed(class) => table[0] = *class,
             Self::Classes(classes) => table
                 .iter_mut()
@@ -91,6 +139,9 @@ fn choose(values: &[u64]) -> (Layout, Vec<u8>) {
     };
     if min == max {
         return (Layout::Constant(*min), Vec::new());
+    }
+    if let Some(sparse) = sparse(values) {
+        return (sparse, Vec::new());
     }
     let packed = Class {
         base: *min,
@@ -109,6 +160,19 @@ fn choose(values: &[u64]) -> (Layout, Vec<u8>) {
         }
     }
     best
+}
+
+/// One value and few exceptions, where that is what there is.
+fn sparse(values: &[u64]) -> Option<Layout> {
+    let usual = *frequent(values).first()?;
+    let limit = values.len() / SPARSE_ONE_IN;
+    let exceptions: Vec<(u32, u64)> = (0..)
+        .zip(values)
+        .filter(|(_, value)| **value != usual)
+        .map(|(row, value)| (row, *value))
+        .take(limit + 1)
+        .collect();
+    (exceptions.len() <= limit).then_some(Layout::Sparse(usual, exceptions))
 }
 
 /// A way to cut a column.
@@ -287,6 +351,17 @@ pub(super) fn write_layouts(out: &mut Vec<u8>, written: &Written) {
                 out.push(CONSTANT);
                 write_varint(out, *value);
             }
+            Layout::Sparse(value, exceptions) => {
+                out.push(SPARSE);
+                write_varint(out, *value);
+                write_varint(out, exceptions.len() as u64);
+                let mut next = 0;
+                for (row, value) in exceptions {
+                    write_varint(out, u64::from(row - next));
+                    write_varint(out, *value);
+                    next = row + 1;
+                }
+            }
             Layout::Packed(class) => {
                 out.push(PACKED);
                 write_class(out, class);
@@ -298,226 +373,10 @@ pub(super) fn write_layouts(out: &mut Vec<u8>, written: &Written) {
             }
         }
     }
+    out.push(match written.plane {
+        Plane::None => Plane::NONE,
+        Plane::Compressed(_) => Plane::COMPRESSED,
+        Plane::Stored(_) => Plane::STORED,
+    });
     write_varint(out, written.bits.len() as u64);
-}
-
-/// Two columns about to be read.
-pub(super) struct Reader {
-    layouts: [Layout; 2],
-    pub(super) bytes: usize,
-}
-
-impl Reader {
-    /// Reads the layouts and the length of the bits.
-    pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<Self, BatchError> {
-        let layouts = [read_layout(cursor)?, read_layout(cursor)?];
-        let bytes = usize::try_from(cursor.varint()?).map_err(|_| BatchError::Truncated)?;
-        Ok(Self { layouts, bytes })
-    }
-
-    /// Whether there are class bytes.
-    pub(super) fn has_classes(&self) -> bool {
-        self.layouts.iter().any(Layout::has_classes)
-    }
-
-    /// Reads as many values as the outputs have; `class_bytes` is empty when there are none. `bits` begins with the
-    /// section and goes on with what follows, up to the slack: what a value beyond the section would be is
-    /// unspecified, and the bits used then do not fit the length.
-    pub(super) fn read(
-        &self,
-        class_bytes: &[u8],
-        bits: &[u8],
-        out: [&mut [u64]; 2],
-    ) -> Result<(), BatchError> {
-        let [first, second] = [&self.layouts[0], &self.layouts[1]].map(Layout::table);
-        let widest = |table: &[Class]| table.iter().map(|class| class.width).max().unwrap_or(0);
-        let used = if widest(&first) + widest(&second) > LOAD_BITS {
-            read_wide([&first, &second], class_bytes, bits, out)
-        } else if self.has_classes() {
-            read_classes([&first, &second], class_bytes, bits, out)
-        } else {
-            read_packed([first[0], second[0]], bits, out)
-        };
-        if used.div_ceil(8) == self.bytes {
-            Ok(())
-        } else {
-            Err(BatchError::Malformed("the length of a column"))
-        }
-    }
-}
-
-fn read_layout(cursor: &mut Cursor<'_>) -> Result<Layout, BatchError> {
-    let read_class = |cursor: &mut Cursor<'_>| {
-        let class = Class {
-            base: cursor.varint()?,
-            width: u32::from(cursor.byte()?),
-        };
-        if class.width > 64 {
-            Err(BatchError::Malformed("a field of more than 64 bits"))
-        } else {
-            Ok(class)
-        }
-    };
-    Ok(match cursor.byte()? {
-        CONSTANT => Layout::Constant(cursor.varint()?),
-        PACKED => Layout::Packed(read_class(cursor)?),
-        CLASSES => {
-            let count = usize::from(cursor.byte()?);
-            super::check("classes of a column", count, MAX_CLASSES)?;
-            Layout::Classes(
-                (0..count)
-                    .map(|_| read_class(cursor))
-                    .collect::<Result<_, _>>()?,
-            )
-        }
-        _ => return Err(BatchError::Malformed("an unknown layout of a column")),
-    })
-}
-
-/// A table with what the loop needs of a class precomputed, in arrays: a class is a nibble, so no index is out of range.
-struct Unpack {
-    bases: [u64; MAX_CLASSES],
-    masks: [u64; MAX_CLASSES],
-    widths: [usize; MAX_CLASSES],
-}
-
-impl Unpack {
-    fn new(table: &[Class; MAX_CLASSES]) -> Self {
-        Self {
-            bases: table.map(|class| class.base),
-            masks: table.map(|class| mask(class.width)),
-            widths: table.map(|class| class.width as usize),
-        }
-    }
-}
-
-/// One load for both values of a row. The place of a row depends on the widths of those before it, but not on their
-/// values: the chain through the loop is an addition.
-fn read_classes(
-    tables: [&[Class; MAX_CLASSES]; 2],
-    class_bytes: &[u8],
-    bits: &[u8],
-    out: [&mut [u64]; 2],
-) -> usize {
-    let [first, second] = tables.map(Unpack::new);
-    let [first_out, second_out] = out;
-    let mut at = 0;
-    for ((first_value, second_value), pair) in first_out.iter_mut().zip(second_out).zip(class_bytes)
-    {
-        let (low, high) = (usize::from(pair & 15), usize::from(pair >> 4));
-        let word = load(bits, at >> 3) >> (at & 7);
-        *first_value = (word & first.masks[low]).wrapping_add(first.bases[low]);
-        *second_value =
-            (word >> first.widths[low] & second.masks[high]).wrapping_add(second.bases[high]);
-        at += first.widths[low] + second.widths[high];
-    }
-    at
-}
-
-fn read_packed([first, second]: [Class; 2], bits: &[u8], out: [&mut [u64]; 2]) -> usize {
-    let [first_out, second_out] = out;
-    if first.width + second.width == 0 {
-        first_out.fill(first.base);
-        second_out.fill(second.base);
-        return 0;
-    }
-    let (first_mask, second_mask) = (mask(first.width), mask(second.width));
-    let step = (first.width + second.width) as usize;
-    let mut at = 0;
-    for (first_value, second_value) in first_out.iter_mut().zip(second_out) {
-        let word = load(bits, at >> 3) >> (at & 7);
-        *first_value = (word & first_mask).wrapping_add(first.base);
-        *second_value = (word >> first.width & second_mask).wrapping_add(second.base);
-        at += step;
-    }
-    at
-}
-
-/// For fields that one load may not cover: extreme values only.
-fn read_wide(
-    tables: [&[Class; MAX_CLASSES]; 2],
-    class_bytes: &[u8],
-    bits: &[u8],
-    out: [&mut [u64]; 2],
-) -> usize {
-    let field = |at: usize, width: u32| (load(bits, at >> 3) >> (at & 7)) & mask(width);
-    let [first_out, second_out] = out;
-    let mut at = 0;
-    for (row, (first, second)) in first_out.iter_mut().zip(second_out).enumerate() {
-        let pair = class_bytes.get(row).copied().unwrap_or(0);
-        let classes = [
-            tables[0][usize::from(pair & 15)],
-            tables[1][usize::from(pair >> 4)],
-        ];
-        for (value, class) in [first, second].into_iter().zip(classes) {
-            let low = class.width.min(32);
-            let offset = field(at, low) | field(at + 32, class.width - low) << 32;
-            *value = offset.wrapping_add(class.base);
-            at += class.width as usize;
-        }
-    }
-    at
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn round_trip(values: &[u64]) -> Written {
-        let reversed: Vec<u64> = values.iter().rev().copied().collect();
-        round_trip_of([&reversed, values]);
-        let zeros = vec![0; values.len()];
-        round_trip_of([&zeros, values]);
-        round_trip_of([values, &zeros])
-    }
-
-    fn round_trip_of(columns: [&[u64]; 2]) -> Written {
-        let written = write(columns);
-        let mut layouts = Vec::new();
-        write_layouts(&mut layouts, &written);
-        let reader = Reader::parse(&mut Cursor(&layouts)).unwrap();
-        assert_eq!(
-            (&reader.layouts, reader.bytes),
-            (&written.layouts, written.bits.len())
-        );
-        let mut bits = written.bits.clone();
-        bits.extend([0; 8]);
-        let (mut first, mut second) = (vec![1; columns[0].len()], vec![1; columns[1].len()]);
-        let class_bytes = written.class_bytes.clone().unwrap_or_default();
-        reader
-            .read(&class_bytes, &bits, [&mut first, &mut second])
-            .unwrap();
-        assert_eq!([first.as_slice(), second.as_slice()], columns);
-        written
-    }
-
-    proptest! {
-        #[test]
-        fn any_values_round_trip(values in prop::collection::vec(any::<u64>(), 0..200)) {
-            round_trip(&values);
-        }
-
-        #[test]
-        fn values_of_any_magnitude_round_trip(values in prop::collection::vec((any::<u64>(), 0u32..64), 0..300)) {
-            let values: Vec<u64> = values.into_iter().map(|(value, shift)| value >> shift).collect();
-            round_trip(&values);
-        }
-    }
-
-    #[test]
-    fn values_in_few_ranges_cost_their_place_in_the_range() {
-        let values: Vec<u64> = (0..4096).map(|i| (i % 4) * 1_000_000 + i / 4).collect();
-        let written = round_trip(&values);
-        assert!(written.layouts[0].has_classes());
-        assert!(written.bits.len() <= 4096 * 10 / 8);
-    }
-
-    #[test]
-    fn a_frequent_value_costs_no_bits() {
-        let values: Vec<u64> = (0..1000)
-            .map(|i| if i % 10 == 0 { i * 7919 } else { 777 })
-            .collect();
-        assert!(round_trip(&values).bits.len() < 100 * 3);
-    }
 }

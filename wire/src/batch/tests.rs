@@ -6,6 +6,7 @@ use super::*;
 use crate::model::*;
 use crate::testing::{Generator, Workload};
 
+const NAMES: u32 = 4;
 const AGENT: AgentKey = AgentKey(0xa9e7);
 
 fn ip() -> impl Strategy<Value = IpAddr> {
@@ -37,8 +38,22 @@ fn half(owners: u32) -> impl Strategy<Value = Half> {
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]);
     let fingerprint = prop_oneof![
         Just(Fingerprint::Unknown),
-        any::<(u32, u32)>().prop_map(|(client, server)| Fingerprint::TcpIsn { client, server })
+        any::<(u32, u32)>().prop_map(|(client, server)| Fingerprint::TcpIsn { client, server }),
+        (0usize..3, number(), number(), any::<bool>()).prop_map(
+            |(sort, client, server, distinct)| Fingerprint::Datagrams(Datagrams {
+                sort: [DatagramSort::Other, DatagramSort::Dns, DatagramSort::Quic][sort],
+                client,
+                server,
+                distinct,
+            })
+        ),
     ];
+    let named = prop_oneof![
+        Just((0, 0)),
+        (0..=NAMES, any::<u32>()),
+        (0..=NAMES, 0u32..1000)
+    ];
+    let application = prop::sample::select(Application::ALL.to_vec());
     let ends = ((ip(), any::<u16>()), (ip(), any::<u16>()));
     let times = (time(), prop::option::of(time()), time());
     let counts = (
@@ -58,7 +73,7 @@ fn half(owners: u32) -> impl Strategy<Value = Half> {
         ends,
         times,
         counts,
-        0..owners,
+        (0..owners, named, application),
     )
         .prop_map(
             |(
@@ -70,7 +85,7 @@ fn half(owners: u32) -> impl Strategy<Value = Half> {
                 (local, remote),
                 times,
                 counts,
-                owner,
+                (owner, (name, named_before_us), application),
             )| Half {
                 id: HalfId::new(AGENT, 77, cookie),
                 cookie,
@@ -90,7 +105,9 @@ fn half(owners: u32) -> impl Strategy<Value = Half> {
                 rtt_us: counts.4,
                 retransmits: counts.5,
                 owner,
-                ..Half::default()
+                name,
+                named_before_us: if name > 0 { named_before_us } else { 0 },
+                application,
             },
         )
 }
@@ -99,16 +116,44 @@ fn owner(index: u32) -> Owner {
     let process = Process {
         pid: index,
         name: format!("p{index}"),
+        args: (index == 4).then(|| "p4 --key ***".into()),
+        parent: index / 2,
         ..Process::default()
     };
+    let pod = Pod {
+        namespace: "shop".into(),
+        name: format!("cart-{index}"),
+        labels: vec![("app".into(), "cart".into())],
+        ..Pod::default()
+    };
     Owner {
-        process: (index.is_multiple_of(2)).then_some(process),
+        process: (index.is_multiple_of(2)).then_some(process.clone()),
         cgroup: format!("/c/{index}"),
+        pod: (index == 3).then_some(pod),
+        unit: (index == 1).then(|| "nginx.service".into()),
+        escaped: index == 2,
+        sharers: vec![process; index as usize % 3],
         ..Owner::default()
     }
 }
 
-/// What a decoder must give: owners without the unused, indices to match.
+fn names() -> Vec<PeerName> {
+    [
+        NameSource::DnsProcess,
+        NameSource::DnsNode,
+        NameSource::Sni,
+        NameSource::HttpHost,
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(index, source)| PeerName {
+        name: format!("n{index}.example"),
+        source,
+    })
+    .collect()
+}
+
+/// What a decoder must give: owners and names without the unused, indices to match.
 fn normal(batch: &HalfBatch) -> HalfBatch {
     let mut used: Vec<u32> = batch.halves.iter().map(|half| half.owner).collect();
     used.sort_unstable();
@@ -122,13 +167,24 @@ fn normal(batch: &HalfBatch) -> HalfBatch {
         .iter()
         .map(|owner| batch.owners[*owner as usize].clone())
         .collect();
+    let mut used: Vec<u32> = batch.halves.iter().map(|half| half.name).collect();
+    used.push(0);
+    used.sort_unstable();
+    used.dedup();
+    for half in &mut batch.halves {
+        half.name = used.iter().position(|name| *name == half.name).unwrap() as u32;
+    }
+    batch.names = used[1..]
+        .iter()
+        .map(|name| batch.names[*name as usize - 1].clone())
+        .collect();
     batch
 }
 
 proptest! {
     #[test]
     fn any_batch_round_trips(halves in prop::collection::vec(half(5), 0..80)) {
-        let batch = HalfBatch { boot: 77, owners: (0..5).map(owner).collect(), halves, ..HalfBatch::default() };
+        let batch = HalfBatch { boot: 77, owners: (0..5).map(owner).collect(), names: names(), halves };
         let bytes = encode(&batch).unwrap();
         prop_assert_eq!(decode(&bytes, AGENT).unwrap(), normal(&batch));
     }
@@ -203,9 +259,45 @@ fn what_is_over_a_limit_is_not_encoded() {
         Err(BatchError::Limit { what: "rows", .. })
     ));
     batch.halves.truncate(1);
-    batch.owners[batch.halves[0].owner as usize].cgroup = "x".repeat(MAX_PLAIN_BYTES);
-    assert!(matches!(encode(&batch), Err(BatchError::Limit { .. })));
     batch.halves[0].owner = 99;
+    assert!(matches!(encode(&batch), Err(BatchError::Malformed(_))));
+}
+
+#[test]
+fn owners_that_are_too_much_text_are_not_encoded() {
+    let mut batch = Generator::new(Workload::default(), 1).batch(2000);
+    batch.owners = (0..2000).map(owner).collect();
+    for (index, half) in (0..).zip(&mut batch.halves) {
+        half.owner = index;
+        batch.owners[index as usize].cgroup = "x".repeat(MAX_TEXT_BYTES);
+    }
+    assert!(matches!(encode(&batch), Err(BatchError::Limit { .. })));
+    batch.halves.truncate(100);
+    assert_eq!(
+        decode(&encode(&batch).unwrap(), AGENT).unwrap(),
+        normal(&batch)
+    );
+}
+
+#[test]
+fn what_is_longer_than_it_may_be_is_cut() {
+    let mut batch = Generator::new(Workload::default(), 1).batch(1);
+    let owner = &mut batch.owners[batch.halves[0].owner as usize];
+    owner.cgroup = "\u{e4}".repeat(MAX_TEXT_BYTES);
+    owner.sharers = vec![Process::default(); MAX_SHARERS + 3];
+    batch.names = vec![PeerName {
+        name: "n".repeat(2 * MAX_NAME_BYTES),
+        source: NameSource::Sni,
+    }];
+    batch.halves[0].name = 1;
+    let decoded = decode(&encode(&batch).unwrap(), AGENT).unwrap();
+    assert_eq!(
+        decoded.owners[0].cgroup,
+        "\u{e4}".repeat(MAX_TEXT_BYTES / 2)
+    );
+    assert_eq!(decoded.owners[0].sharers.len(), MAX_SHARERS);
+    assert_eq!(decoded.names[0].name, "n".repeat(MAX_NAME_BYTES));
+    batch.halves[0].name = 2;
     assert!(matches!(encode(&batch), Err(BatchError::Malformed(_))));
 }
 

@@ -1,5 +1,7 @@
 //! Who is behind a socket: process, container, pod.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
@@ -8,6 +10,8 @@ use super::Timestamp;
 pub const MAX_SHARERS: usize = 8;
 /// Most labels of a [`Pod`].
 pub const MAX_LABELS: usize = 16;
+/// Longest text of an [`Owner`], in bytes: the longest path of the kernel.
+pub const MAX_TEXT_BYTES: usize = 4096;
 
 /// The process, container and namespace behind a socket. A dictionary entry: many halves share one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -77,4 +81,107 @@ pub struct Pod {
     pub container: String,
     /// Its image.
     pub image: String,
+}
+
+impl Owner {
+    /// Whether all its texts and lists are within their limits. A batch with another is refused.
+    pub fn within_limits(&self) -> bool {
+        let mut within = self.sharers.len() <= MAX_SHARERS
+            && self
+                .pod
+                .as_ref()
+                .is_none_or(|pod| pod.labels.len() <= MAX_LABELS);
+        self.texts(&mut |text| within &= text.len() <= MAX_TEXT_BYTES);
+        within
+    }
+
+    /// Itself, or what of it is within the limits: lists lose their end, and so do texts.
+    pub fn cut(&self) -> Cow<'_, Self> {
+        if self.within_limits() {
+            return Cow::Borrowed(self);
+        }
+        let mut owner = self.clone();
+        owner.sharers.truncate(MAX_SHARERS);
+        if let Some(pod) = &mut owner.pod {
+            pod.labels.truncate(MAX_LABELS);
+        }
+        owner.texts_mut(&mut |text| text.truncate(cut(text, MAX_TEXT_BYTES).len()));
+        Cow::Owned(owner)
+    }
+
+    fn texts(&self, see: &mut impl FnMut(&str)) {
+        let Self {
+            process,
+            cgroup,
+            container,
+            netns: _,
+            workload,
+            pod,
+            unit,
+            escaped: _,
+            sharers,
+        } = self;
+        [cgroup, workload]
+            .into_iter()
+            .chain(container)
+            .chain(unit)
+            .for_each(|text| see(text));
+        for process in process.iter().chain(sharers) {
+            [&process.name, &process.parent_name]
+                .into_iter()
+                .chain(&process.exe)
+                .chain(&process.user)
+                .chain(&process.args)
+                .for_each(|text| see(text));
+        }
+        if let Some(pod) = pod {
+            [
+                &pod.namespace,
+                &pod.name,
+                &pod.uid,
+                &pod.owner_kind,
+                &pod.owner_name,
+                &pod.container,
+                &pod.image,
+            ]
+            .into_iter()
+            .chain(pod.labels.iter().flat_map(|(key, value)| [key, value]))
+            .for_each(|text| see(text));
+        }
+    }
+
+    fn texts_mut(&mut self, change: &mut impl FnMut(&mut String)) {
+        [&mut self.cgroup, &mut self.workload]
+            .into_iter()
+            .chain(&mut self.container)
+            .chain(&mut self.unit)
+            .for_each(&mut *change);
+        for process in self.process.iter_mut().chain(&mut self.sharers) {
+            [&mut process.name, &mut process.parent_name]
+                .into_iter()
+                .chain(&mut process.exe)
+                .chain(&mut process.user)
+                .chain(&mut process.args)
+                .for_each(&mut *change);
+        }
+        if let Some(pod) = &mut self.pod {
+            [
+                &mut pod.namespace,
+                &mut pod.name,
+                &mut pod.uid,
+                &mut pod.owner_kind,
+                &mut pod.owner_name,
+                &mut pod.container,
+                &mut pod.image,
+            ]
+            .into_iter()
+            .chain(pod.labels.iter_mut().flat_map(|(key, value)| [key, value]))
+            .for_each(&mut *change);
+        }
+    }
+}
+
+/// The longest beginning of a text that is not longer than this.
+pub(crate) fn cut(text: &str, limit: usize) -> &str {
+    &text[..text.floor_char_boundary(limit)]
 }
