@@ -261,7 +261,11 @@ impl<'a> Output<'a> {
                 plain(why)
             ));
         }
-        let line = completeness_line(answer, &completeness.federators, &completeness.halves);
+        let line = completeness_line(
+            answer.percent_complete(),
+            &completeness.federators,
+            &completeness.halves,
+        );
         if !self.watching {
             self.remark(&line);
         } else if self.style.width.is_some() {
@@ -278,13 +282,17 @@ impl<'a> Output<'a> {
     }
 }
 
-fn completeness_line(answer: &Answer, federators: &[Reach], halves: &HalfCounts) -> String {
+fn completeness_line(percent_complete: f64, federators: &[Reach], halves: &HalfCounts) -> String {
     let reached = federators.iter().filter(|f| f.reached).count();
     let mut line = format!(
         "complete {}: {reached} of {} federators",
-        percent(answer.percent_complete()),
+        percent(percent_complete),
         federators.len()
     );
+    // Health is about federators, not about halves of a window: there is nothing to count.
+    if *halves == HalfCounts::default() {
+        return line;
+    }
     let _ = write!(line, "; halves: {} matched", count(halves.matched));
     for (reason, number) in halves.unmatched.iter().filter(|(_, number)| **number > 0) {
         let _ = write!(line, ", {} {}", count(*number), reason.as_str());
@@ -426,5 +434,21 @@ mod tests {
             assert_eq!(csv_cell(text), cell);
         }
         assert_eq!(csv_value(Some(&Value::from(-5))), "-5");
+    }
+
+    #[test]
+    fn halves_are_spoken_of_where_some_were_counted() {
+        assert_eq!(
+            completeness_line(100.0, &[], &HalfCounts::default()),
+            "complete 100 %: 0 of 0 federators"
+        );
+        let dropped = HalfCounts {
+            dropped: 1,
+            ..HalfCounts::default()
+        };
+        assert_eq!(
+            completeness_line(99.0, &[], &dropped),
+            "complete 99.0 %: 0 of 0 federators; halves: 0 matched, 1 dropped"
+        );
     }
 }
