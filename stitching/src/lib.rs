@@ -5,7 +5,7 @@
 //! Reading order: [`view`] (what is known of one half), [`judge`](mod@judge) (may these two be one connection, and how
 //! sure is that), [`mod@nat`] (what was rewritten between them, and what else should agree), [`stitcher`] (finds the pairs
 //! among millions), then the parts it is made of:
-//! `circumstances` (the rules below the first), `decide` (one pair, or several), `table` and `timers`. [`testing`] is for benchmarks.
+//! `circumstances` (the rules below the first), `decide` (one pair, or several), `table` (with `lanes`) and `timers`. [`testing`] is for benchmarks.
 //!
 //! What must stay absent: wall clocks, hash maps with random seeds, tokio, and any rule that lets arrival order or
 //! chance choose between two possible partners.
@@ -17,6 +17,7 @@ pub mod nat;
 pub mod stitcher;
 mod circumstances;
 mod decide;
+mod lanes;
 mod table;
 pub mod testing;
 mod timers;

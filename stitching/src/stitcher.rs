@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use crate::judge::Rule;
-use crate::table::{Entry, Slot, State, Table, Walk};
-use crate::timers::{Timer, Timers};
+use crate::table::{Entry, Met, Slot, State, Table, Walk};
+use crate::timers::{SEQUENCE_BITS, Timer, Timers, kept};
 #[cfg(doc)]
 use crate::view::HalfView;
 use crate::view::{Halves, Role};
@@ -207,7 +207,7 @@ pub(crate) struct Index {
 /// Halves worked on together, so that their memory accesses overlap.
 const BLOCK: usize = 128;
 /// Slots for every hundred halves that may wait. At 48 to 55 % full, few searches leave the first bucket.
-const SLOTS_PERCENT: usize = 210;
+const SLOTS_PERCENT: usize = 208;
 /// Pairs are remembered, and hints taken, while less than this part of the slots is in use.
 const REMEMBER_PERCENT: usize = 55;
 /// The index by tuple has room for one in this many of the halves that may wait.
@@ -215,6 +215,9 @@ const TUPLE_SHARE: usize = 4;
 /// Hints take one in this many of its places: halves without ISNs have no other index, and must not be crowded out.
 const HINT_SHARE: usize = 2;
 const MAX_OPEN: usize = 1 << 30;
+/// Where the numbers of the second queue of timers begin: as far from the first one's as can be. An entry does not say in which
+/// queue its timer is, and finds the timer of another with the same routing word if that has the same number.
+const EXPIRY_NUMBERS: u32 = 1 << (SEQUENCE_BITS - 1);
 
 impl Index {
     fn new(max_open: usize, seed: u32) -> Self {
@@ -222,8 +225,8 @@ impl Index {
         let remember_up_to = table.slots() * REMEMBER_PERCENT / 100;
         Self {
             table,
-            hold: Timers::default(),
-            expiry: Timers::default(),
+            hold: Timers::new(timers_at_most(max_open), 0),
+            expiry: Timers::new(0, EXPIRY_NUMBERS),
             remember_up_to,
         }
     }
@@ -233,16 +236,39 @@ impl Index {
             return false;
         }
         let found = self.table.find_key(entry.a, entry.b);
-        if !self.table.place(entry, &found) {
+        let Some(slot) = self.table.place(entry, &found) else {
             return false;
-        }
-        let timers = if entry.state == State::Held {
-            &mut self.hold
-        } else {
-            &mut self.expiry
         };
-        timers.push(now, (entry.a, entry.handle));
+        if entry.state == State::Held {
+            self.begin_hold(slot, entry.a, now);
+        } else {
+            self.begin_expiry(slot, entry.a, now);
+        }
         true
+    }
+
+    #[inline]
+    fn begin_hold(&mut self, slot: Slot, a: u32, now: i64) {
+        let sequence = self.hold.push(now, a);
+        self.table.set_sequence(slot, sequence);
+    }
+
+    fn begin_expiry(&mut self, slot: Slot, a: u32, now: i64) {
+        let sequence = self.expiry.push(now, a);
+        self.table.set_sequence(slot, sequence);
+    }
+
+    /// Forgets an entry, and its hold.
+    #[inline]
+    pub(crate) fn clear(&mut self, slot: Slot) {
+        if self
+            .table
+            .entry(slot)
+            .is_some_and(|entry| entry.state == State::Held)
+        {
+            self.hold.cancel(self.table.sequence(slot), 0);
+        }
+        self.table.clear(slot);
     }
 
     /// The entry has its partner: remember it if there is room. Returns whether there was.
@@ -251,7 +277,7 @@ impl Index {
         if room {
             self.table.set_state(slot, state);
         } else {
-            self.table.clear(slot);
+            self.clear(slot);
         }
         room
     }
@@ -282,20 +308,67 @@ impl Stitcher {
     /// Takes halves. The larger the batch, the faster; hundreds are enough.
     pub fn insert(&mut self, now: i64, halves: &[Candidate]) {
         self.now = self.now.max(now);
+        let mut walks = [Walk::default(); BLOCK];
         for block in halves.chunks(BLOCK) {
-            let mut keys = [0; BLOCK];
-            for (key, half) in keys.iter_mut().zip(block) {
-                *key = words(half.key).0;
-            }
-            let walks = self.isn.table.touch(&keys, block.len());
+            self.isn
+                .table
+                .touch(block.iter().map(|half| words(half.key).0), &mut walks);
             self.counters.inserted += block.len() as u64;
-            for (half, walk) in block.iter().zip(walks) {
-                match half.key {
-                    Key::Isn { client, server } => self.insert_isn(half, walk, client, server),
-                    Key::Tuple(key) => self.insert_tuple(half, key),
+            self.insert_block(block, &walks);
+        }
+    }
+
+    /// The common cases of halves with ISNs are done here, with as little as possible for each; the others elsewhere.
+    fn insert_block(&mut self, block: &[Candidate], walks: &[Walk; BLOCK]) {
+        // Timers to be started at the end of the block.
+        let (mut fresh, mut begun) = ([0; BLOCK], 0);
+        for (half, walk) in block.iter().zip(walks) {
+            let Key::Isn { client, server } = half.key else {
+                self.insert_tuple(half, half.key);
+                continue;
+            };
+            let new = Entry {
+                a: client,
+                b: server,
+                handle: half.handle.0,
+                role: half.role,
+                state: State::Held,
+            };
+            let room = self.isn.table.open() < self.config.max_open;
+            let sequence = kept(self.isn.hold.upcoming().wrapping_add(begun as u32));
+            match self.isn.table.meet(*walk, &new, sequence, room) {
+                Met::Stored => {
+                    fresh[begun] = client;
+                    begun += 1;
+                }
+                Met::Partner {
+                    handle,
+                    slot,
+                    held,
+                    sequence,
+                } => {
+                    let partner = Entry {
+                        handle,
+                        role: half.role.opposite(),
+                        ..new
+                    };
+                    self.pair(Rule::TcpIsnPair, new, partner);
+                    let keep = self.isn.table.occupied() <= self.isn.remember_up_to;
+                    if held && !keep {
+                        self.isn.hold.cancel(sequence, BLOCK);
+                    }
+                    self.isn.table.settle_at_home(slot, keep);
+                    self.counters.not_remembered += u64::from(!keep);
+                }
+                Met::Elsewhere => {
+                    // What follows may start a timer too.
+                    self.isn.hold.extend(self.now, &fresh[..begun]);
+                    begun = 0;
+                    self.insert_isn(half, *walk, client, server);
                 }
             }
         }
+        self.isn.hold.extend(self.now, &fresh[..begun]);
     }
 
     /// These halves, inserted and without partner so far, have closed; `halves` knows when and with what counters.
@@ -328,7 +401,7 @@ impl Stitcher {
         let (a, _) = words(half.key);
         let index = self.index(half.key);
         if let Some((slot, _)) = index.table.find(a, half.handle.0) {
-            index.table.clear(slot);
+            index.clear(slot);
         }
     }
 
@@ -339,8 +412,8 @@ impl Stitcher {
             self.now.saturating_sub(self.config.hold_us),
             self.now.saturating_sub(self.config.expiry_us),
         );
-        let limit = self.config.max_open.saturating_mul(2).max(BLOCK);
-        let mut due = [(0, 0); BLOCK];
+        let limit = timers_at_most(self.config.max_open);
+        let mut due = [Timer::default(); BLOCK];
         self.run(
             hold,
             limit,
@@ -420,6 +493,7 @@ impl Stitcher {
         }
     }
 
+    #[inline(never)]
     fn insert_isn(&mut self, half: &Candidate, walk: Walk, client: u32, server: u32) {
         let new = Entry {
             a: client,
@@ -445,11 +519,11 @@ impl Stitcher {
             }
             return;
         }
-        if self.isn.table.open() >= self.config.max_open || !self.isn.table.place(new, &found) {
-            self.full(half.handle);
-            return;
+        let room = self.isn.table.open() < self.config.max_open;
+        match room.then(|| self.isn.table.place(new, &found)).flatten() {
+            Some(slot) => self.isn.begin_hold(slot, client, self.now),
+            None => self.full(half.handle),
         }
-        self.isn.hold.push(self.now, (client, new.handle));
     }
 
     /// There is more than one half with this fingerprint already, or one of this role, or a pair.
@@ -483,8 +557,8 @@ impl Stitcher {
         self.group = group;
     }
 
-    fn insert_tuple(&mut self, half: &Candidate, key: u64) {
-        let (a, b) = words(Key::Tuple(key));
+    fn insert_tuple(&mut self, half: &Candidate, key: Key) {
+        let (a, b) = words(key);
         let known = self.tuple.table.find(a, half.handle.0);
         if known.is_some_and(|(_, e)| e.b == b && e.role == half.role) {
             self.counters.repeated += 1;
@@ -512,6 +586,7 @@ impl Stitcher {
         table: impl Fn(&Self) -> &Table,
         work: impl Fn(&mut Self, Slot, Entry),
     ) {
+        let mut walks = [Walk::default(); BLOCK];
         loop {
             let early = queue(self).oldest().is_some_and(|oldest| oldest > until);
             let n = queue(self).pop(until, limit, due);
@@ -519,9 +594,9 @@ impl Stitcher {
                 return;
             }
             self.counters.timers_early += if early { n as u64 } else { 0 };
-            let walks = table(self).touch(&due.map(|timer| timer.0), n);
+            table(self).touch(due[..n].iter().map(|timer| timer.a), &mut walks);
             for (timer, walk) in due[..n].iter().zip(walks) {
-                if let Some((slot, entry)) = table(self).find_from(walk, timer.0, timer.1) {
+                if let Some((slot, entry)) = table(self).find_timed(walk, timer.a, timer.sequence) {
                     work(self, slot, entry);
                 }
             }
@@ -531,7 +606,7 @@ impl Stitcher {
     /// The hold of a half with ISNs is over.
     fn isn_held(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) {
         let Entry { a, handle, .. } = entry;
-        self.isn.expiry.push(self.now_of_insertion(), (a, handle));
+        self.isn.begin_expiry(slot, a, self.now_of_insertion());
         if entry.state != State::Held {
             return;
         }
@@ -567,7 +642,7 @@ impl Stitcher {
     /// The hold of a half without ISNs is over.
     fn tuple_held(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) {
         let Entry { a, handle, .. } = entry;
-        self.tuple.expiry.push(self.now_of_insertion(), (a, handle));
+        self.tuple.begin_expiry(slot, a, self.now_of_insertion());
         if entry.state != State::Held {
             return;
         }
@@ -588,6 +663,9 @@ impl Stitcher {
 
     fn isn_expired(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) {
         let Entry { a, handle, .. } = entry;
+        if entry.state == State::Held {
+            return; // The timer was of another that is gone.
+        }
         if entry.state.waits() && self.try_client_isn(slot, entry, halves) {
             return;
         }
@@ -597,7 +675,7 @@ impl Stitcher {
                 .is_some_and(|view| view.closed_at.is_none())
         {
             self.isn.table.set_state(slot, State::Dormant);
-            self.isn.expiry.push(self.now_of_insertion(), (a, handle));
+            self.isn.begin_expiry(slot, a, self.now_of_insertion());
         } else {
             self.isn.table.clear(slot);
         }
@@ -608,12 +686,15 @@ impl Stitcher {
 
     fn tuple_expired(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) {
         let Entry { a, handle, .. } = entry;
+        if entry.state == State::Held {
+            return; // The timer was of another that is gone.
+        }
         let view = halves.view(Handle(handle));
         let hint =
             view.is_some_and(|view| matches!(view.candidate(Handle(handle)).key, Key::Isn { .. }));
         if entry.state.waits() && view.is_some_and(|view| view.closed_at.is_none()) {
             self.tuple.table.set_state(slot, State::Dormant);
-            self.tuple.expiry.push(self.now_of_insertion(), (a, handle));
+            self.tuple.begin_expiry(slot, a, self.now_of_insertion());
         } else {
             self.tuple.table.clear(slot);
         }
@@ -679,6 +760,11 @@ impl Stitcher {
             reason: Reason::Full,
         });
     }
+}
+
+/// Timers of a queue beyond which the oldest run early.
+fn timers_at_most(max_open: usize) -> usize {
+    max_open.saturating_mul(2).max(BLOCK)
 }
 
 /// What becomes of an entry when a third half comes.

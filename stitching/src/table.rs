@@ -1,28 +1,41 @@
 //! The table of halves: open addressing by the routing word, one cache line per bucket, fixed capacity.
 //!
-//! A bucket is 16 words: five routing words, five second words, five handles, and one word with a role and a state for
-//! each of the five and counts of the entries that wanted to live here but had to move on, each by a step of its own
-//! (steps of one would pile full buckets up into long runs). That count (the idea of
+//! A bucket is 16 words: four routing words, four second words, four handles, and four words about the lanes: a role, a
+//! state and the number of the entry's timer, and one of four counts of the entries that wanted to live here but had to
+//! move on: to the bucket beside it, and then by a step of their own (short steps would pile full buckets up into long runs). That count (the idea of
 //! F14's overflow counts) ends a search at the first bucket that nothing passed by, without tombstones, so a
 //! table that lives for months does not slow down.
 //!
 //! Memory is asked for zeroed and in one piece; the operating system lends a page when it is first written.
 
+use crate::lanes::{LANES, equal, none_of};
+use crate::timers::SEQUENCE_BITS;
 use crate::view::Role;
 
-/// Entries per bucket.
-const LANES: usize = 5;
 /// Words per bucket: one cache line.
 const WORDS: usize = 16;
-const META: usize = 15;
+/// Where in a bucket the second words begin.
+const SECOND: usize = LANES;
+/// The handles.
+const HANDLE: usize = 2 * LANES;
+/// The words about the lanes.
+const META: usize = 3 * LANES;
 /// Buckets that one routing word may spread over. Halves that share a client ISN live side by side, so this also limits
 /// what a peer that sends one ISN over and over can cost everyone else.
-const MAX_PROBE: u32 = 32;
-/// Classes of entries, by their hash, whose passing by is counted apart: a search goes on only for its own class.
-const CLASSES: u32 = 3;
-const PASSED_SHIFT: u32 = 20;
+const MAX_PROBE: u32 = 40;
+/// Of those, the ones beyond home that are loaded ahead.
+const TOUCHED_BEYOND: u32 = 2;
+/// In a lane's last word: state and role, ...
+const LANE_BITS: u32 = 0xf;
+const STATE_BITS: u32 = 7;
+const ROLE_BIT: u32 = 8;
+/// ... the entries of one class that passed the bucket by (classes are by the hash; a search goes on only for its own), ...
+const PASSED_SHIFT: u32 = 4;
 /// A count that has reached this stays: it is no longer known how many there are.
-const PASSED_MAX: u32 = 15;
+const PASSED_MAX: u32 = 7;
+/// ... and the number of the timer.
+const SEQUENCE_SHIFT: u32 = 32 - SEQUENCE_BITS;
+const SEQUENCE_MASK: u32 = u32::MAX << SEQUENCE_SHIFT;
 
 /// What an entry is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,23 +115,48 @@ pub(crate) struct Found {
     walk: Walk,
 }
 
-/// The buckets in which an entry may live, in order.
+/// The buckets in which an entry may live, in order: home, the bucket beside it, and so on in pairs. A pair lies in one page
+/// of memory, where the second costs little once the first is loaded.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Walk {
     index: u32,
+    /// From pair to pair.
     step: u32,
-    /// Where the count of the class is in a bucket's last word.
-    shift: u32,
+    /// All bits set in the second bucket of a pair, none in the first.
+    second: u32,
+    /// Which of a bucket's counts is about this entry.
+    class: u32,
+}
+
+type Bucket = [u32; WORDS];
+
+/// What [`Table::meet`] found.
+pub(crate) enum Met {
+    /// Nothing with its key: it is in the table now.
+    Stored,
+    /// One of the other role that waits.
+    Partner {
+        handle: u32,
+        slot: Slot,
+        /// It is in its hold, and this is its timer.
+        held: bool,
+        sequence: u32,
+    },
+    /// Something less common, or not at home: nothing was done.
+    Elsewhere,
 }
 
 impl Walk {
     /// Entries of this class that passed the bucket by.
-    fn passed(&self, meta: u32) -> u32 {
-        meta >> self.shift & PASSED_MAX
+    #[inline]
+    fn passed(&self, bucket: &Bucket) -> u32 {
+        bucket[META + self.class as usize % LANES] >> PASSED_SHIFT & PASSED_MAX
     }
 
+    #[inline]
     fn step(&mut self, buckets: u32) {
-        self.index += self.step;
+        self.index = (self.index ^ 1) + (self.step & self.second);
+        self.second = !self.second;
         if self.index >= buckets {
             self.index -= buckets;
         }
@@ -127,10 +165,13 @@ impl Walk {
 
 pub(crate) struct Table {
     words: Vec<u32>,
-    /// Words before the first cache line boundary.
+    /// Words before the first pair of cache lines.
     offset: usize,
     buckets: u32,
     seed: u32,
+    /// [`STATE_BITS`], where the compiler does not know it: with a constant it makes twenty scalar instructions of four
+    /// comparisons at once.
+    state_bits: u32,
     occupied: usize,
     remembered: usize,
 }
@@ -138,17 +179,18 @@ pub(crate) struct Table {
 impl Table {
     /// A table of at least `slots` entries' room. `seed` makes the placement unpredictable to peers.
     pub(crate) fn new(slots: usize, seed: u32) -> Self {
-        let buckets = slots.div_ceil(LANES).clamp(1, 1 << 29);
-        let words = vec![0u32; (buckets + 1) * WORDS];
+        let buckets = slots.div_ceil(2 * LANES).clamp(1, 1 << 29) * 2;
+        let words = vec![0u32; (buckets + 2) * WORDS];
         let offset = words
             .as_ptr()
-            .align_offset(WORDS * size_of::<u32>())
-            .min(WORDS);
+            .align_offset(2 * WORDS * size_of::<u32>())
+            .min(2 * WORDS);
         Self {
             words,
             offset,
             buckets: buckets as u32,
             seed,
+            state_bits: std::hint::black_box(STATE_BITS),
             occupied: 0,
             remembered: 0,
         }
@@ -172,38 +214,105 @@ impl Table {
         self.words.capacity() * size_of::<u32>()
     }
 
-    /// Loads the buckets of the first `count` keys at once, so that the memory works on all of them at the same time
-    /// instead of one after the other; what follows finds them in the cache. Returns where each key's search begins. The
+    /// Loads the buckets of the keys at once, so that the memory works on all of them at the same time
+    /// instead of one after the other; what follows finds them in the cache. Says where each key's search begins. The
     /// passes are apart so that nothing but loads is in the second and the last, and the processor gets far ahead in them.
     #[inline]
-    pub(crate) fn touch<const N: usize>(&self, keys: &[u32; N], count: usize) -> [Walk; N] {
-        let buckets = self.lines();
-        let meta = |index: u32| buckets[index as usize][META];
-        let count = count.min(N);
-        let mut walks = [Walk::default(); N];
-        for (walk, a) in walks.iter_mut().zip(keys).take(count) {
-            *walk = self.walk(*a);
+    pub(crate) fn touch<const N: usize>(
+        &self,
+        keys: impl ExactSizeIterator<Item = u32>,
+        walks: &mut [Walk; N],
+    ) {
+        let lines = self.lines();
+        let count = keys.len().min(N);
+        for (walk, a) in walks.iter_mut().zip(keys) {
+            *walk = self.walk(a);
         }
-        std::hint::black_box(
-            walks[..count]
-                .iter()
-                .fold(0, |sum: u32, walk| sum.wrapping_add(meta(walk.index))),
-        );
-        // Where a search, or a place for a new entry, leads beyond home. Without a branch: what is not kept is overwritten.
-        let (mut beyond, mut kept) = ([0; N], 0);
-        for walk in &walks[..count] {
-            let here = meta(walk.index);
-            let mut next = *walk;
-            next.step(self.buckets);
-            beyond[kept] = next.index;
-            kept += usize::from((walk.passed(here) != 0) | (used_lanes(here) == ALL_LANES));
+        let walks = &walks[..count];
+        std::hint::black_box(walks.iter().fold(0, |sum: u32, walk| {
+            sum.wrapping_add(lines[walk.index as usize][META])
+        }));
+        // Where a search, or a place for a new entry, leads beyond home, and beyond that. Without a branch: what is not
+        // kept is overwritten.
+        let (mut beyond, mut kept) = ([Walk::default(); N], 0);
+        for walk in walks {
+            beyond[kept] = *walk;
+            beyond[kept].step(self.buckets);
+            kept += usize::from(self.leads_on(walk, &lines[walk.index as usize]));
         }
-        std::hint::black_box(
-            beyond[..kept]
-                .iter()
-                .fold(0, |sum: u32, index| sum.wrapping_add(meta(*index))),
-        );
-        walks
+        for _ in 1..TOUCHED_BEYOND {
+            let reached = kept;
+            kept = 0;
+            for at in 0..reached {
+                let walk = beyond[at];
+                beyond[kept] = walk;
+                beyond[kept].step(self.buckets);
+                kept += usize::from(self.leads_on(&walk, &lines[walk.index as usize]));
+            }
+        }
+        std::hint::black_box(beyond[..kept].iter().fold(0, |sum: u32, walk| {
+            sum.wrapping_add(lines[walk.index as usize][META])
+        }));
+    }
+
+    #[inline]
+    fn leads_on(&self, walk: &Walk, bucket: &Bucket) -> bool {
+        (walk.passed(bucket) != 0) | (self.free_lanes(bucket) == 0)
+    }
+
+    /// The common case of a new half: what there is to know about it is in its home bucket. It is stored there, or its
+    /// partner is, and nothing else of its key.
+    #[inline(always)]
+    pub(crate) fn meet(&mut self, walk: Walk, new: &Entry, sequence: u32, room: bool) -> Met {
+        let state_bits = self.state_bits;
+        let bucket = self.line_mut(walk.index);
+        if walk.passed(bucket) != 0 {
+            return Met::Elsewhere;
+        }
+        let hits = keyed_lanes(bucket, new.a, new.b);
+        if hits == 0 {
+            let free = none_of(part::<META>(bucket), state_bits);
+            if free == 0 || !room {
+                return Met::Elsewhere;
+            }
+            let lane = free.trailing_zeros() as usize % LANES;
+            bucket[lane] = new.a;
+            bucket[SECOND + lane] = new.b;
+            bucket[HANDLE + lane] = new.handle;
+            // The count of those that passed by stays.
+            let meta = &mut bucket[META + lane];
+            *meta = *meta & PASSED_MAX << PASSED_SHIFT
+                | sequence << SEQUENCE_SHIFT
+                | pack(new.role, new.state);
+            self.occupied += 1;
+            return Met::Stored;
+        }
+        let lane = hits.trailing_zeros() as usize % LANES;
+        let bits = bucket[META + lane];
+        let waits = (bits & STATE_BITS) <= State::Dormant as u32;
+        let opposite = (bits ^ pack(new.role, new.state)) & ROLE_BIT != 0;
+        if hits & (hits - 1) != 0 || !waits || !opposite {
+            return Met::Elsewhere;
+        }
+        Met::Partner {
+            handle: bucket[HANDLE + lane],
+            slot: Slot {
+                bucket: walk.index,
+                lane: lane as u32,
+            },
+            held: bits & STATE_BITS == State::Held as u32,
+            sequence: bits >> SEQUENCE_SHIFT,
+        }
+    }
+
+    /// As [`clear`](Self::clear) and [`set_state`](Self::set_state) for an entry at home that [`meet`](Self::meet) found.
+    #[inline(always)]
+    pub(crate) fn settle_at_home(&mut self, slot: Slot, keep: bool) {
+        let word = &mut self.line_mut(slot.bucket)[META + slot.lane as usize % LANES];
+        *word &= !(STATE_BITS | if keep { 0 } else { ROLE_BIT });
+        *word |= if keep { State::Matched as u32 } else { 0 };
+        self.occupied -= usize::from(!keep);
+        self.remembered += usize::from(keep);
     }
 
     /// Looks for the whole key, and for room on the way.
@@ -224,27 +333,19 @@ impl Table {
         let mut walk = walk;
         loop {
             let bucket = self.line(walk.index);
-            let used = used_lanes(bucket[META]);
-            let hits = used & equal_lanes(bucket, a, LANES, b);
+            let hits = keyed_lanes(bucket, a, b);
             if hits != 0 {
                 found.several |= found.hit.is_some() || hits & (hits - 1) != 0;
-                found.hit = found.hit.or(Some(Slot {
-                    bucket: walk.index,
-                    lane: hits.trailing_zeros() / 4,
-                }));
+                found.hit = found.hit.or(Some(Slot::first(walk.index, hits)));
             }
-            if found.free.is_none() && used != ALL_LANES {
-                let lane = (!used & ALL_LANES).trailing_zeros() / 4;
-                found.free = Some((
-                    Slot {
-                        bucket: walk.index,
-                        lane,
-                    },
-                    found.searched,
-                ));
+            if found.free.is_none() {
+                let free = self.free_lanes(bucket);
+                if free != 0 {
+                    found.free = Some((Slot::first(walk.index, free), found.searched));
+                }
             }
             found.searched += 1;
-            if walk.passed(bucket[META]) == 0 || found.searched >= MAX_PROBE.min(self.buckets) {
+            if walk.passed(bucket) == 0 || found.searched >= MAX_PROBE.min(self.buckets) {
                 return found;
             }
             walk.step(self.buckets);
@@ -261,16 +362,14 @@ impl Table {
                 if bucket[lane as usize] == a
                     && let Some(entry) = unpack(bucket, lane)
                 {
-                    each(
-                        Slot {
-                            bucket: index,
-                            lane,
-                        },
-                        entry,
-                    );
+                    let slot = Slot {
+                        bucket: index,
+                        lane,
+                    };
+                    each(slot, entry);
                 }
             }
-            if walk.passed(bucket[META]) == 0 {
+            if walk.passed(bucket) == 0 {
                 return;
             }
             walk.step(self.buckets);
@@ -279,23 +378,25 @@ impl Table {
 
     /// The entry of one half.
     pub(crate) fn find(&self, a: u32, handle: u32) -> Option<(Slot, Entry)> {
-        self.find_from(self.walk(a), a, handle)
+        self.search(self.walk(a), |bucket| handled_lanes(bucket, a, handle))
     }
 
-    /// As [`find`](Self::find), for a key whose beginning is known from [`touch`](Self::touch).
+    /// The entry of a timer, for a key whose beginning is known from [`touch`](Self::touch).
     #[inline]
-    pub(crate) fn find_from(&self, mut walk: Walk, a: u32, handle: u32) -> Option<(Slot, Entry)> {
+    pub(crate) fn find_timed(&self, walk: Walk, a: u32, sequence: u32) -> Option<(Slot, Entry)> {
+        self.search(walk, |bucket| timed_lanes(bucket, a, sequence))
+    }
+
+    #[inline]
+    fn search(&self, mut walk: Walk, lanes: impl Fn(&Bucket) -> u32) -> Option<(Slot, Entry)> {
         for _ in 0..MAX_PROBE.min(self.buckets) {
             let bucket = self.line(walk.index);
-            let hits = used_lanes(bucket[META]) & equal_lanes(bucket, a, 2 * LANES, handle);
+            let hits = lanes(bucket);
             if hits != 0 {
-                let slot = Slot {
-                    bucket: walk.index,
-                    lane: hits.trailing_zeros() / 4,
-                };
+                let slot = Slot::first(walk.index, hits);
                 return unpack(bucket, slot.lane).map(|entry| (slot, entry));
             }
-            if walk.passed(bucket[META]) == 0 {
+            if walk.passed(bucket) == 0 {
                 return None;
             }
             walk.step(self.buckets);
@@ -308,35 +409,43 @@ impl Table {
         unpack(self.line(slot.bucket), slot.lane)
     }
 
-    /// Stores an entry where a search for its key found room, or beyond. `false`: no room within reach.
+    /// The number of an entry's timer.
     #[inline]
-    pub(crate) fn place(&mut self, entry: Entry, found: &Found) -> bool {
-        let Some((slot, distance)) = found
+    pub(crate) fn sequence(&self, slot: Slot) -> u32 {
+        self.line(slot.bucket)[META + slot.lane as usize % LANES] >> SEQUENCE_SHIFT
+    }
+
+    /// The entry has another timer now.
+    pub(crate) fn set_sequence(&mut self, slot: Slot, sequence: u32) {
+        let word = &mut self.line_mut(slot.bucket)[META + slot.lane as usize % LANES];
+        *word = *word & !SEQUENCE_MASK | sequence << SEQUENCE_SHIFT;
+    }
+
+    /// Stores an entry where a search for its key found room, or beyond. `None`: no room within reach.
+    #[inline]
+    pub(crate) fn place(&mut self, entry: Entry, found: &Found) -> Option<Slot> {
+        let (slot, distance) = found
             .free
-            .or_else(|| self.room_beyond(found.walk, found.searched))
-        else {
-            return false;
-        };
+            .or_else(|| self.room_beyond(found.walk, found.searched))?;
         self.count_passed(found.walk, distance, true);
         let bucket = self.line_mut(slot.bucket);
-        let lane = slot.lane as usize;
+        let lane = slot.lane as usize % LANES;
         bucket[lane] = entry.a;
-        bucket[LANES + lane] = entry.b;
-        bucket[2 * LANES + lane] = entry.handle;
+        bucket[SECOND + lane] = entry.b;
+        bucket[HANDLE + lane] = entry.handle;
         set_lane(bucket, slot.lane, pack(entry.role, entry.state));
         self.occupied += 1;
         self.remembered += usize::from(entry.state.remembered());
-        true
+        Some(slot)
     }
 
     fn room_beyond(&self, mut walk: Walk, searched: u32) -> Option<(Slot, u32)> {
         let limit = MAX_PROBE.min(self.buckets);
         (0..searched).for_each(|_| walk.step(self.buckets));
         for distance in searched..limit {
-            let meta = self.line(walk.index)[META];
-            if let Some(lane) = (0..LANES as u32).find(|lane| lane_bits(meta, *lane) == 0) {
-                let bucket = walk.index;
-                return Some((Slot { bucket, lane }, distance));
+            let free = self.free_lanes(self.line(walk.index));
+            if free != 0 {
+                return Some((Slot::first(walk.index, free), distance));
             }
             walk.step(self.buckets);
         }
@@ -358,31 +467,38 @@ impl Table {
     }
 
     /// Frees a slot.
+    #[inline]
     pub(crate) fn clear(&mut self, slot: Slot) {
         let Some(entry) = self.entry(slot) else {
             return;
         };
         set_lane(self.line_mut(slot.bucket), slot.lane, 0);
-        let mut walk = self.walk(entry.a);
-        let mut distance = 0;
-        while walk.index != slot.bucket && distance < MAX_PROBE {
-            walk.step(self.buckets);
-            distance += 1;
+        let home = self.walk(entry.a);
+        if home.index != slot.bucket {
+            let mut walk = home;
+            let mut distance = 0;
+            while walk.index != slot.bucket && distance < MAX_PROBE {
+                walk.step(self.buckets);
+                distance += 1;
+            }
+            self.count_passed(home, distance, false);
         }
-        self.count_passed(self.walk(entry.a), distance, false);
         self.occupied -= 1;
         self.remembered -= usize::from(entry.state.remembered());
     }
 
     /// Corrects the counts of the buckets between home and the one an entry lives in.
+    #[inline]
     fn count_passed(&mut self, mut walk: Walk, distance: u32, one_more: bool) {
         for _ in 0..distance {
-            let meta = &mut self.line_mut(walk.index)[META];
-            match walk.passed(*meta) {
+            let bucket = self.line_mut(walk.index);
+            let passed = walk.passed(bucket);
+            let meta = &mut bucket[META + walk.class as usize % LANES];
+            match passed {
                 PASSED_MAX => {}
                 0 if !one_more => {}
-                _ if one_more => *meta += 1 << walk.shift,
-                _ => *meta -= 1 << walk.shift,
+                _ if one_more => *meta += 1 << PASSED_SHIFT,
+                _ => *meta -= 1 << PASSED_SHIFT,
             }
             walk.step(self.buckets);
         }
@@ -392,29 +508,44 @@ impl Table {
     fn walk(&self, a: u32) -> Walk {
         let hash = mix(a ^ self.seed);
         let scale = |word: u64, range: u32| ((word * u64::from(range)) >> 32) as u32;
-        // Steps are so short that none of a walk's buckets comes twice.
-        let step = 1 + scale(hash & 0xffff_ffff, self.buckets / MAX_PROBE);
-        let shift = PASSED_SHIFT + 4 * ((hash & 0xffff) as u32 % CLASSES);
         Walk {
             index: scale(hash >> 32, self.buckets),
-            step,
-            shift,
+            // Steps are so short that none of a walk's buckets comes twice.
+            step: 2 + 2 * scale(hash & 0xffff_ffff, self.buckets / MAX_PROBE),
+            second: 0,
+            class: hash as u32 % LANES as u32,
         }
     }
 
+    /// Lanes without an entry.
     #[inline]
-    fn lines(&self) -> &[[u32; WORDS]] {
+    fn free_lanes(&self, bucket: &Bucket) -> u32 {
+        none_of(part::<META>(bucket), self.state_bits)
+    }
+
+    #[inline]
+    fn lines(&self) -> &[Bucket] {
         self.words[self.offset..].as_chunks().0
     }
 
     #[inline]
-    fn line(&self, index: u32) -> &[u32; WORDS] {
+    fn line(&self, index: u32) -> &Bucket {
         &self.lines()[index as usize]
     }
 
     #[inline]
-    fn line_mut(&mut self, index: u32) -> &mut [u32; WORDS] {
+    fn line_mut(&mut self, index: u32) -> &mut Bucket {
         &mut self.words[self.offset..].as_chunks_mut().0[index as usize]
+    }
+}
+
+impl Slot {
+    #[inline]
+    fn first(bucket: u32, lanes: u32) -> Self {
+        Self {
+            bucket,
+            lane: lanes.trailing_zeros(),
+        }
     }
 }
 
@@ -425,47 +556,59 @@ fn mix(a: u32) -> u64 {
     (x ^ x >> 32).wrapping_mul(0x94d0_49bb_1331_11eb)
 }
 
-/// One bit for each lane, where its role and state are.
-const ALL_LANES: u32 = 0x1_1111;
-
-/// Lanes with an entry.
-fn used_lanes(meta: u32) -> u32 {
-    (meta | meta >> 1 | meta >> 2) & ALL_LANES
+/// The four words of a kind.
+#[inline]
+fn part<const FROM: usize>(bucket: &Bucket) -> &[u32; LANES] {
+    &bucket.as_chunks().0[FROM / LANES]
 }
 
-/// Lanes with this routing word and, at an offset, that word.
-fn equal_lanes(bucket: &[u32; WORDS], a: u32, offset: usize, word: u32) -> u32 {
-    (0..LANES).fold(0, |lanes, lane| {
-        let equal = (bucket[lane] == a) & (bucket[offset + lane] == word);
-        lanes | u32::from(equal) << (4 * lane)
-    })
+/// Lanes with this key.
+#[inline]
+fn keyed_lanes(bucket: &Bucket, a: u32, b: u32) -> u32 {
+    let (first, second) = (part::<0>(bucket), part::<SECOND>(bucket));
+    equal::<STATE_BITS, { u32::MAX }>((first, a), (second, b), part::<META>(bucket))
 }
 
-fn lane_bits(meta: u32, lane: u32) -> u32 {
-    (meta >> (4 * lane)) & 15
+/// Lanes with this routing word and handle.
+#[inline]
+fn handled_lanes(bucket: &Bucket, a: u32, handle: u32) -> u32 {
+    let (first, handles) = (part::<0>(bucket), part::<HANDLE>(bucket));
+    equal::<STATE_BITS, { u32::MAX }>((first, a), (handles, handle), part::<META>(bucket))
 }
 
-fn set_lane(bucket: &mut [u32; WORDS], lane: u32, bits: u32) {
-    bucket[META] = bucket[META] & !(15 << (4 * lane)) | bits << (4 * lane);
+/// Lanes with this routing word and this timer.
+#[inline]
+fn timed_lanes(bucket: &Bucket, a: u32, sequence: u32) -> u32 {
+    let (first, meta) = (part::<0>(bucket), part::<META>(bucket));
+    let timer = (meta, sequence << SEQUENCE_SHIFT);
+    equal::<STATE_BITS, SEQUENCE_MASK>((first, a), timer, meta)
 }
 
+#[inline]
+fn set_lane(bucket: &mut Bucket, lane: u32, bits: u32) {
+    let word = &mut bucket[META + lane as usize % LANES];
+    *word = *word & !LANE_BITS | bits;
+}
+
+#[inline]
 fn pack(role: Role, state: State) -> u32 {
     u32::from(role == Role::Server) << 3 | state as u32
 }
 
-fn unpack(bucket: &[u32; WORDS], lane: u32) -> Option<Entry> {
-    let bits = lane_bits(bucket[META], lane);
-    let lane = lane as usize;
+#[inline]
+fn unpack(bucket: &Bucket, lane: u32) -> Option<Entry> {
+    let lane = lane as usize % LANES;
+    let bits = bucket[META + lane];
     Some(Entry {
         state: State::from_bits(bits)?,
-        role: if bits & 8 == 0 {
+        role: if bits & ROLE_BIT == 0 {
             Role::Client
         } else {
             Role::Server
         },
         a: bucket[lane],
-        b: bucket[LANES + lane],
-        handle: bucket[2 * LANES + lane],
+        b: bucket[SECOND + lane],
+        handle: bucket[HANDLE + lane],
     })
 }
 
@@ -487,13 +630,13 @@ mod tests {
 
     fn place(table: &mut Table, entry: Entry) -> bool {
         let found = table.find_key(entry.a, entry.b);
-        table.place(entry, &found)
+        table.place(entry, &found).is_some()
     }
 
     #[test]
     fn buckets_are_cache_lines() {
         let table = Table::new(1000, 0);
-        assert_eq!(table.lines().as_ptr().align_offset(64), 0);
+        assert_eq!(table.lines().as_ptr().align_offset(128), 0);
         assert!(table.lines().len() >= table.buckets as usize);
     }
 
@@ -573,9 +716,9 @@ mod tests {
                 let (slot, _) = table.find(gone.a, gone.handle).unwrap();
                 table.clear(slot);
             }
-            let counts = || table.lines().iter().flat_map(|bucket| [20, 24, 28].map(|shift| bucket[META] >> shift & 15));
+            let counts = || table.lines().iter().flat_map(|bucket| &bucket[META..]).map(|meta| meta >> PASSED_SHIFT & PASSED_MAX);
             prop_assert!(counts().all(|count| count == 0 || count == PASSED_MAX));
-            prop_assert!(table.lines().iter().all(|bucket| bucket[META] & 0xf_ffff == 0));
+            prop_assert!(table.lines().iter().all(|bucket| table.free_lanes(bucket) == 0xf));
         }
     }
 }
