@@ -1,5 +1,6 @@
 //! A socket's life: which callback means what, and what is remembered between them.
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG,
@@ -23,6 +24,11 @@ const STREAM: u32 = 1;
 const SYN: u32 = 0x02;
 /// `TCP_LISTEN` of the kernel's TCP states.
 const LISTEN: u32 = 10;
+/// Whether the kernel completes every simultaneous open with an ACK (before 6.10), and hides what it answers.
+#[unsafe(no_mangle)]
+static SYN_MET_IS_HIDDEN: Global<u8> = Global::new(0);
+/// Segments that complete an open in which only the other's SYN arrived: that SYN, and the ACK of our answer.
+const SEGMENTS_OF_CROSSED_OPEN: u32 = 2;
 /// A socket of which nothing is known.
 const EMPTY: SocketState = SocketState {
     opened_ns: 0,
@@ -127,14 +133,17 @@ fn accepted(ctx: &SockOpsContext, sk: *mut core::ffi::c_void) -> SocketState {
 
 /// Established. `side` is what the kernel calls it: an end whose SYN met the other's is told it was passive, and is
 /// recognised by having sent a SYN of its own. If the other end met ours too, it answered with SYN and ACK; if it did
-/// not, it took our answer for that of a server, and sent an ACK. (Kernels before 6.10 complete both cases with an ACK.)
+/// not, it took our answer for that of a server, and sent an ACK. Kernels before 6.10 refuse the other's SYN and ACK with
+/// an ACK, and the other's refusal of ours completes: there the segment that was refused is counted, and that tells.
 #[inline(always)]
 fn established(ctx: &SockOpsContext, side: u8) -> Result<(), Skip> {
     let sk = record::socket(ctx)?;
     let cookie = record::cookie(ctx);
     let time = now();
     // SAFETY: the verifier checks every access to the context.
-    let met = unsafe { (*ctx.ops).skb_tcp_flags } & SYN != 0;
+    let (flags, segments) = unsafe { ((*ctx.ops).skb_tcp_flags, (*ctx.ops).segs_in) };
+    let refused = SYN_MET_IS_HIDDEN.load() != 0 && segments > SEGMENTS_OF_CROSSED_OPEN;
+    let met = flags & SYN != 0 || refused;
     let known = connection(cookie);
     let mut state = match &known {
         Ok(connecting) => **connecting,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, SkStorage};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSock, SockOps};
+use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use weft_agent_common::{LAYOUT_VERSION, Listener, ListenerKey, Meta, SocketState, counter};
 
@@ -258,11 +259,15 @@ fn attach_new(plan: &Plan, dir: &Path, attachment: u64, current: bool) -> Result
 fn load(plan: &Plan, dir: Option<&Path>, current: bool) -> Result<Ebpf, HookError> {
     let offsets = offsets();
     let current = u8::from(current);
+    let syn_met_is_hidden = u8::from(
+        KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 10, 0)),
+    );
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(VerifierLogLevel::DISABLE)
         .override_global("UPDATE_INTERVAL_NS", &plan.update_interval_ns, true)
         .override_global("CURRENT_IN_SOCK_OPS", &current, true)
+        .override_global("SYN_MET_IS_HIDDEN", &syn_met_is_hidden, true)
         .map_max_entries("RING", plan.ring_bytes)
         .map_max_entries("CONNECTIONS", plan.max_connections);
     for ((global, _, _), offset) in FIELDS.iter().zip(&offsets) {

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 const QEMU: &str = "qemu-system-x86_64";
+/// Debian 12's QEMU sets wrong flags for CMPXCHG16B; a kernel that allocates memory with it (6.12) dies at once.
+const PROCESSOR: &str = "max,cx16=off";
 /// `quiet` keeps the kernel's lines few; a panic or an oops ends the machine at once.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic rdinit=/init \
                             mitigations=off random.trust_cpu=on";
@@ -28,7 +30,7 @@ pub fn run(dir: &Path, kernel: &Path, initramfs: &[u8], mut line: impl FnMut(&st
     let console = dir.join("console.log");
     let mut machine = Machine(
         Command::new(QEMU)
-            .args(["-accel", "tcg", "-cpu", "max", "-m", "1G", "-smp", "2"])
+            .args(["-accel", "tcg", "-cpu", PROCESSOR, "-m", "1G", "-smp", "2"])
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
             .arg("-kernel")
             .arg(kernel)
