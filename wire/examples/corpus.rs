@@ -8,7 +8,7 @@ use weft_wire::codec::{self, Message};
 use weft_wire::control::*;
 use weft_wire::frame::{HEADER_BYTES, Kind};
 use weft_wire::query::*;
-use weft_wire::testing::{Generator, Workload};
+use weft_wire::testing::{Generator, LookupGenerator, Workload};
 use weft_wire::*;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -21,7 +21,8 @@ fn main() -> Result<()> {
         "all-kinds",
         &[[6].as_slice(), &frames].concat(),
     )?;
-    batches(&corpus.join("batch"))
+    batches(&corpus.join("batch"))?;
+    lookups(&corpus.join("lookups"))
 }
 
 fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
@@ -215,6 +216,20 @@ fn batches(dir: &Path) -> Result<()> {
             &format!("mixed-{rows}"),
             &batch::encode(&mixed(batch))?,
         )?;
+    }
+    Ok(())
+}
+
+fn lookups(dir: &Path) -> Result<()> {
+    for rows in [0, 1, 5, 200] {
+        let mut batch = LookupGenerator::new(5_000.0, 3).batch(rows);
+        if let Some(lookup) = batch.lookups.get_mut(3) {
+            lookup.role = Role::Server;
+            lookup.protocol = LookupProtocol::Mdns;
+            lookup.transport = LookupTransport::Tcp;
+            lookup.truncated = true;
+        }
+        both(dir, &rows.to_string(), &batch::lookups::encode(&batch)?)?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod decode;
 mod dictionary;
 mod encode;
 mod ints;
+pub mod lookups;
 mod unpack;
 
 use thiserror::Error;
@@ -37,7 +38,7 @@ pub const MAX_PLAIN_BYTES: usize = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BatchError {
     /// A layout of another version.
-    #[error("a batch of layout {0}, this program knows {BATCH_VERSION}")]
+    #[error("a batch of layout {0}, which this program does not know")]
     Version(u8),
     /// It ends too early.
     #[error("a batch is truncated")]

@@ -163,6 +163,16 @@ pub fn split_batch(frame: &Frame) -> Result<(u64, &[u8]), DecodeError> {
     split_seq(frame, Kind::HalfBatch)
 }
 
+/// Appends lookups ([`crate::batch::lookups`]) with their sequence number to `out` as a whole frame.
+pub fn append_lookups(out: &mut Vec<u8>, seq: u64, batch: &[u8]) -> Result<(), TooLong> {
+    frame::append(out, Kind::LookupBatch, &[&seq.to_le_bytes(), batch])
+}
+
+/// Sequence number and encoded lookups of a frame that must be such.
+pub fn split_lookups(frame: &Frame) -> Result<(u64, &[u8]), DecodeError> {
+    split_seq(frame, Kind::LookupBatch)
+}
+
 /// Appends a message between federators with its sequence number to `out` as a whole frame.
 pub fn append_peer(out: &mut Vec<u8>, seq: u64, message: &PeerMessage) -> Result<(), EncodeError> {
     let body = to_bytes(Kind::PeerMessages, message)?;

@@ -8,7 +8,7 @@ use super::bits::{Cursor, SLACK_BYTES};
 use super::columns::{Columns, FlowFingerprint};
 use super::dictionary::{self, Bounds, OwnerCache};
 use super::unpack::Reader;
-use super::{BATCH_VERSION, BatchError, MAX_PLAIN_BYTES, MAX_ROWS};
+use super::{BATCH_VERSION, BatchError, MAX_ADDRESSES, MAX_PLAIN_BYTES, MAX_ROWS};
 use crate::frame::Kind as FrameKind;
 use crate::model::{AgentKey, HalfBatch, Protocol};
 
@@ -161,7 +161,7 @@ impl BatchDecoder {
     ) -> Result<(), BatchError> {
         let columns = &mut self.columns;
         dictionary::read_names(cursor, rows, &mut columns.names)?;
-        dictionary::read_addresses(cursor, &mut self.addresses)?;
+        dictionary::read_addresses(cursor, MAX_ADDRESSES, &mut self.addresses)?;
         let bounds = Bounds {
             rows,
             owners: columns.owners.len(),
@@ -337,7 +337,7 @@ fn scatter<T: Default, const N: usize>(
 }
 
 /// Decompresses a part into `buffer`.
-fn decompress<'a>(
+pub(super) fn decompress<'a>(
     decompressor: &mut Option<Decompressor<'static>>,
     (plain_bytes, compressed): (usize, &[u8]),
     buffer: &'a mut Vec<u8>,

@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
 use super::bits::Cursor;
 use super::columns::{Flow, Kind};
-use super::{BatchError, MAX_ADDRESSES, MAX_ROWS, check};
+use super::{BatchError, MAX_ROWS, check};
 use crate::codec;
 use crate::frame::Kind as FrameKind;
 use crate::model::{Application, MAX_NAME_BYTES, NameSource, Owner, PeerName};
@@ -49,10 +49,11 @@ pub(super) fn read_names(
 /// IPv4 addresses, then IPv6.
 pub(super) fn read_addresses(
     cursor: &mut Cursor<'_>,
+    limit: usize,
     addresses: &mut Vec<IpAddr>,
 ) -> Result<(), BatchError> {
-    let v4 = cursor.count("IPv4 addresses", MAX_ADDRESSES)?;
-    let v6 = cursor.count("IPv6 addresses", MAX_ADDRESSES - v4)?;
+    let v4 = cursor.count("IPv4 addresses", limit)?;
+    let v6 = cursor.count("IPv6 addresses", limit - v4)?;
     addresses.clear();
     let octets = cursor.take(v4 * 4)?.as_chunks::<4>().0;
     addresses.extend(

@@ -296,14 +296,14 @@ impl<'a> Dictionaries<'a> {
 }
 
 /// Distinct values in their order.
-fn sorted<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
+pub(super) fn sorted<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut values: Vec<T> = values.collect();
     values.sort_unstable();
     values.dedup();
     values
 }
 
-fn chosen<T>(all: &[T], indices: impl Iterator<Item = u32>) -> Option<Vec<&T>> {
+pub(super) fn chosen<T>(all: &[T], indices: impl Iterator<Item = u32>) -> Option<Vec<&T>> {
     indices.map(|index| all.get(index as usize)).collect()
 }
 
@@ -336,7 +336,7 @@ fn by_frequency(keys: impl ExactSizeIterator<Item = FlowKey>) -> (Vec<FlowKey>, 
 
 /// Two zstd frames, without checksum. The second, where there are any, has the planes, a block each when they are long, so that each
 /// has a code table of its own; searching for repetitions in them is not worth the time that undoing it takes.
-fn compress(dictionary: &[u8], planes: &[&[u8]]) -> io::Result<Vec<u8>> {
+pub(super) fn compress(dictionary: &[u8], planes: &[&[u8]]) -> io::Result<Vec<u8>> {
     let mut encoder = Encoder::new(DICTIONARY_LEVEL)?;
     let mut compressed = run(&mut encoder, &[dictionary], false)?;
     if planes.is_empty() {

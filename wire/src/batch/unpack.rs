@@ -5,6 +5,9 @@ use super::bits::{Cursor, LOAD_BITS, load, mask};
 use super::ints::{CLASSES, CONSTANT, Class, Layout, MAX_CLASSES, PACKED, Plane, SPARSE};
 use super::{MAX_ROWS, check};
 
+/// No column has more values: of sixteen records for each lookup there are fewer.
+const MAX_COLUMN: usize = 1 << 20;
+
 /// What a column is read into. Of a value that is wider than its column, the low bits count.
 pub(super) trait Number: Copy + Default {
     fn of(value: u64) -> Self;
@@ -126,11 +129,12 @@ fn read_layout(cursor: &mut Cursor<'_>) -> Result<Layout, BatchError> {
         SPARSE => {
             let value = cursor.varint()?;
             let count = cursor.count("exceptions of a column", MAX_ROWS)?;
-            let mut next = 0u32;
+            let mut next = 0;
             let mut exceptions = Vec::new();
             for _ in 0..count {
-                let row = cursor.count("rows", MAX_ROWS)? as u32 + next;
-                exceptions.push((row, cursor.varint()?));
+                let row = next + cursor.count("rows", MAX_COLUMN)?;
+                check("rows", row, MAX_COLUMN)?;
+                exceptions.push((row as u32, cursor.varint()?));
                 next = row + 1;
             }
             Layout::Sparse(value, exceptions)
