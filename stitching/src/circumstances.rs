@@ -64,9 +64,7 @@ impl Stitcher {
                 None => stale.push(slot),
             }
         });
-        stale
-            .into_iter()
-            .for_each(|slot| self.tuple.clear(slot));
+        stale.into_iter().for_each(|slot| self.tuple.clear(slot));
         let fits = |x: &Entry, y: &Entry| match (view_of(&views, x), view_of(&views, y)) {
             (Some(x), Some(y)) if is_tuple_rule(&x, &y) => fit_either(&x, &y),
             _ => Fit::No,

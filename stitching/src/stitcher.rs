@@ -48,7 +48,7 @@ pub struct Config {
     /// How long a half waits altogether. An agent whose reports come later than this after the other end's loses the
     /// match, unless the connection is still open. Above `hold_us`.
     pub expiry_us: i64,
-    /// Halves waiting at one time, at most 2^30. The table takes about 27 bytes for each, once it has been in use.
+    /// Halves waiting at one time, at most 2^30. The table takes about 34 bytes for each, once it has been in use.
     /// Beyond it, a half can still meet a partner that waits, but does not wait itself ([`Reason::Full`]).
     pub max_open: usize,
     /// Random, from outside: makes the table's layout unpredictable to peers. No result depends on it.
@@ -206,7 +206,7 @@ pub(crate) struct Index {
 
 /// Halves worked on together, so that their memory accesses overlap.
 const BLOCK: usize = 128;
-/// Slots for every hundred halves that may wait. At 48 to 55 % full, few searches leave the first bucket.
+/// Slots for every hundred halves that may wait. At 48 to 55 % full, few searches leave the first pair of buckets.
 const SLOTS_PERCENT: usize = 208;
 /// Pairs are remembered, and hints taken, while less than this part of the slots is in use.
 const REMEMBER_PERCENT: usize = 55;
@@ -344,6 +344,7 @@ impl Stitcher {
                 Met::Partner {
                     handle,
                     slot,
+                    distance,
                     held,
                     sequence,
                 } => {
@@ -357,7 +358,7 @@ impl Stitcher {
                     if held && !keep {
                         self.isn.hold.cancel(sequence, BLOCK);
                     }
-                    self.isn.table.settle_at_home(slot, keep);
+                    self.isn.table.settle(*walk, slot, distance, keep);
                     self.counters.not_remembered += u64::from(!keep);
                 }
                 Met::Elsewhere => {

@@ -25,6 +25,8 @@ const META: usize = 3 * LANES;
 const MAX_PROBE: u32 = 40;
 /// Of those, the ones beyond home that are loaded ahead.
 const TOUCHED_BEYOND: u32 = 2;
+/// Buckets within which the common cases are looked for.
+const MEET_AT_MOST: u32 = 8;
 /// In a lane's last word: state and role, ...
 const LANE_BITS: u32 = 0xf;
 const STATE_BITS: u32 = 7;
@@ -138,11 +140,12 @@ pub(crate) enum Met {
     Partner {
         handle: u32,
         slot: Slot,
+        distance: u32,
         /// It is in its hold, and this is its timer.
         held: bool,
         sequence: u32,
     },
-    /// Something less common, or not at home: nothing was done.
+    /// Something less common: nothing was done.
     Elsewhere,
 }
 
@@ -215,8 +218,8 @@ impl Table {
     }
 
     /// Loads the buckets of the keys at once, so that the memory works on all of them at the same time
-    /// instead of one after the other; what follows finds them in the cache. Says where each key's search begins. The
-    /// passes are apart so that nothing but loads is in the second and the last, and the processor gets far ahead in them.
+    /// instead of one after the other; what follows finds them in the cache. Says where each key's search begins. Passes
+    /// with nothing but loads are apart from the others, so that the processor gets far ahead in them.
     #[inline]
     pub(crate) fn touch<const N: usize>(
         &self,
@@ -228,10 +231,12 @@ impl Table {
         for (walk, a) in walks.iter_mut().zip(keys) {
             *walk = self.walk(a);
         }
+        let load = |walks: &[Walk]| {
+            let metas = walks.iter().map(|walk| lines[walk.index as usize][META]);
+            std::hint::black_box(metas.fold(0, u32::wrapping_add));
+        };
         let walks = &walks[..count];
-        std::hint::black_box(walks.iter().fold(0, |sum: u32, walk| {
-            sum.wrapping_add(lines[walk.index as usize][META])
-        }));
+        load(walks);
         // Where a search, or a place for a new entry, leads beyond home, and beyond that. Without a branch: what is not
         // kept is overwritten.
         let (mut beyond, mut kept) = ([Walk::default(); N], 0);
@@ -241,8 +246,8 @@ impl Table {
             kept += usize::from(self.leads_on(walk, &lines[walk.index as usize]));
         }
         for _ in 1..TOUCHED_BEYOND {
-            let reached = kept;
-            kept = 0;
+            load(&beyond[..kept]);
+            let reached = std::mem::take(&mut kept);
             for at in 0..reached {
                 let walk = beyond[at];
                 beyond[kept] = walk;
@@ -250,9 +255,7 @@ impl Table {
                 kept += usize::from(self.leads_on(&walk, &lines[walk.index as usize]));
             }
         }
-        std::hint::black_box(beyond[..kept].iter().fold(0, |sum: u32, walk| {
-            sum.wrapping_add(lines[walk.index as usize][META])
-        }));
+        load(&beyond[..kept]);
     }
 
     #[inline]
@@ -260,59 +263,90 @@ impl Table {
         (walk.passed(bucket) != 0) | (self.free_lanes(bucket) == 0)
     }
 
-    /// The common case of a new half: what there is to know about it is in its home bucket. It is stored there, or its
-    /// partner is, and nothing else of its key.
+    /// The common cases of a new half: nothing has its key, and it is stored; or one of the other role that waits has, and
+    /// that is found. All in one pass, for this is where the time goes.
     #[inline(always)]
     pub(crate) fn meet(&mut self, walk: Walk, new: &Entry, sequence: u32, room: bool) -> Met {
-        let state_bits = self.state_bits;
-        let bucket = self.line_mut(walk.index);
-        if walk.passed(bucket) != 0 {
-            return Met::Elsewhere;
-        }
-        let hits = keyed_lanes(bucket, new.a, new.b);
-        if hits == 0 {
-            let free = none_of(part::<META>(bucket), state_bits);
-            if free == 0 || !room {
+        let (state_bits, buckets) = (self.state_bits, self.buckets);
+        let role = pack(new.role, new.state);
+        let lines = self.words[self.offset..].as_chunks_mut::<WORDS>().0;
+        let (mut at, mut distance) = (walk, 0);
+        let (mut partner, mut free) = (None, None);
+        loop {
+            let bucket = &lines[at.index as usize];
+            let hits = keyed_lanes(bucket, new.a, new.b);
+            if hits != 0 {
+                let lane = hits.trailing_zeros();
+                if hits & (hits - 1) != 0 || partner.is_some() {
+                    return Met::Elsewhere;
+                }
+                partner = Some((at.index, lane, distance));
+            } else if free.is_none() {
+                let lanes = none_of(part::<META>(bucket), state_bits);
+                if lanes != 0 {
+                    free = Some((at.index, lanes.trailing_zeros(), distance));
+                }
+            }
+            if at.passed(bucket) == 0 && (free.is_some() || partner.is_some()) {
+                break;
+            }
+            at.step(buckets);
+            distance += 1;
+            if distance == MEET_AT_MOST {
                 return Met::Elsewhere;
             }
-            let lane = free.trailing_zeros() as usize % LANES;
-            bucket[lane] = new.a;
-            bucket[SECOND + lane] = new.b;
-            bucket[HANDLE + lane] = new.handle;
-            // The count of those that passed by stays.
-            let meta = &mut bucket[META + lane];
-            *meta = *meta & PASSED_MAX << PASSED_SHIFT
-                | sequence << SEQUENCE_SHIFT
-                | pack(new.role, new.state);
-            self.occupied += 1;
-            return Met::Stored;
         }
-        let lane = hits.trailing_zeros() as usize % LANES;
-        let bits = bucket[META + lane];
-        let waits = (bits & STATE_BITS) <= State::Dormant as u32;
-        let opposite = (bits ^ pack(new.role, new.state)) & ROLE_BIT != 0;
-        if hits & (hits - 1) != 0 || !waits || !opposite {
+        if let Some((index, lane, distance)) = partner {
+            let bucket = &lines[index as usize];
+            let meta = bucket[META + lane as usize % LANES];
+            let waits = meta & STATE_BITS <= State::Dormant as u32;
+            if !waits || (meta ^ role) & ROLE_BIT == 0 {
+                return Met::Elsewhere;
+            }
+            return Met::Partner {
+                handle: bucket[HANDLE + lane as usize % LANES],
+                slot: Slot {
+                    bucket: index,
+                    lane,
+                },
+                distance,
+                held: meta & STATE_BITS == State::Held as u32,
+                sequence: meta >> SEQUENCE_SHIFT,
+            };
+        }
+        let Some((index, lane, distance)) = free.filter(|_| room) else {
             return Met::Elsewhere;
+        };
+        let bucket = &mut lines[index as usize];
+        let lane = lane as usize % LANES;
+        bucket[lane] = new.a;
+        bucket[SECOND + lane] = new.b;
+        bucket[HANDLE + lane] = new.handle;
+        // The count of those that passed by stays.
+        let meta = &mut bucket[META + lane];
+        *meta = *meta & PASSED_MAX << PASSED_SHIFT | sequence << SEQUENCE_SHIFT | role;
+        self.occupied += 1;
+        if distance != 0 {
+            self.count_passed(walk, distance, true);
         }
-        Met::Partner {
-            handle: bucket[HANDLE + lane],
-            slot: Slot {
-                bucket: walk.index,
-                lane: lane as u32,
-            },
-            held: bits & STATE_BITS == State::Held as u32,
-            sequence: bits >> SEQUENCE_SHIFT,
-        }
+        Met::Stored
     }
 
-    /// As [`clear`](Self::clear) and [`set_state`](Self::set_state) for an entry at home that [`meet`](Self::meet) found.
+    /// As [`set_state`](Self::set_state) or [`clear`](Self::clear), for an entry that [`meet`](Self::meet) found, so far
+    /// from the beginning of its walk.
     #[inline(always)]
-    pub(crate) fn settle_at_home(&mut self, slot: Slot, keep: bool) {
+    pub(crate) fn settle(&mut self, walk: Walk, slot: Slot, distance: u32, keep: bool) {
         let word = &mut self.line_mut(slot.bucket)[META + slot.lane as usize % LANES];
-        *word &= !(STATE_BITS | if keep { 0 } else { ROLE_BIT });
-        *word |= if keep { State::Matched as u32 } else { 0 };
-        self.occupied -= usize::from(!keep);
-        self.remembered += usize::from(keep);
+        if keep {
+            *word = *word & !STATE_BITS | State::Matched as u32;
+            self.remembered += 1;
+        } else {
+            *word &= !LANE_BITS;
+            self.occupied -= 1;
+            if distance != 0 {
+                self.count_passed(walk, distance, false);
+            }
+        }
     }
 
     /// Looks for the whole key, and for room on the way.
@@ -488,7 +522,6 @@ impl Table {
     }
 
     /// Corrects the counts of the buckets between home and the one an entry lives in.
-    #[inline]
     fn count_passed(&mut self, mut walk: Walk, distance: u32, one_more: bool) {
         for _ in 0..distance {
             let bucket = self.line_mut(walk.index);
