@@ -14,6 +14,8 @@ pub use datagram::*;
 
 use core::mem::{offset_of, size_of};
 
+pub mod calls;
+
 /// Version of every layout below; part of the path under which maps and links are pinned.
 pub const LAYOUT_VERSION: u32 = 1;
 

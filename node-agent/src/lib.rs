@@ -10,6 +10,7 @@ pub mod clock;
 pub mod time;
 pub mod table;
 pub mod attribution;
+pub mod calls;
 pub mod capture;
 pub mod snapshot;
 pub mod sink;

@@ -17,26 +17,40 @@ use crate::sh::{run, step};
 const TARGET: &str = "bpfel-unknown-none";
 /// What goes into the object.
 const SOURCES: &[&str] = &["node-agent-ebpf", "node-agent-common"];
-/// Objects kept in the cache, newest first: a switch of branches then costs nothing.
-const KEPT_OBJECTS: usize = 8;
+/// Programs of the package, and the name under which the agent embeds each.
+const OBJECTS: &[(&str, &str)] = &[
+    ("weft-agent-ebpf", "weft.bpf.o"),
+    ("weft-calls-ebpf", "weft-calls.bpf.o"),
+];
+/// Builds kept in the cache, newest first: a switch of branches then costs nothing.
+const KEPT_BUILDS: usize = 8;
 
-/// Builds the object when its sources changed since the last time, here or in another checkout.
+/// Builds the objects when their sources changed since the last time, here or in another checkout.
 pub fn build(layout: &Layout) -> Result<()> {
     let fingerprint = fingerprint(&layout.root)?;
     let stamp = layout.local_cache().join("weft.bpf.fingerprint");
-    let object = layout.ebpf_object();
-    if object.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
+    let objects = || {
+        OBJECTS
+            .iter()
+            .map(|(_, file)| layout.local_cache().join(file))
+    };
+    let there = objects().all(|object| object.exists());
+    if there && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
         return Ok(());
     }
-    let kept = layout.cache.join("ebpf").join(format!("{fingerprint}.o"));
+    let kept = layout.cache.join("ebpf").join(&fingerprint);
     if !kept.exists() {
         step("build the kernel programs", || compile(layout, &kept))?;
     }
     fs::create_dir_all(layout.local_cache()).context("cannot create .cache in the checkout")?;
-    // Untouched when equal, so that the agent is not built again for nothing.
-    let bytes = fs::read(&kept).with_context(|| format!("cannot read {}", kept.display()))?;
-    if fs::read(&object).ok().as_ref() != Some(&bytes) {
-        fs::write(&object, bytes).with_context(|| format!("cannot write {}", object.display()))?;
+    for (object, (_, file)) in objects().zip(OBJECTS) {
+        let from = kept.join(file);
+        // Untouched when equal, so that the agent is not built again for nothing.
+        let bytes = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        if fs::read(&object).ok().as_ref() != Some(&bytes) {
+            fs::write(&object, bytes)
+                .with_context(|| format!("cannot write {}", object.display()))?;
+        }
     }
     fs::write(&stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))
 }
@@ -78,18 +92,24 @@ fn compile(layout: &Layout, to: &Path) -> Result<()> {
         .env_remove("RUSTC_WRAPPER")
         .env_remove("CARGO_TARGET_DIR");
     run(&mut cargo)?;
-    let built = target_dir.join(TARGET).join("release/weft-agent-ebpf");
-    let size = fs::metadata(&built)
-        .with_context(|| format!("cargo left no {}", built.display()))?
-        .len();
-    if size == 0 {
-        bail!("the linker wrote an empty object");
+    let parent = to.parent().context("the object cache has no directory")?;
+    let fresh = parent.join("fresh");
+    fs::create_dir_all(&fresh).with_context(|| format!("cannot create {}", fresh.display()))?;
+    for (program, file) in OBJECTS {
+        let built = target_dir.join(TARGET).join("release").join(program);
+        let size = fs::metadata(&built)
+            .with_context(|| format!("cargo left no {}", built.display()))?
+            .len();
+        if size == 0 {
+            bail!("the linker wrote an empty object");
+        }
+        fs::copy(&built, fresh.join(file))
+            .with_context(|| format!("cannot copy {}", built.display()))?;
+        eprintln!("      {file}: {} KiB for {TARGET}", size / 1024);
     }
-    let dir = to.parent().context("the object cache has no directory")?;
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    fs::copy(&built, to).with_context(|| format!("cannot copy the object to {}", to.display()))?;
-    eprintln!("      {} KiB for {TARGET}", size / 1024);
-    prune(dir)
+    // Whole or not at all.
+    fs::rename(&fresh, to).with_context(|| format!("cannot put {} in place", to.display()))?;
+    prune(parent)
 }
 
 fn toolchain(layout: &Layout) -> Result<(Command, PathBuf)> {
@@ -172,9 +192,14 @@ fn prune(dir: &Path) -> Result<()> {
         objects.push((entry.metadata()?.modified()?, entry.path()));
     }
     objects.sort();
-    let surplus = objects.len().saturating_sub(KEPT_OBJECTS);
+    let surplus = objects.len().saturating_sub(KEPT_BUILDS);
     for (_, path) in objects.drain(..surplus) {
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
 }

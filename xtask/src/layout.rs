@@ -48,10 +48,6 @@ impl Layout {
         self.root.join(".cache")
     }
 
-    /// The kernel programs, as the agent embeds them.
-    pub fn ebpf_object(&self) -> PathBuf {
-        self.local_cache().join("weft.bpf.o")
-    }
 
     /// Tools installed with cargo, outside everybody's PATH.
     pub fn tools(&self) -> PathBuf {

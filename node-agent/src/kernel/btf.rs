@@ -13,6 +13,9 @@ const MAX_MEMBERS: u32 = 10_000;
 
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+const KIND_FUNCTION: u32 = 12;
+const KIND_PROTOTYPE: u32 = 13;
 
 /// Parsed just enough to find members.
 pub struct Btf<'a> {
@@ -56,6 +59,34 @@ impl<'a> Btf<'a> {
         })?;
         let mut left = MAX_MEMBERS;
         self.member(at, member, 0, &mut left)
+    }
+
+    /// The value of an enumerator, in whichever enumeration it is.
+    pub fn enumerator(&self, name: &str) -> Option<u32> {
+        let enumerations = self
+            .types
+            .iter()
+            .filter(|at| self.info(**at).is_some_and(|info| kind(info) == KIND_ENUM));
+        for at in enumerations {
+            for index in 0..length(self.info(*at)?) as usize {
+                let entry = at + 12 + index * 8;
+                if self.name(entry) == Some(name.as_bytes()) {
+                    return word(self.bytes, entry + 4);
+                }
+            }
+        }
+        None
+    }
+
+    /// How many parameters a function takes.
+    pub fn parameters(&self, function: &str) -> Option<u32> {
+        let at = self.types.iter().find(|at| {
+            self.info(**at).is_some_and(|info| kind(info) == KIND_FUNCTION)
+                && self.name(**at) == Some(function.as_bytes())
+        })?;
+        let prototype = (word(self.bytes, at + 8)? as usize).checked_sub(1)?;
+        let info = self.info(*self.types.get(prototype)?)?;
+        (kind(info) == KIND_PROTOTYPE).then_some(length(info))
     }
 
     fn member(&self, at: usize, name: &str, depth: u32, left: &mut u32) -> Option<u32> {
@@ -121,10 +152,10 @@ fn trailer(info: u32) -> Option<usize> {
     let each = length(info) as usize;
     Some(match kind(info) {
         1 | 14 | 17 => 4,          // integer, variable, declaration tag
-        2 | 7..=12 | 16 | 18 => 0, // pointer, forward, typedef, qualifiers, function, float, type tag
+        2 | 7..=KIND_FUNCTION | 16 | 18 => 0, // pointer, forward, typedef, qualifiers, function, float, type tag
         3 => 12,                   // array
         KIND_STRUCT | KIND_UNION => each * 12,
-        6 | 13 => each * 8,   // enumeration, function prototype
+        KIND_ENUM | KIND_PROTOTYPE => each * 8,
         15 | 19 => each * 12, // data section, 64-bit enumeration
         _ => return None,
     })
@@ -168,6 +199,28 @@ mod tests {
         assert_eq!(btf.offset("inner", "a"), None);
     }
 
+    /// `enum { a = 7 }` and `int b(int, int)`.
+    #[test]
+    fn enumerators_and_functions_are_found() {
+        let strings = b"\0a\0b\0";
+        let words: Vec<u32> = [
+            vec![0, KIND_ENUM << 24 | 1, 4, 1, 7],
+            vec![0, KIND_PROTOTYPE << 24 | 2, 0, 0, 1, 0, 1],
+            vec![3, KIND_FUNCTION << 24, 2],
+        ]
+        .concat();
+        let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let length = types.len() as u32;
+        let mut bytes = vec![0x9f, 0xeb, 1, 0];
+        for word in [24, 0, length, length, strings.len() as u32] {
+            bytes.extend(word.to_le_bytes());
+        }
+        let bytes = [bytes, types, strings.to_vec()].concat();
+        let btf = Btf::parse(&bytes).unwrap();
+        assert_eq!((btf.enumerator("a"), btf.enumerator("b")), (Some(7), None));
+        assert_eq!((btf.parameters("b"), btf.parameters("a")), (Some(2), None));
+    }
+
     #[test]
     fn a_struct_that_holds_itself_is_given_up() {
         let mut words = vec![1, KIND_STRUCT << 24 | 300, 0];
@@ -192,6 +245,7 @@ mod tests {
             bytes.truncate(length - cut % length);
             if let Some(btf) = Btf::parse(&bytes) {
                 let _ = btf.offset("outer", "c");
+                let _ = (btf.enumerator("c"), btf.parameters("c"));
             }
         }
     }
