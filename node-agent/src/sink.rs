@@ -2,7 +2,7 @@
 
 use std::io;
 
-use weft_wire::HalfBatch;
+use weft_wire::{HalfBatch, LookupBatch};
 
 /// Takes batches in order. What it took must survive the agent's death: only then does the agent tell the kernel that
 /// it may reuse the ring's space.
@@ -12,6 +12,16 @@ pub trait BatchSink: Send {
 
     /// The position given with the newest batch it holds or ever held; `None` when it never took one.
     fn last_ring_position(&self) -> Option<u64>;
+
+    /// The same with lookups and the ring of name servers' packets.
+    fn append_lookups(&mut self, _batch: &LookupBatch, _position: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The position given with the newest lookups it holds.
+    fn last_lookup_position(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Takes everything and keeps nothing.

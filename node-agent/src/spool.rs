@@ -8,6 +8,7 @@
 //! entry   length u32  crc32 u32  | seq u64  ring_position u64  rows u32  batch [length - 20]
 //! ```
 //!
+//! A batch of lookups has the highest bit set in its number of rows, and before it, where their own ring stood (`u64`).
 //! All integers are little-endian; the checksum of an entry covers what follows it. Segments are only appended to
 //! and deleted whole. Every header repeats where the sequence and the ring stood, so that both survive when all
 //! entries were acknowledged and their segments deleted.
@@ -31,10 +32,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use weft_wire::batch::lookups::{self, MAX_LOOKUPS};
 use weft_wire::batch::{self, BatchError, MAX_ROWS};
-use weft_wire::{Half, HalfBatch};
+use weft_wire::{Half, HalfBatch, Lookup, LookupBatch, Owner};
 
-use segment::{ENTRY_BYTES, EntryHeader, HEADER_BYTES, Header, Scan, Segment};
+use segment::{ENTRY_BYTES, EntryHeader, HEADER_BYTES, Header, POSITION_BYTES, Scan, Segment};
 
 /// How much a spool may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +107,8 @@ pub struct Entry {
     pub seq: u64,
     /// How many rows it has.
     pub rows: u32,
+    /// Of lookups, else of halves.
+    pub lookups: bool,
     /// The encoded batch.
     pub batch: Vec<u8>,
 }
@@ -129,6 +133,7 @@ pub struct Spool {
     given_seq: u64,
     acknowledged: u64,
     ring_position: Option<u64>,
+    lookup_position: Option<u64>,
     totals: SpoolTotals,
 }
 
@@ -143,12 +148,13 @@ impl Spool {
         })?;
         let mut totals = SpoolTotals::default();
         let mut segments = VecDeque::new();
-        let (mut next_seq, mut ring_position) = (1, None);
+        let (mut next_seq, mut ring_position, mut lookup_position) = (1, None, None);
         for path in segment::list(dir)? {
             let Scan {
                 segment,
                 end_seq,
                 end_ring_position,
+                lookup_position: lookups,
                 torn_bytes,
             } = segment::recover(&path)?;
             totals.torn_bytes += torn_bytes;
@@ -158,6 +164,7 @@ impl Spool {
                 .max(end_seq)
                 .max(segment.base_seq.saturating_add(1));
             ring_position = end_ring_position;
+            lookup_position = lookups.or(lookup_position);
             totals.bytes += segment.bytes;
             segments.push_back(segment);
         }
@@ -189,6 +196,7 @@ impl Spool {
             given_seq: next_seq - 1,
             acknowledged,
             ring_position,
+            lookup_position,
             totals,
         };
         spool.drop_acknowledged();
@@ -217,9 +225,34 @@ impl Spool {
             } else {
                 self.ring_position
             };
-            self.append_entry(bytes, *rows, position)?;
+            self.append_entry(bytes, *rows, false, position)?;
         }
         Ok(self.next_seq - 1)
+    }
+
+    /// Appends lookups, as [`Spool::append`] does halves, with a position of their own ring.
+    pub fn append_lookups(
+        &mut self,
+        batch: &LookupBatch,
+        position: u64,
+    ) -> Result<u64, SpoolError> {
+        let mut encoded = Vec::new();
+        for rows in batch.lookups.chunks(MAX_LOOKUPS) {
+            encode_lookups(batch.boot, &batch.owners, rows, &mut encoded)?;
+        }
+        for (index, (bytes, rows)) in encoded.iter().enumerate() {
+            let last = index + 1 == encoded.len();
+            let position = last.then_some(position).or(self.lookup_position);
+            let body = [&segment::encode_position(position)[..], bytes].concat();
+            self.append_entry(&body, *rows, true, self.ring_position)?;
+            self.lookup_position = position;
+        }
+        Ok(self.next_seq - 1)
+    }
+
+    /// The position given with the newest lookups that are here; `None` when there are none.
+    pub fn last_lookup_position(&self) -> Option<u64> {
+        self.lookup_position
     }
 
     /// The ring position of the last append, also after a restart; `None` when there never was one.
@@ -247,12 +280,15 @@ impl Spool {
             let (header, length) = segment::read_header(file, *at).map_err(io.clone())?;
             let seq = header.seq;
             let entry = if seq > self.read_seq && seq > self.acknowledged && header.rows > 0 {
-                let mut batch = vec![0; length as usize - EntryHeader::PAYLOAD_BYTES];
-                file.read_exact_at(&mut batch, *at + ENTRY_BYTES)
+                let before = if header.lookups { POSITION_BYTES } else { 0 };
+                let length = length as usize - EntryHeader::PAYLOAD_BYTES;
+                let mut batch = vec![0; length.saturating_sub(before)];
+                file.read_exact_at(&mut batch, *at + ENTRY_BYTES + before as u64)
                     .map_err(io)?;
                 Some(Entry {
                     seq,
                     rows: header.rows,
+                    lookups: header.lookups,
                     batch,
                 })
             } else {
@@ -325,7 +361,11 @@ impl Spool {
             if entry.seq > last_old {
                 break;
             }
-            self.append_entry(&entry.batch, entry.rows, self.ring_position)?;
+            let mut batch = entry.batch;
+            if entry.lookups {
+                batch.splice(..0, segment::encode_position(self.lookup_position));
+            }
+            self.append_entry(&batch, entry.rows, entry.lookups, self.ring_position)?;
             // Its copy stands: making room must not count it as lost.
             self.acknowledged = entry.seq;
             self.drop_acknowledged();
@@ -355,6 +395,7 @@ impl Spool {
         &mut self,
         batch: &[u8],
         rows: u32,
+        lookups: bool,
         ring_position: Option<u64>,
     ) -> Result<(), SpoolError> {
         let bytes = segment::encode_entry(
@@ -362,6 +403,7 @@ impl Spool {
                 seq: self.next_seq,
                 ring_position,
                 rows,
+                lookups,
             },
             batch,
         );
@@ -475,6 +517,27 @@ fn encode_parts(
             let (first, second) = rows.split_at(rows.len() / 2);
             encode_parts(batch, first, out)?;
             encode_parts(batch, second, out)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The same of lookups.
+fn encode_lookups(
+    boot: u64,
+    owners: &[Owner],
+    rows: &[Lookup],
+    out: &mut Vec<(Vec<u8>, u32)>,
+) -> Result<(), BatchError> {
+    match lookups::encode_rows(boot, owners, rows) {
+        Ok(bytes) => {
+            out.push((bytes, rows.len() as u32));
+            Ok(())
+        }
+        Err(BatchError::Limit { .. }) if rows.len() > 1 => {
+            let (first, second) = rows.split_at(rows.len() / 2);
+            encode_lookups(boot, owners, first, out)?;
+            encode_lookups(boot, owners, second, out)
         }
         Err(error) => Err(error),
     }

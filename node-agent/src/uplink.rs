@@ -207,7 +207,12 @@ impl Uplink {
         entry: &Entry,
     ) -> Result<(), TransportError> {
         machine.sent(start.elapsed(), entry.seq, entry.batch.len());
-        send.send_batch(entry.seq, &entry.batch, PEER_TIMEOUT).await
+        if entry.lookups {
+            send.send_lookups(entry.seq, &entry.batch, PEER_TIMEOUT)
+                .await
+        } else {
+            send.send_batch(entry.seq, &entry.batch, PEER_TIMEOUT).await
+        }
     }
 
     fn acknowledged(

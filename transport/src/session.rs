@@ -288,6 +288,19 @@ impl FrameSender {
         self.flush(within).await
     }
 
+    /// Sends encoded lookups; see [`FrameSender::send`].
+    pub async fn send_lookups(
+        &mut self,
+        seq: u64,
+        batch: &[u8],
+        within: Duration,
+    ) -> Result<(), TransportError> {
+        self.buffer.clear();
+        codec::append_lookups(&mut self.buffer, seq, batch)
+            .map_err(|error| TransportError::Misuse(error.to_string()))?;
+        self.flush(within).await
+    }
+
     /// Sends a message between federators; see [`FrameSender::send`].
     pub async fn send_peer(
         &mut self,

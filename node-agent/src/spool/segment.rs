@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use weft_wire::frame::MAX_HALF_BATCH;
+use weft_wire::frame::{MAX_HALF_BATCH, MAX_LOOKUP_BATCH};
 
 use super::SpoolError;
 
@@ -18,7 +18,15 @@ pub(super) const HEADER_BYTES: u64 = 28;
 /// Bytes of an entry before its batch.
 pub(super) const ENTRY_BYTES: u64 = 8 + EntryHeader::PAYLOAD_BYTES as u64;
 /// Longest entry (what its length field says).
-const MAX_ENTRY: usize = MAX_HALF_BATCH + EntryHeader::PAYLOAD_BYTES;
+const MAX_ENTRY: usize = {
+    let (halves, lookups) = (MAX_HALF_BATCH, MAX_LOOKUP_BATCH + POSITION_BYTES);
+    let batch = if halves > lookups { halves } else { lookups };
+    batch + EntryHeader::PAYLOAD_BYTES
+};
+/// In the number of an entry's rows: it is a batch of lookups, and begins with a position of their ring.
+const LOOKUPS: u32 = 1 << 31;
+/// Bytes of that position.
+pub(super) const POSITION_BYTES: usize = 8;
 
 /// What is known of a segment file.
 #[derive(Debug)]
@@ -46,6 +54,7 @@ pub(super) struct EntryHeader {
     pub(super) seq: u64,
     pub(super) ring_position: Option<u64>,
     pub(super) rows: u32,
+    pub(super) lookups: bool,
 }
 
 impl EntryHeader {
@@ -59,6 +68,8 @@ pub(super) struct Scan {
     pub(super) segment: Option<Segment>,
     pub(super) end_seq: u64,
     pub(super) end_ring_position: Option<u64>,
+    /// Position with the last batch of lookups, if it has any.
+    pub(super) lookup_position: Option<u64>,
     pub(super) torn_bytes: u64,
 }
 
@@ -120,7 +131,8 @@ pub(super) fn encode_entry(header: EntryHeader, batch: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&header.seq.to_le_bytes());
     bytes.extend_from_slice(&header.ring_position.unwrap_or(NO_POSITION).to_le_bytes());
-    bytes.extend_from_slice(&header.rows.to_le_bytes());
+    let sort = if header.lookups { LOOKUPS } else { 0 };
+    bytes.extend_from_slice(&(header.rows | sort).to_le_bytes());
     bytes.extend_from_slice(batch);
     let crc = crc32fast::hash(&bytes[8..]);
     bytes[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -142,7 +154,8 @@ pub(super) fn read_header(file: &File, at: u64) -> io::Result<(EntryHeader, u32)
         EntryHeader {
             seq: long(&bytes, 8),
             ring_position: position(&bytes),
-            rows: word(&bytes, 24),
+            rows: word(&bytes, 24) & !LOOKUPS,
+            lookups: word(&bytes, 24) & LOOKUPS != 0,
         },
         length,
     ))
@@ -162,6 +175,7 @@ pub(super) fn recover(path: &Path) -> Result<Scan, SpoolError> {
             segment: None,
             end_seq: 0,
             end_ring_position: None,
+            lookup_position: None,
             torn_bytes: bytes.len() as u64,
         });
     };
@@ -169,6 +183,7 @@ pub(super) fn recover(path: &Path) -> Result<Scan, SpoolError> {
         segment: None,
         end_seq: header.base_seq,
         end_ring_position: header.ring_position,
+        lookup_position: None,
         torn_bytes: 0,
     };
     let mut rows = 0;
@@ -180,6 +195,10 @@ pub(super) fn recover(path: &Path) -> Result<Scan, SpoolError> {
         }
         scan.end_seq = entry.seq.saturating_add(1);
         scan.end_ring_position = entry.ring_position;
+        if entry.lookups && length >= ENTRY_BYTES as usize + POSITION_BYTES {
+            let position = long(&bytes[at..], ENTRY_BYTES as usize);
+            scan.lookup_position = known(position).or(scan.lookup_position);
+        }
         rows += u64::from(entry.rows);
         at += length;
     }
@@ -239,7 +258,8 @@ fn parse_entry(bytes: &[u8]) -> Option<(EntryHeader, usize)> {
     let entry = EntryHeader {
         seq: long(bytes, 8),
         ring_position: position(bytes),
-        rows: word(bytes, 24),
+        rows: word(bytes, 24) & !LOOKUPS,
+        lookups: word(bytes, 24) & LOOKUPS != 0,
     };
     (crc32fast::hash(body) == word(bytes, 4)).then_some((entry, 8 + length))
 }
@@ -251,7 +271,16 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 
 /// The ring position of a header or an entry: both have it at the same offset.
 fn position(bytes: &[u8]) -> Option<u64> {
-    Some(long(bytes, 16)).filter(|position| *position != NO_POSITION)
+    known(long(bytes, 16))
+}
+
+fn known(position: u64) -> Option<u64> {
+    Some(position).filter(|position| *position != NO_POSITION)
+}
+
+/// What stands before a batch of lookups.
+pub(super) fn encode_position(position: Option<u64>) -> [u8; POSITION_BYTES] {
+    position.unwrap_or(NO_POSITION).to_le_bytes()
 }
 
 fn long(bytes: &[u8], at: usize) -> u64 {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
-use weft_wire::HalfBatch;
+use weft_wire::{HalfBatch, LookupBatch};
 
 use super::Spool;
 use crate::sink::BatchSink;
@@ -50,5 +50,17 @@ impl BatchSink for SharedSpool {
 
     fn last_ring_position(&self) -> Option<u64> {
         self.lock().last_ring_position()
+    }
+
+    fn append_lookups(&mut self, batch: &LookupBatch, position: u64) -> io::Result<()> {
+        self.lock()
+            .append_lookups(batch, position)
+            .map_err(io::Error::other)?;
+        self.appended.notify_one();
+        Ok(())
+    }
+
+    fn last_lookup_position(&self) -> Option<u64> {
+        self.lock().last_lookup_position()
     }
 }

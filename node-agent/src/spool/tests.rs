@@ -339,3 +339,39 @@ fn owners_with_too_much_text_for_one_batch_are_spread() {
     assert!(entries.len() > 1);
     assert_eq!(cookies(&entries), (0..1500).collect::<Vec<u64>>());
 }
+
+#[test]
+fn lookups_go_the_same_way_and_remember_their_own_ring() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits::default();
+    let lookups = |rows: usize| LookupBatch {
+        boot: 1,
+        owners: vec![Owner::default()],
+        lookups: vec![Lookup::default(); rows],
+    };
+    let mut spool = Spool::open(dir.path(), limits, 100).unwrap();
+    spool.append(&batch(1, 2), 10).unwrap();
+    // More than a batch takes: the position counts with the last part alone.
+    spool
+        .append_lookups(&lookups(MAX_LOOKUPS + 5), 777)
+        .unwrap();
+    spool.append(&batch(9, 1), 20).unwrap();
+    drop(spool);
+    let mut spool = Spool::open(dir.path(), limits, 100).unwrap();
+    assert_eq!(
+        (spool.last_ring_position(), spool.last_lookup_position()),
+        (Some(20), Some(777))
+    );
+    spool.renumber(10_000).unwrap();
+    let mut entries = Vec::new();
+    while let Some(entry) = spool.next_entry().unwrap() {
+        entries.push((entry.lookups, entry.rows));
+        if entry.lookups {
+            let decoded = lookups::decode(&entry.batch).unwrap();
+            assert_eq!(decoded.lookups.len(), entry.rows as usize);
+        }
+    }
+    let large = MAX_LOOKUPS as u32;
+    assert_eq!(entries, [(false, 2), (true, large), (true, 5), (false, 1)]);
+    assert_eq!(spool.last_lookup_position(), Some(777));
+}
