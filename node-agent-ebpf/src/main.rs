@@ -1,16 +1,18 @@
 //! The kernel side of the Weft agent: observes TCP sockets, never decides.
 //!
 //! Two programs, both on cgroup v2. `sock_create` notes who made a socket; `sock_ops` follows it from connect or
-//! listen to its end. A short connection costs two ring records, never a wake-up, and nothing for each packet but the
-//! round-trip callback's comparison of two times.
+//! listen to its end. A short connection costs one ring record, never a wake-up, and nothing for each packet but the
+//! round-trip callback's comparison of two times. What stays open the agent finds where connections are kept.
 //!
 //! Entry points only translate: each calls one fallible function and lets the traffic pass whatever it says.
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod maps;
 mod owner;
+mod places;
 mod record;
 mod socket;
 
@@ -26,6 +28,10 @@ static UPDATE_INTERVAL_NS: Global<u64> = Global::new(10_000_000_000);
 /// process that created its socket.
 #[unsafe(no_mangle)]
 static CURRENT_IN_SOCK_OPS: Global<u8> = Global::new(0);
+
+/// Number of places for connections less one.
+#[unsafe(no_mangle)]
+static PLACE_MASK: Global<u32> = Global::new(0);
 
 /// Byte offsets of kernel fields, from the running kernel's BTF; all 0 where it has none. One global each: the
 /// verifier must see every one of them as a constant, and it does not follow constants through a struct on the stack.
@@ -55,7 +61,15 @@ pub fn weft_create(ctx: SockContext) -> i32 {
 
 #[sock_ops]
 pub fn weft_ops(ctx: SockOpsContext) -> u32 {
-    let _ = socket::event(&ctx);
+    let _ = socket::event::<true>(&ctx);
+    PASS
+}
+
+/// The same for kernels without compare-and-exchange (before 5.12), which refuse a program that holds one. Every connection is
+/// in the hash map.
+#[sock_ops]
+pub fn weft_hashed_ops(ctx: SockOpsContext) -> u32 {
+    let _ = socket::event::<false>(&ctx);
     PASS
 }
 

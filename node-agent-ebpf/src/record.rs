@@ -3,10 +3,11 @@
 use aya_ebpf::bindings::{BPF_RB_NO_WAKEUP, bpf_sock_ops};
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::helpers::generated::bpf_skc_to_tcp_sock;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::programs::SockOpsContext;
 use core::ffi::c_void;
 use core::ptr::{addr_of, read_volatile};
-use weft_agent_common::{Address, ListenerKey, Record, SocketState, counter, role};
+use weft_agent_common::{Address, Connection, ListenerKey, Record, counter};
 
 use crate::maps::{RING, count};
 use crate::{
@@ -28,38 +29,26 @@ const FIN_RECEIVED: u32 = 1 << 8 | 1 << 9 | 1 << 11;
 pub struct Counters {
     bytes_sent: u64,
     bytes_received: u64,
-    isn_local: u32,
-    isn_remote: u32,
     error: u32,
     /// No process has the socket any more; assumed where BTF does not show it.
     pub orphan: bool,
 }
 
 impl Counters {
-    /// Reads them. `tcp_state` is the state before the change, where this is about a change.
-    ///
-    /// The kernel's byte counters grow with every acknowledged sequence number and the initial ones never move, so
-    /// `snd_una - bytes_acked` is the initial sequence number at any moment, whatever a fast open put into the SYN. An
-    /// accepted socket starts counting after its SYN, a connecting one before.
+    /// Reads them. `tcp_state` is the state before the change, where this is about a change. An accepted socket starts counting
+    /// after its SYN, a connecting one before.
     #[inline(always)]
-    pub fn read(
-        ctx: &SockOpsContext,
-        sk: *mut c_void,
-        state: &SocketState,
-        tcp_state: u32,
-    ) -> Self {
+    pub fn read(ctx: &SockOpsContext, sk: *mut c_void, passive: bool, tcp_state: u32) -> Self {
         let ops = ctx.ops;
         // SAFETY: the verifier checks every access to the context.
-        let (acked, received, una, snd_nxt, rcv_nxt) = unsafe {
+        let (acked, received, una, snd_nxt) = unsafe {
             (
                 (*ops).bytes_acked,
                 (*ops).bytes_received,
                 (*ops).snd_una,
                 (*ops).snd_nxt,
-                (*ops).rcv_nxt,
             )
         };
-        let passive = state.role == role::SERVER;
         let hidden = Hidden::read(sk);
         let in_states = |set: u32| set >> (tcp_state & 31) & 1 == 1;
         let sent_end = if hidden.known {
@@ -76,14 +65,33 @@ impl Counters {
         Self {
             bytes_sent: acked.saturating_sub(u64::from(!passive) + u64::from(fin_acked)),
             bytes_received: received.saturating_sub(u64::from(fin_received)),
-            isn_local: una
-                .wrapping_sub(acked as u32)
-                .wrapping_sub(u32::from(passive)),
-            isn_remote: rcv_nxt.wrapping_sub(received as u32).wrapping_sub(1),
             error: hidden.error,
             orphan: !hidden.known || hidden.flags & SOCK_DEAD != 0,
         }
     }
+}
+
+/// Both initial sequence numbers, own first, of an established connection.
+///
+/// The kernel's byte counters grow with every acknowledged sequence number and the initial ones never move, so
+/// `snd_una - bytes_acked` is the initial sequence number at any moment, whatever a fast open put into the SYN.
+#[inline(always)]
+pub fn initial_sequence_numbers(ctx: &SockOpsContext, passive: bool) -> (u32, u32) {
+    let ops = ctx.ops;
+    // SAFETY: the verifier checks every access to the context.
+    let (acked, received, una, rcv_nxt) = unsafe {
+        (
+            (*ops).bytes_acked,
+            (*ops).bytes_received,
+            (*ops).snd_una,
+            (*ops).rcv_nxt,
+        )
+    };
+    (
+        una.wrapping_sub(acked as u32)
+            .wrapping_sub(u32::from(passive)),
+        rcv_nxt.wrapping_sub(received as u32).wrapping_sub(1),
+    )
 }
 
 /// Fields that only BTF shows.
@@ -190,18 +198,22 @@ pub fn listener_key(ctx: &SockOpsContext, netns: u32) -> ListenerKey {
 }
 
 /// Both ends of a connection as the context shows them.
-struct Tuple {
-    local: Address,
-    remote: Address,
-    local_port: u16,
-    remote_port: u16,
+pub struct Tuple {
+    /// This end.
+    pub local: Address,
+    /// The other.
+    pub remote: Address,
+    /// Port of this end.
+    pub local_port: u16,
+    /// Port of the other.
+    pub remote_port: u16,
 }
 
 impl Tuple {
     /// Every field is read before any choice between them: of two branches that each read one, the compiler makes one
     /// read at a variable offset, and the verifier allows no such thing on a context.
     #[inline(always)]
-    fn read(ops: *mut bpf_sock_ops) -> Self {
+    pub fn read(ops: *mut bpf_sock_ops) -> Self {
         // SAFETY: the verifier checks every access to the context.
         unsafe {
             let family = read_volatile(addr_of!((*ops).family));
@@ -250,17 +262,28 @@ fn address(family: u32, v4: u32, v6: [u32; 4]) -> Address {
     unsafe { core::mem::transmute::<[u32; 4], Address>(words) }
 }
 
-/// Puts a record into the ring. The agent looks there by its own clock, so nobody is woken.
+/// A record that was written and that nobody sees before [`Written::submit`].
+pub struct Written(RingBufEntry<Record>);
+
+impl Written {
+    /// Hands it to the agent, which looks by its own clock: nobody is woken.
+    #[inline(always)]
+    pub fn submit(self) {
+        self.0.submit(u64::from(BPF_RB_NO_WAKEUP));
+    }
+}
+
+/// Writes a record into the ring; counts it where there is no room.
 #[inline(always)]
-pub fn emit(
+pub fn write(
     ctx: &SockOpsContext,
-    state: &SocketState,
+    connection: &Connection,
+    cookie: u64,
     kind: u8,
     at_ns: u64,
     counters: Counters,
-) -> Result<(), Skip> {
+) -> Result<Written, Skip> {
     let ops = ctx.ops;
-    let tuple = Tuple::read(ops);
     // SAFETY: the verifier checks every access to the context.
     let (packets_sent, packets_received, srtt, retransmits) = unsafe {
         (
@@ -270,11 +293,11 @@ pub fn emit(
             (*ops).total_retrans,
         )
     };
-    let cookie = cookie(ctx);
     let Some(mut entry) = RING.reserve(0) else {
         count(counter::RING_FULL);
         return Err(Skip::RingFull);
     };
+    let state = &connection.state;
     entry.write(Record {
         kind,
         role: state.role,
@@ -286,13 +309,13 @@ pub fn emit(
         bytes_sent: counters.bytes_sent,
         bytes_received: counters.bytes_received,
         cgroup: state.cgroup,
-        local: tuple.local,
-        remote: tuple.remote,
-        local_port: tuple.local_port,
-        remote_port: tuple.remote_port,
+        local: connection.local,
+        remote: connection.remote,
+        local_port: connection.local_port,
+        remote_port: connection.remote_port,
         netns: state.netns,
-        isn_local: counters.isn_local,
-        isn_remote: counters.isn_remote,
+        isn_local: connection.isn_local,
+        isn_remote: connection.isn_remote,
         packets_sent,
         packets_received,
         rtt_us: srtt >> 3,
@@ -301,6 +324,5 @@ pub fn emit(
         uid: state.uid,
         comm: state.comm,
     });
-    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
-    Ok(())
+    Ok(Written(entry))
 }

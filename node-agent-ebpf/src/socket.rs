@@ -2,7 +2,7 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
+    BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG,
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TCP_LISTEN_CB,
@@ -10,11 +10,11 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::programs::{SockContext, SockOpsContext};
-use weft_agent_common::{Listener, SocketState, counter, kind, phase, role};
+use weft_agent_common::{Connection, Listener, SocketState, counter, kind, phase, role};
 
-use crate::maps::{CONNECTIONS, LISTENERS, SOCKETS, count};
-use crate::record::{self, Counters};
-use crate::{CURRENT_IN_SOCK_OPS, Skip, UPDATE_INTERVAL_NS, owner};
+use crate::maps::{LISTENERS, SOCKETS, count};
+use crate::record::{self, Counters, Tuple, Written};
+use crate::{CURRENT_IN_SOCK_OPS, Skip, UPDATE_INTERVAL_NS, owner, places};
 
 /// `IPPROTO_TCP`.
 const TCP: u32 = 6;
@@ -29,8 +29,10 @@ const LISTEN: u32 = 10;
 static SYN_MET_IS_HIDDEN: Global<u8> = Global::new(0);
 /// Segments that complete an open in which only the other's SYN arrived: that SYN, and the ACK of our answer.
 const SEGMENTS_OF_CROSSED_OPEN: u32 = 2;
+/// `TCP_ESTABLISHED` of the kernel's TCP states.
+const ESTABLISHED: u32 = 1;
 /// A socket of which nothing is known.
-const EMPTY: SocketState = SocketState {
+pub const EMPTY: SocketState = SocketState {
     opened_ns: 0,
     next_update_ns: 0,
     cgroup: 0,
@@ -59,13 +61,13 @@ pub fn created(ctx: &SockContext) -> Result<(), Skip> {
 
 /// One of TCP's callbacks.
 #[inline(always)]
-pub fn event(ctx: &SockOpsContext) -> Result<(), Skip> {
+pub fn event<const PLACED: bool>(ctx: &SockOpsContext) -> Result<(), Skip> {
     match ctx.op() {
-        BPF_SOCK_OPS_RTT_CB => measured(ctx),
-        BPF_SOCK_OPS_STATE_CB => changed(ctx),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx, role::CLIENT),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(ctx, role::SERVER),
-        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
+        BPF_SOCK_OPS_RTT_CB => measured::<PLACED>(ctx),
+        BPF_SOCK_OPS_STATE_CB => changed::<PLACED>(ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established::<PLACED>(ctx, role::CLIENT),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established::<PLACED>(ctx, role::SERVER),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting::<PLACED>(ctx),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(ctx),
         _ => Err(Skip::NotOurs),
     }
@@ -73,7 +75,7 @@ pub fn event(ctx: &SockOpsContext) -> Result<(), Skip> {
 
 /// The first SYN is about to leave. The process is the one that connects, which may not be the socket's creator.
 #[inline(always)]
-fn connecting(ctx: &SockOpsContext) -> Result<(), Skip> {
+fn connecting<const PLACED: bool>(ctx: &SockOpsContext) -> Result<(), Skip> {
     let sk = record::socket(ctx)?;
     let mut state = match storage(sk, false) {
         Ok(known) => *known,
@@ -83,9 +85,32 @@ fn connecting(ctx: &SockOpsContext) -> Result<(), Skip> {
     state.phase = phase::CONNECTING;
     state.role = role::CLIENT;
     state.opened_ns = now();
-    remember(record::cookie(ctx), &state)?;
-    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    let kept = places::keep::<PLACED>(record::cookie(ctx), state.generation)
+        .inspect_err(|_| count(counter::NO_STORAGE))?;
+    start(ctx, kept.connection, &state);
+    call_me(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
     Ok(())
+}
+
+/// What does not change from here on.
+#[inline(always)]
+fn start(ctx: &SockOpsContext, connection: &mut Connection, state: &SocketState) {
+    let tuple = Tuple::read(ctx.ops);
+    connection.local = tuple.local;
+    connection.remote = tuple.remote;
+    connection.local_port = tuple.local_port;
+    connection.remote_port = tuple.remote_port;
+    connection.isn_local = 0;
+    connection.isn_remote = 0;
+    connection.state = *state;
+}
+
+/// Asks for callbacks; what other programs asked for stays.
+#[inline(always)]
+fn call_me(ctx: &SockOpsContext, flags: u32) {
+    // SAFETY: the verifier checks every access to the context.
+    let present = unsafe { (*ctx.ops).bpf_sock_ops_cb_flags };
+    let _ = ctx.set_cb_flags((present | flags) as i32);
 }
 
 /// Accepted connections will start with what is written here.
@@ -102,7 +127,7 @@ fn listening(ctx: &SockOpsContext) -> Result<(), Skip> {
     };
     describe(sk, &mut listener.state);
     let key = record::listener_key(ctx, listener.state.netns);
-    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    call_me(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
     if LISTENERS
         .insert(key, listener, u64::from(BPF_NOEXIST))
         .is_err()
@@ -132,73 +157,90 @@ fn accepted(ctx: &SockOpsContext, sk: *mut core::ffi::c_void) -> SocketState {
 }
 
 /// Established. `side` is what the kernel calls it: an end whose SYN met the other's is told it was passive, and is
-/// recognised by having sent a SYN of its own. If the other end met ours too, it answered with SYN and ACK; if it did
+/// recognised by its SYN's having been acknowledged. If the other end met ours too, it answered with SYN and ACK; if it did
 /// not, it took our answer for that of a server, and sent an ACK. Kernels before 6.10 refuse the other's SYN and ACK with
 /// an ACK, and the other's refusal of ours completes: there the segment that was refused is counted, and that tells.
 #[inline(always)]
-fn established(ctx: &SockOpsContext, side: u8) -> Result<(), Skip> {
+fn established<const PLACED: bool>(ctx: &SockOpsContext, side: u8) -> Result<(), Skip> {
     let sk = record::socket(ctx)?;
     let cookie = record::cookie(ctx);
     let time = now();
     // SAFETY: the verifier checks every access to the context.
-    let (flags, segments) = unsafe { ((*ctx.ops).skb_tcp_flags, (*ctx.ops).segs_in) };
+    let (flags, segments, sent_syn) = unsafe {
+        (
+            (*ctx.ops).skb_tcp_flags,
+            (*ctx.ops).segs_in,
+            (*ctx.ops).bytes_acked != 0,
+        )
+    };
     let refused = SYN_MET_IS_HIDDEN.load() != 0 && segments > SEGMENTS_OF_CROSSED_OPEN;
     let met = flags & SYN != 0 || refused;
-    let known = connection(cookie);
-    let mut state = match &known {
-        Ok(connecting) => **connecting,
-        Err(_) => accepted(ctx, sk),
+    let called = side == role::CLIENT || sent_syn;
+    let known = if called {
+        places::find::<PLACED>(cookie)
+    } else {
+        Err(Skip::NoState)
     };
-    state.role = match (side, &known) {
-        (role::SERVER, Ok(_)) if met => role::SIMULTANEOUS,
-        (role::SERVER, Ok(_)) => role::CROSSED,
+    let kept = match known {
+        Ok(kept) => kept,
+        Err(_) => {
+            let kept = places::keep::<PLACED>(cookie, 0).inspect_err(|_| {
+                // One that called was counted at its SYN, unless the hooks came after that.
+                if !called {
+                    count(counter::NO_STORAGE);
+                }
+            })?;
+            start(ctx, kept.connection, &accepted(ctx, sk));
+            kept
+        }
+    };
+    let role = match (side, sent_syn) {
+        (role::SERVER, true) if met => role::SIMULTANEOUS,
+        (role::SERVER, true) => role::CROSSED,
         _ => side,
     };
-    state.phase = phase::ESTABLISHED;
-    state.opened_ns = time;
-    state.next_update_ns = time.wrapping_add(UPDATE_INTERVAL_NS.load());
-    match known {
-        Ok(entry) => *entry = state,
-        // Where this fails the connection was counted at its SYN already.
-        Err(_) if side == role::CLIENT => insert(cookie, &state)?,
-        Err(_) => remember(cookie, &state)?,
+    let (isn_local, isn_remote) = record::initial_sequence_numbers(ctx, role == role::SERVER);
+    let connection = &mut *kept.connection;
+    connection.isn_local = isn_local;
+    connection.isn_remote = isn_remote;
+    connection.state.role = role;
+    connection.state.opened_ns = time;
+    connection.state.next_update_ns = time.wrapping_add(UPDATE_INTERVAL_NS.load());
+    connection.state.phase = phase::ESTABLISHED;
+    call_me(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
+    if kept.has_place() {
+        return Ok(());
     }
-    let _ = ctx.set_cb_flags((BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG) as i32);
     // SAFETY: the verifier checks every access to the context.
     let tcp_state = unsafe { (*ctx.ops).state };
-    record::emit(
-        ctx,
-        &state,
-        kind::OPEN,
-        time,
-        Counters::read(ctx, sk, &state, tcp_state),
-    )
+    let counters = Counters::read(ctx, sk, role == role::SERVER, tcp_state);
+    record::write(ctx, kept.connection, cookie, kind::OPEN, time, counters).map(Written::submit)
 }
 
 /// A round-trip time was measured: the moment to say how a connection that stays open is doing.
 #[inline(always)]
-fn measured(ctx: &SockOpsContext) -> Result<(), Skip> {
-    let state = connection(record::cookie(ctx))?;
+fn measured<const PLACED: bool>(ctx: &SockOpsContext) -> Result<(), Skip> {
+    // SAFETY: the verifier checks every access to the context.
+    let tcp_state = unsafe { (*ctx.ops).state };
+    if tcp_state != ESTABLISHED {
+        return Err(Skip::NotOurs);
+    }
+    let cookie = record::cookie(ctx);
+    let connection = places::find::<PLACED>(cookie)?.connection;
     let time = now();
+    let state = &mut connection.state;
     if time < state.next_update_ns || state.phase != phase::ESTABLISHED {
         return Err(Skip::NotOurs);
     }
     state.next_update_ns = time.wrapping_add(UPDATE_INTERVAL_NS.load());
     let sk = record::socket(ctx)?;
-    // SAFETY: the verifier checks every access to the context.
-    let tcp_state = unsafe { (*ctx.ops).state };
-    record::emit(
-        ctx,
-        state,
-        kind::UPDATE,
-        time,
-        Counters::read(ctx, sk, state, tcp_state),
-    )
+    let counters = Counters::read(ctx, sk, state.role == role::SERVER, tcp_state);
+    record::write(ctx, connection, cookie, kind::UPDATE, time, counters).map(Written::submit)
 }
 
 /// The TCP state changed; only the end matters.
 #[inline(always)]
-fn changed(ctx: &SockOpsContext) -> Result<(), Skip> {
+fn changed<const PLACED: bool>(ctx: &SockOpsContext) -> Result<(), Skip> {
     let (old, new) = (ctx.arg(0), ctx.arg(1));
     if new != CLOSE {
         return Err(Skip::NotOurs);
@@ -208,24 +250,26 @@ fn changed(ctx: &SockOpsContext) -> Result<(), Skip> {
     if old == LISTEN {
         return unlisten(ctx, sk, cookie);
     }
-    let state = connection(cookie)?;
+    let kept = places::find::<PLACED>(cookie)?;
+    let state = kept.connection.state;
     let kind = if state.phase == phase::CONNECTING {
         kind::FAILED
     } else {
         kind::CLOSE
     };
-    let counters = Counters::read(ctx, sk, state, old);
+    let counters = Counters::read(ctx, sk, state.role == role::SERVER, old);
     if kind == kind::FAILED || !counters.orphan {
         // The process has the socket still, and may connect it again: the next connection is another one.
-        if let Ok(kept) = storage(sk, true) {
-            *kept = *state;
-            kept.phase = phase::DONE;
-            kept.generation = state.generation.wrapping_add(1);
+        if let Ok(again) = storage(sk, true) {
+            *again = state;
+            again.phase = phase::DONE;
+            again.generation = state.generation.wrapping_add(1);
         }
     }
-    let emitted = record::emit(ctx, state, kind, now(), counters);
-    let _ = CONNECTIONS.remove(cookie);
-    emitted
+    let written = record::write(ctx, kept.connection, cookie, kind, now(), counters);
+    // In this order: whoever reads of the end does not find the connection kept.
+    kept.release(cookie);
+    written.map(Written::submit)
 }
 
 /// A listener is gone, and its entry with it, if it is its own.
@@ -239,29 +283,6 @@ fn unlisten(ctx: &SockOpsContext, sk: *mut core::ffi::c_void, cookie: u64) -> Re
         }
         _ => Err(Skip::NoState),
     }
-}
-
-/// A connection that is followed.
-#[inline(always)]
-fn connection(cookie: u64) -> Result<&'static mut SocketState, Skip> {
-    match CONNECTIONS.get_ptr_mut(cookie) {
-        // SAFETY: callbacks of one socket run one at a time, and the entry lives at least until the program returns.
-        Some(state) => Ok(unsafe { &mut *state }),
-        None => Err(Skip::NoState),
-    }
-}
-
-/// Follows a connection from now on, or counts it.
-#[inline(always)]
-fn remember(cookie: u64, state: &SocketState) -> Result<(), Skip> {
-    insert(cookie, state).inspect_err(|_| count(counter::NO_STORAGE))
-}
-
-#[inline(always)]
-fn insert(cookie: u64, state: &SocketState) -> Result<(), Skip> {
-    CONNECTIONS
-        .insert(cookie, state, u64::from(BPF_ANY))
-        .map_err(|_| Skip::NoState)
 }
 
 /// The facts about a socket that only a system call's context, or BTF, can tell.

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weft_agent_common::counter;
-use weft_wire::{HalfBatch, Owner};
+use weft_wire::{HalfBatch, Owner, Timestamp};
 
 use crate::attribution::{Attribution, Host};
 use crate::clock::Clock;
 use crate::counters::Counters;
-use crate::decode::decode;
+use crate::decode::{ConnectionKey, decode, opening};
 use crate::kernel::Hooks;
+use crate::places::Places;
 use crate::sink::BatchSink;
 use crate::table::{Row, Table};
 
@@ -36,6 +37,9 @@ pub struct Capture<H, S> {
     sink: S,
     counters: Arc<Counters>,
     position: u64,
+    places: Places,
+    /// Connections that a look missed, once the ring was read up to the second position: what was written by then.
+    gone: VecDeque<(Vec<ConnectionKey>, u64, Timestamp)>,
     /// Batches that the sink has not taken, with the position that goes with each.
     unsent: VecDeque<(HalfBatch, u64)>,
     flushed: u64,
@@ -52,6 +56,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         counters: Arc<Counters>,
     ) -> Self {
         let position = resume_at(&hooks, sink.last_ring_position());
+        let places = Places::new(hooks.tags.len());
         Self {
             hooks,
             table,
@@ -60,6 +65,8 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             sink,
             counters,
             position,
+            places,
+            gone: VecDeque::new(),
             unsent: VecDeque::new(),
             flushed: position,
         }
@@ -92,6 +99,64 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             }
         }
         self.counters.records.fetch_add(read, Relaxed);
+        self.close_gone();
+    }
+
+    /// Looks at what the kernel keeps: reports what stays open, and finds ends that were lost with a full ring. Not while the sink
+    /// refuses: it would pile up.
+    pub fn look(&mut self, now_ns: u64) {
+        if !self.unsent.is_empty() {
+            return;
+        }
+        let Self {
+            hooks,
+            table,
+            attribution,
+            clock,
+            places,
+            ..
+        } = self;
+        let mut gone = Vec::new();
+        let mut opened = |place: usize, tag: u64| {
+            let key = ConnectionKey(tag);
+            if table.knows(key) {
+                return true;
+            }
+            let kept = hooks.connection(place, tag);
+            let Some(event) = kept.and_then(|kept| opening(key, &kept)) else {
+                return false;
+            };
+            let owner = attribution.owner(&event.owner, event.at_ns, now_ns, clock);
+            table.apply(&event, &owner, clock);
+            true
+        };
+        places.look(
+            |place| hooks.tags.get(place),
+            &mut opened,
+            |tag| gone.push(ConnectionKey(tag)),
+        );
+        if !gone.is_empty() {
+            // The kernel makes a place free after it has taken room for the record of the end.
+            let written = hooks.ring.produced();
+            self.gone.push_back((gone, written, clock.utc(now_ns)));
+        }
+    }
+
+    /// Closes what was gone at a look and whose end was not in the ring.
+    fn close_gone(&mut self) {
+        while let Some((keys, written, at)) = self.gone.front() {
+            if self.position < *written {
+                return;
+            }
+            let lost = keys
+                .iter()
+                .filter(|key| self.table.lost(**key, *at))
+                .count();
+            if lost > 0 {
+                tracing::debug!(lost, "ends that the ring had no room for");
+            }
+            self.gone.pop_front();
+        }
     }
 
     /// Hands over everything that is due. On an error nothing is lost: the same batch is offered again next time.

@@ -4,7 +4,7 @@
 use std::mem::{offset_of, size_of};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use weft_agent_common::{COMM_LEN, Record, kind, role};
+use weft_agent_common::{COMM_LEN, COOKIE_BITS, Connection, Record, kind, phase, role};
 use weft_wire::{Fingerprint, HalfState, Role};
 
 /// `ETIMEDOUT`.
@@ -50,14 +50,14 @@ pub struct Event {
 pub struct ConnectionKey(pub u64);
 
 impl ConnectionKey {
-    /// Cookies are counted up from 1; 48 bits last for nine years at a million sockets a second.
+    /// As the kernel does for a tag.
     pub fn new(cookie: u64, generation: u16) -> Self {
-        Self(cookie ^ (u64::from(generation) << 48))
+        Self(cookie ^ (u64::from(generation) << COOKIE_BITS))
     }
 
     /// The cookie alone.
     pub fn cookie(self) -> u64 {
-        self.0 & ((1 << 48) - 1)
+        self.0 & ((1 << COOKIE_BITS) - 1)
     }
 }
 
@@ -123,12 +123,11 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         address(bytes, offset_of!(Record, remote)),
         field!(bytes, remote_port: u16),
     );
-    let role = match bytes[offset_of!(Record, role)] {
-        role::CLIENT => Role::Client,
-        role::SERVER | role::CROSSED => Role::Server,
-        role::SIMULTANEOUS => simultaneous((isn_local, local.port()), (isn_remote, remote.port())),
-        other => return Err(DecodeError::Role(other)),
-    };
+    let role = which_end(
+        bytes[offset_of!(Record, role)],
+        (isn_local, local.port()),
+        (isn_remote, remote.port()),
+    )?;
     Ok(Event {
         key: ConnectionKey::new(field!(bytes, cookie: u64), field!(bytes, generation: u16)),
         role,
@@ -154,6 +153,54 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         retransmits: field!(bytes, retransmits: u32),
         owner: owner(bytes),
     })
+}
+
+/// The opening of a connection that the kernel keeps; `None` where it is not established.
+pub fn opening(key: ConnectionKey, kept: &Connection) -> Option<Event> {
+    if kept.state.phase != phase::ESTABLISHED {
+        return None;
+    }
+    let local = socket(kept.local, kept.local_port);
+    let remote = socket(kept.remote, kept.remote_port);
+    let role = which_end(
+        kept.state.role,
+        (kept.isn_local, local.port()),
+        (kept.isn_remote, remote.port()),
+    );
+    let role = role.ok()?;
+    Some(Event {
+        key,
+        role,
+        state: HalfState::Open,
+        fingerprint: fingerprint(HalfState::Open, role, kept.isn_local, kept.isn_remote),
+        local,
+        remote,
+        opened_ns: kept.state.opened_ns,
+        at_ns: kept.state.opened_ns,
+        bytes_sent: 0,
+        bytes_received: 0,
+        packets_sent: 0,
+        packets_received: 0,
+        rtt_us: 0,
+        retransmits: 0,
+        owner: OwnerKey {
+            pid: kept.state.pid,
+            uid: kept.state.uid,
+            comm: kept.state.comm,
+            cgroup: kept.state.cgroup,
+            netns: kept.state.netns,
+        },
+    })
+}
+
+/// Client or server, from the kernel's word and the initial sequence number and port of either end, own first.
+fn which_end(role: u8, local: (u32, u16), remote: (u32, u16)) -> Result<Role, DecodeError> {
+    match role {
+        role::CLIENT => Ok(Role::Client),
+        role::SERVER | role::CROSSED => Ok(Role::Server),
+        role::SIMULTANEOUS => Ok(simultaneous(local, remote)),
+        other => Err(DecodeError::Role(other)),
+    }
 }
 
 /// Why a connection never came to be. No error: this end closed the socket while it was connecting. What the

@@ -9,6 +9,7 @@ pub mod decode;
 pub mod clock;
 pub mod time;
 pub mod table;
+pub mod places;
 pub mod attribution;
 pub mod calls;
 pub mod capture;

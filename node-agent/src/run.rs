@@ -28,6 +28,8 @@ use crate::{metrics, time};
 
 /// How often the ring is looked at: soon enough that the process behind a new connection is mostly still there.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How often the kernel's places are looked at. A connection is reported as open when two looks in a row find it.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a stopping agent tries to deliver what it has. What remains is in the spool.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
@@ -158,11 +160,15 @@ fn drive(
     stop: &AtomicBool,
 ) {
     snapshot.start(&mut capture);
-    let (mut flushed, mut swept) = (Instant::now(), Instant::now());
+    let (mut flushed, mut swept, mut looked) = (Instant::now(), Instant::now(), Instant::now());
     let mut failing = false;
     loop {
         let stopping = stop.load(Relaxed);
         capture.poll(time::monotonic_ns());
+        if looked.elapsed() >= LOOK_INTERVAL {
+            capture.look(time::monotonic_ns());
+            looked = Instant::now();
+        }
         // While the spool takes nothing, what a sweep finds would only pile up.
         if swept.elapsed() >= sweep_interval && !failing {
             snapshot.sweep(&mut capture);

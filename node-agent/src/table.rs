@@ -90,7 +90,10 @@ impl Table {
                     self.changed.push(event.key);
                 }
             }
-            Entry::Vacant(_) if full => self.dropped += 1,
+            // Counted once, not with each of its updates.
+            Entry::Vacant(_) if full => {
+                self.dropped += u64::from(event.at_ns == event.opened_ns);
+            }
             Entry::Vacant(entry) => {
                 entry.insert(Tracked {
                     row: Row {
@@ -116,6 +119,20 @@ impl Table {
             half,
             owner: Arc::clone(owner),
         });
+    }
+
+    /// Closes one that the kernel does not keep any more and whose end it could not report. Its last known counters stand.
+    /// False when its end was reported.
+    pub fn lost(&mut self, key: ConnectionKey, at: Timestamp) -> bool {
+        let Some(mut tracked) = self.open.remove(&key) else {
+            return false;
+        };
+        let half = &mut tracked.row.half;
+        half.state = HalfState::Closed;
+        half.seen_at = half.seen_at.max(at);
+        half.closed_at = Some(half.seen_at);
+        self.finished.push(tracked.row);
+        true
     }
 
     /// Closes what is tracked, last seen before `dumped_at` and not among the sockets that the kernel still has: its end

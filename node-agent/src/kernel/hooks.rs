@@ -11,9 +11,13 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSock, SockOps};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use weft_agent_common::{LAYOUT_VERSION, Listener, ListenerKey, Meta, SocketState, counter};
+use weft_agent_common::{
+    COOKIE_BITS, Connection, LAYOUT_VERSION, Listener, ListenerKey, Meta, PLACES, SocketState,
+    counter,
+};
 
 use super::btf::Btf;
+use super::sys::tags::Tags;
 use super::sys::{Plain, Ring};
 
 /// The kernel programs, embedded at build time.
@@ -21,17 +25,43 @@ pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that are pinned, by their name in the object.
-pub(super) const MAPS: [&str; 6] = [
+pub(super) const MAPS: [&str; 8] = [
     "RING",
     "DROPS",
     "META",
+    "TAGS",
     "CONNECTIONS",
+    "CROWDED",
     "LISTENERS",
     "SOCKETS",
 ];
-/// Links that are pinned, and the program of each. The first is attached only where `sock_ops` cannot name the process.
-const LINKS: [(&str, &str); 2] = [(CREATE, "weft_create"), ("link_ops", "weft_ops")];
+/// Links that are pinned.
+const LINKS: [&str; 2] = [CREATE, "link_ops"];
 const CREATE: &str = "link_create";
+/// Every way to attach, the best first: which helpers a program type may call, and which instructions there are, differs between
+/// kernels, and the verifier is the one to ask.
+const WAYS: [Way; 3] = [
+    Way {
+        ops: "weft_ops",
+        current: true,
+    },
+    Way {
+        ops: "weft_ops",
+        current: false,
+    },
+    Way {
+        ops: HASHED,
+        current: false,
+    },
+];
+/// Follows sockets where there is no compare-and-exchange: every connection is in the hash map.
+const HASHED: &str = "weft_hashed_ops";
+/// Fewest places for connections; a mapping has a page at least.
+const LEAST_PLACES: u32 = 8;
+/// A connection finds no place when the next few are taken; so many of a hundred do when all places but these are.
+const CROWDED_PERCENT: u32 = 25;
+/// The part of a tag that is a cookie.
+const COOKIE: u64 = (1 << COOKIE_BITS) - 1;
 /// Size of the ring that nobody reads.
 const TRIAL_RING_BYTES: u32 = 1 << 16;
 /// The kernel's own BTF.
@@ -44,6 +74,28 @@ pub(super) const FIELDS: [(&str, &str, &str); 5] = [
     ("OFFSET_SKC_NET", "sock_common", "skc_net"),
     ("OFFSET_NET_INUM", "net", "ns"),
 ];
+
+/// Which programs are attached.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    /// The one that follows sockets.
+    ops: &'static str,
+    /// It may ask for the current process: nothing has to remember who made a socket.
+    current: bool,
+}
+
+impl Way {
+    /// Connections have places of their own.
+    fn placed(self) -> bool {
+        self.ops != HASHED
+    }
+
+    /// Link and program, in the order of attaching: what remembers a socket comes before what needs it.
+    fn programs(self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let create = (!self.current).then_some((CREATE, "weft_create"));
+        create.into_iter().chain([("link_ops", self.ops)])
+    }
+}
 
 /// What to attach, where.
 #[derive(Clone, Debug)]
@@ -106,6 +158,9 @@ pub enum HookError {
     /// The ring could not be mapped.
     #[error("map the ring buffer: {0}")]
     Ring(io::Error),
+    /// The tags could not be mapped.
+    #[error("map the places for connections: {0}")]
+    Mapping(io::Error),
 }
 
 /// Attached hooks and their maps. Dropping it leaves them attached.
@@ -113,7 +168,10 @@ pub struct Hooks {
     /// The ring.
     pub ring: Ring,
     drops: PerCpuArray<MapData, u64>,
-    connections: HashMap<MapData, u64, Plain<SocketState>>,
+    /// Whose the places for connections are.
+    pub tags: Tags,
+    connections: Array<MapData, Plain<Connection>>,
+    crowded: HashMap<MapData, u64, Plain<Connection>>,
     listeners: HashMap<MapData, Plain<ListenerKey>, Plain<Listener>>,
     sockets: SkStorage<MapData, Plain<SocketState>>,
     /// What was written down when the ring was made.
@@ -133,19 +191,12 @@ impl Hooks {
         let wanted = attachment(plan)?;
         match Self::open(&dir) {
             Ok(hooks) if hooks.state.attachment == wanted => return Ok(hooks),
-            Ok(_) => remove(&dir, LINKS.map(|(link, _)| link).into_iter()),
-            Err(_) => remove(&dir, LINKS.map(|(link, _)| link).into_iter().chain(MAPS)),
+            Ok(_) => remove(&dir, LINKS.into_iter()),
+            Err(_) => remove(&dir, LINKS.into_iter().chain(MAPS)),
         }
         let resumed = dir.join("META").exists();
-        // Which helpers a program type may call differs between kernels; the verifier is the one to ask.
-        let attached = attach_new(plan, &dir, wanted, true).or_else(|first| {
-            attach_new(plan, &dir, wanted, false).map_err(|second| {
-                tracing::debug!(%second, "without the current process in sock_ops");
-                first
-            })
-        });
-        attached.inspect_err(|_| {
-            remove(&dir, LINKS.map(|(link, _)| link).into_iter().chain(MAPS));
+        attach_any(plan, &dir, wanted, resumed).inspect_err(|_| {
+            remove(&dir, LINKS.into_iter().chain(MAPS));
             let _ = fs::remove_dir(&dir);
         })?;
         let mut hooks = Self::open(&dir)?;
@@ -159,15 +210,19 @@ impl Hooks {
         let size = ring.info()?.max_entries();
         let meta: Array<MapData, Plain<Meta>> = Array::try_from(Map::Array(map("META")?))?;
         let state: Plain<Meta> = meta.get(&0, 0)?;
+        let tags = map("TAGS")?;
+        let places = tags.info()?.max_entries();
         let links = LINKS
             .iter()
-            .map(|(link, _)| dir.join(link))
+            .map(|link| dir.join(link))
             .filter(|link| !link.ends_with(CREATE) || link.exists());
         let links = links.map(PinnedLink::from_pin).collect::<Result<_, _>>()?;
         Ok(Self {
             ring: Ring::map(ring.fd(), size).map_err(HookError::Ring)?,
             drops: PerCpuArray::try_from(Map::PerCpuArray(map("DROPS")?))?,
-            connections: HashMap::try_from(Map::HashMap(map("CONNECTIONS")?))?,
+            tags: Tags::map(tags.fd(), places).map_err(HookError::Mapping)?,
+            connections: Array::try_from(Map::Array(map("CONNECTIONS")?))?,
+            crowded: HashMap::try_from(Map::HashMap(map("CROWDED")?))?,
             listeners: HashMap::try_from(Map::HashMap(map("LISTENERS")?))?,
             sockets: SkStorage::try_from(Map::SkStorage(map("SOCKETS")?))?,
             state: state.0,
@@ -191,7 +246,16 @@ impl Hooks {
 
     /// Whether the hooks follow this connection.
     pub fn follows(&self, cookie: u64) -> bool {
-        self.connections.get(&cookie, 0).is_ok()
+        let mask = self.tags.len() - 1;
+        let mut places = (0..PLACES as usize).map(|step| (cookie as usize + step) & mask);
+        places.any(|place| self.tags.get(place) & COOKIE == cookie)
+            || self.crowded.get(&cookie, 0).is_ok()
+    }
+
+    /// What is kept of the connection at a place; `None` when it is another's by now.
+    pub fn connection(&self, place: usize, tag: u64) -> Option<Connection> {
+        let connection = self.connections.get(&(place as u32), 0).ok()?.0;
+        (self.tags.get(place) == tag).then_some(connection)
     }
 
     /// Cookies of the listeners that the hooks know without looking at the socket.
@@ -219,7 +283,7 @@ impl Hooks {
 
 /// The kernel programs, by name.
 pub fn programs() -> impl Iterator<Item = &'static str> {
-    LINKS.iter().map(|(_, program)| *program)
+    ["weft_create", "weft_ops", HASHED].into_iter()
 }
 
 /// Detaches everything and removes what is pinned. True when there was something.
@@ -239,29 +303,70 @@ pub fn try_program(plan: &Plan, name: &'static str, current: bool) -> Result<(),
     let mut small = plan.clone();
     small.ring_bytes = TRIAL_RING_BYTES;
     small.max_connections = 1;
-    attach_program(&mut load(&small, None, current)?, name, &cgroup).map(drop)
+    let way = Way { ops: name, current };
+    attach_program(&mut load(&small, None, way)?, name, &cgroup).map(drop)
+}
+
+/// Attaches in the first way that the kernel takes.
+fn attach_any(plan: &Plan, dir: &Path, attachment: u64, resumed: bool) -> Result<(), HookError> {
+    let mut first = None;
+    for way in WAYS {
+        match attach_new(plan, dir, attachment, way) {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, ?way, "refused");
+                remove(dir, LINKS.into_iter());
+                if !resumed {
+                    // Another way has maps of other sizes.
+                    remove(dir, MAPS.into_iter());
+                }
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.unwrap_or(HookError::NoProgram("weft_ops")))
 }
 
 /// Loads everything and pins maps and links.
-fn attach_new(plan: &Plan, dir: &Path, attachment: u64, current: bool) -> Result<(), HookError> {
+fn attach_new(plan: &Plan, dir: &Path, attachment: u64, way: Way) -> Result<(), HookError> {
     let cgroup = File::open(&plan.cgroup).map_err(|error| path(&plan.cgroup, error))?;
-    let mut object = load(plan, Some(dir), current)?;
+    let mut object = load(plan, Some(dir), way)?;
     remember_new(plan, &mut object, attachment)?;
-    for (link, program) in LINKS
-        .into_iter()
-        .filter(|(link, _)| !current || *link != CREATE)
-    {
+    for (link, program) in way.programs() {
         attach_program(&mut object, program, &cgroup)?.pin(dir.join(link))?;
     }
     Ok(())
 }
 
-fn load(plan: &Plan, dir: Option<&Path>, current: bool) -> Result<Ebpf, HookError> {
+/// Number of places: those that are pinned, or enough for the plan.
+fn places(plan: &Plan, dir: Option<&Path>, way: Way) -> u32 {
+    let pinned = dir.and_then(|dir| MapData::from_pin(dir.join("TAGS")).ok());
+    pinned
+        .and_then(|map| map.info().ok())
+        .map(|info| info.max_entries())
+        .unwrap_or_else(|| {
+            let wanted = if way.placed() {
+                plan.max_connections
+            } else {
+                LEAST_PLACES
+            };
+            wanted.clamp(LEAST_PLACES, 1 << 30).next_power_of_two()
+        })
+}
+
+fn load(plan: &Plan, dir: Option<&Path>, way: Way) -> Result<Ebpf, HookError> {
     let offsets = offsets();
-    let current = u8::from(current);
+    let current = u8::from(way.current);
     let syn_met_is_hidden = u8::from(
         KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 10, 0)),
     );
+    let places = places(plan, dir, way);
+    let mask = places - 1;
+    let crowded = if way.placed() {
+        (plan.max_connections / 100 * CROWDED_PERCENT).max(LEAST_PLACES)
+    } else {
+        plan.max_connections
+    };
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(VerifierLogLevel::DISABLE)
@@ -269,7 +374,10 @@ fn load(plan: &Plan, dir: Option<&Path>, current: bool) -> Result<Ebpf, HookErro
         .override_global("CURRENT_IN_SOCK_OPS", &current, true)
         .override_global("SYN_MET_IS_HIDDEN", &syn_met_is_hidden, true)
         .map_max_entries("RING", plan.ring_bytes)
-        .map_max_entries("CONNECTIONS", plan.max_connections);
+        .override_global("PLACE_MASK", &mask, true)
+        .map_max_entries("TAGS", places)
+        .map_max_entries("CONNECTIONS", places)
+        .map_max_entries("CROWDED", crowded);
     for ((global, _, _), offset) in FIELDS.iter().zip(&offsets) {
         loader.override_global(global, offset, true);
     }

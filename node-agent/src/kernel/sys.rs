@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod tags;
+
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
@@ -12,7 +14,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use weft_agent_common::{Listener, ListenerKey, Meta, SocketState};
+use weft_agent_common::{Connection, Listener, ListenerKey, Meta, SocketState};
 
 /// A shared type as map value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub struct Plain<T>(pub T);
 unsafe impl aya::Pod for Plain<Meta> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<SocketState> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Connection> {}
 
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<ListenerKey> {}

@@ -330,6 +330,10 @@ impl World {
     pub fn rows(&mut self) -> Vec<(Half, Owner)> {
         let capture = self.capture();
         capture.poll(time::monotonic_ns());
+        for _ in 0..2 {
+            capture.look(time::monotonic_ns());
+        }
+        capture.poll(time::monotonic_ns());
         capture.flush().unwrap();
         capture
             .sink()
@@ -402,8 +406,10 @@ impl World {
         (child, line.trim().parse().unwrap())
     }
 
-    /// Records of one connection's end that opens and closes.
-    pub const RECORDS_PER_HALF: u64 = 2;
+    /// Whether connections have places where the agent finds them; else their opening is a record too.
+    pub fn placed(&mut self) -> bool {
+        self.capture().hooks.tags.len() > self.settings.max_connections as usize / 2
+    }
 
     /// Records that wait in the ring.
     pub fn records_in_ring(&mut self) -> u64 {
