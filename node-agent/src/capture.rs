@@ -13,6 +13,7 @@ use weft_agent_common::counter;
 use weft_wire::{HalfBatch, Owner, Timestamp};
 
 use crate::attribution::{Attribution, Host};
+use crate::calls::Calls;
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::decode::{ConnectionKey, decode, opening};
@@ -34,6 +35,8 @@ pub struct Capture<H, S> {
     pub attribution: Attribution<H>,
     /// Kernel time to wall-clock time.
     pub clock: Clock,
+    /// The call hooks, where this kernel has them.
+    pub calls: Option<Calls>,
     sink: S,
     counters: Arc<Counters>,
     position: u64,
@@ -62,6 +65,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             table,
             attribution,
             clock,
+            calls: None,
             sink,
             counters,
             position,
@@ -76,15 +80,21 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
     pub fn poll(&mut self, now_ns: u64) {
         let mut read = 0;
         let end = self.hooks.ring.produced();
+        if let Some(calls) = &mut self.calls {
+            calls.poll(&mut self.attribution.processes);
+        }
         while self.unsent.is_empty() && self.position < end {
             let Some((bytes, next)) = self.hooks.ring.peek(self.position) else {
                 break;
             };
             match decode(bytes) {
                 Ok(event) => {
-                    let owner =
-                        self.attribution
-                            .owner(&event.owner, event.at_ns, now_ns, &self.clock);
+                    let owner = self.attribution.owner(
+                        &Calls::speaker(self.calls.as_ref(), &event),
+                        event.at_ns,
+                        now_ns,
+                        &self.clock,
+                    );
                     self.table.apply(&event, &owner, &self.clock);
                 }
                 Err(error) => {
@@ -183,6 +193,10 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
     /// are in a later batch would count as taken.
     fn cut_batches(&mut self) {
         let mut rows = self.table.drain();
+        if let Some(calls) = &mut self.calls {
+            let now_ns = crate::time::monotonic_ns();
+            calls.complete(&mut rows, &mut self.attribution, now_ns, &self.clock);
+        }
         while !rows.is_empty() {
             let rest = rows.split_off(rows.len().min(MAX_BATCH_ROWS));
             let position = if rest.is_empty() {

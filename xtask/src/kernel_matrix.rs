@@ -118,9 +118,11 @@ fn conclude(columns: &[(String, Report)]) -> Result<()> {
     bail!("not all is well on {}", bad.join(", "))
 }
 
-/// Everything that ran passed, nothing was refused, and something ran.
+/// Everything that ran passed, nothing was refused, and something was asked for.
 fn good(report: &Report) -> bool {
-    report.counts().0 > 0 && report.counts().1 == 0 && report.refused().next().is_none()
+    report.counts().0 + report.skipped > 0
+        && report.counts().1 == 0
+        && report.refused().next().is_none()
 }
 
 fn on_machine(layout: &Layout, kernel: Kernel, tests: &Path, cases: &[String]) -> Result<Report> {

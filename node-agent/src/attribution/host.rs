@@ -14,7 +14,7 @@ use crate::kernel::sys;
 const SUSPENDED_NOISE_NS: u64 = 20_000_000;
 
 /// What is read of a process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessFacts {
     /// Start time in clock ticks since boot: with the pid, unique.
     pub start_ticks: u64,

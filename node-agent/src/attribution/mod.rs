@@ -14,6 +14,7 @@ use weft_wire::{Owner, Process, Timestamp};
 
 pub use host::{Host, ProcessFacts, RealHost};
 
+use crate::calls::processes::Processes;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::decode::OwnerKey;
@@ -32,6 +33,8 @@ pub struct Attribution<H> {
     host: H,
     naming: Config,
     cache: HashMap<OwnerKey, Known>,
+    /// Processes as the call hooks saw them begin, for those that are gone before they are looked at.
+    pub processes: Processes,
     users: HashMap<u32, Option<String>>,
     /// Owners whose process was gone before it was looked at.
     pub gone: u64,
@@ -52,6 +55,7 @@ impl<H: Host> Attribution<H> {
             host,
             naming,
             cache: HashMap::new(),
+            processes: Processes::default(),
             users: HashMap::new(),
             gone: 0,
             evictions: 0,
@@ -87,6 +91,7 @@ impl<H: Host> Attribution<H> {
                 let started = self.host.started_at(facts.start_ticks, clock);
                 started.0 <= at.0.saturating_add(START_SLACK_US)
             });
+        let facts = facts.or_else(|| self.remembered(key.pid, at, clock));
         if key.pid != 0 && facts.is_none() {
             self.gone += 1;
         }
@@ -101,6 +106,13 @@ impl<H: Host> Attribution<H> {
             },
         );
         owner
+    }
+
+    /// What the call hooks saw of a process that is gone.
+    fn remembered(&self, pid: u32, at: Timestamp, clock: &Clock) -> Option<ProcessFacts> {
+        let known = self.processes.find(pid)?;
+        let started = self.host.started_at(known.start_ticks, clock);
+        (started.0 <= at.0.saturating_add(START_SLACK_US)).then(|| known.facts())
     }
 
     fn describe(&mut self, key: &OwnerKey, facts: Option<ProcessFacts>, clock: &Clock) -> Owner {

@@ -78,8 +78,8 @@ pub fn facts(btf: &Btf<'_>) -> Result<[u32; call_fact::COUNT], String> {
     }
     // The programs have a branch for each form that was ever there, and for no other.
     for (fact, forms) in [
-        (call_fact::ACCEPT_PARAMETERS, [2, 4]),
-        (call_fact::RECEIVE_PARAMETERS, [5, 6]),
+        (call_fact::ACCEPT_PARAMETERS, &[2, 4][..]),
+        (call_fact::RECEIVE_PARAMETERS, &[4, 5, 6]),
     ] {
         if !forms.contains(&facts[fact]) {
             return Err(format!(

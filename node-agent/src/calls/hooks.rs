@@ -149,7 +149,8 @@ pub fn programs(mode: Mode) -> impl Iterator<Item = (&'static str, &'static str)
 
 fn load(facts: &[u32; call_fact::COUNT], ring_bytes: u32) -> Result<Ebpf, aya::EbpfError> {
     EbpfLoader::new()
-        .verifier_log_level(VerifierLogLevel::DISABLE)
+        // Asked for after a refusal only.
+        .verifier_log_level(VerifierLogLevel::DEBUG)
         .override_global("FACTS", &facts[..], true)
         .map_max_entries("CALLS", ring_bytes)
         .load(OBJECT)
@@ -192,17 +193,23 @@ fn one(program: &mut Program, point: &str, types: &Btf) -> Result<(), ProgramErr
     }
 }
 
+/// Lines of a verifier's log that say what it did not like: the last ones.
+const LOG_LINES: usize = 5;
+
 /// An error and its causes on one line.
 fn brief(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
-        text += &format!(": {inner}");
+        text += &format!("\n{inner}");
         cause = inner.source();
     }
-    text.lines()
+    let lines: Vec<&str> = text
+        .lines()
         .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ")
+        .filter(|line| !line.is_empty() && !line.starts_with("processed "))
+        .collect();
+    let head = lines.len().min(1);
+    let tail = lines.len().saturating_sub(LOG_LINES).max(head);
+    [&lines[..head], &lines[tail..]].concat().join(" | ")
 }

@@ -13,10 +13,16 @@ pub mod speakers;
 pub mod processes;
 pub mod protocol;
 
-use weft_agent_common::calls::call_counter;
-use weft_wire::{Application, Role};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use crate::decode::OwnerKey;
+use weft_agent_common::calls::call_counter;
+use weft_wire::{Application, Owner, Role};
+
+use crate::attribution::{Attribution, Host};
+use crate::clock::Clock;
+use crate::decode::{ConnectionKey, Event, OwnerKey};
+use crate::table::Row;
 use decode::Call;
 use hooks::{CallHooks, Missing};
 use processes::Processes;
@@ -31,8 +37,6 @@ pub struct Calls {
     position: u64,
     /// What is known of sockets.
     pub speakers: Speakers,
-    /// What is known of processes.
-    pub processes: Processes,
     /// Records read.
     pub records: u64,
     /// Records that were not understood.
@@ -52,7 +56,6 @@ impl Calls {
             position: hooks.ring.consumed(),
             hooks,
             speakers: Speakers::default(),
-            processes: Processes::default(),
             records: 0,
             malformed: 0,
         }
@@ -65,10 +68,15 @@ impl Calls {
 
     /// Reads what is in the ring. Called after the end of the socket hooks' ring was looked up and before it is read
     /// up to there: a call comes before the end of its connection.
-    pub fn poll(&mut self) {
+    pub fn poll(&mut self, processes: &mut Processes) {
         while let Some((bytes, next)) = self.hooks.ring.peek(self.position) {
             match decode::decode(bytes) {
-                Ok(call) => self.apply(call),
+                Ok(Call::Socket(call)) => {
+                    processes.used_a_socket(&call.process);
+                    self.speakers.apply(call);
+                }
+                Ok(Call::Begun(begun)) => processes.begun(begun),
+                Ok(Call::Ended(ended)) => processes.ended(&ended.process),
                 Err(error) => {
                     tracing::debug!(%error, "call record skipped");
                     self.malformed += 1;
@@ -80,29 +88,50 @@ impl Calls {
         self.hooks.ring.consume(self.position);
     }
 
-    fn apply(&mut self, call: Call) {
-        match call {
-            Call::Socket(call) => {
-                self.processes.used_a_socket(&call.process);
-                self.speakers.apply(call);
-            }
-            Call::Begun(begun) => self.processes.begun(begun),
-            Call::Ended(ended) => self.processes.ended(&ended.process),
-        }
+    /// Whose a connection is: the process that speaks on it, where that is known; else what the socket hooks said.
+    pub fn speaker(calls: Option<&Self>, event: &Event) -> OwnerKey {
+        let said = event.owner;
+        calls
+            .and_then(|calls| calls.speakers.speaker(event.key.cookie()))
+            .map_or(said, |process| key(process, said.netns))
     }
 
-    /// Whose a connection is: the process that speaks on it, where that is known; else what the socket hooks said.
-    pub fn owner(&self, cookie: u64, said: &OwnerKey) -> OwnerKey {
-        self.speakers.speaker(cookie).map_or(*said, |process| {
-            OwnerKey {
-                pid: process.pid,
-                uid: process.uid,
-                comm: process.comm,
-                cgroup: process.cgroup,
-                // A fact of the socket, not of the process.
-                netns: said.netns,
+    /// Adds to rows what is spoken, and who else uses the socket.
+    pub fn complete<H: Host>(
+        &mut self,
+        rows: &mut [Row],
+        attribution: &mut Attribution<H>,
+        now_ns: u64,
+        clock: &Clock,
+    ) {
+        // Rows of one owner and the same sharers keep one owner: a batch has each owner once.
+        let mut shared: HashMap<(*const Owner, Vec<OwnerKey>), [Arc<Owner>; 2]> = HashMap::new();
+        for row in rows {
+            let cookie = ConnectionKey(row.half.cookie).cookie();
+            row.half.application = self.speakers.spoken(cookie, row.half.role).0;
+            let sharers: Vec<OwnerKey> = self
+                .speakers
+                .sharers(cookie)
+                .map(|process| key(process, row.owner.netns))
+                .collect();
+            if !sharers.is_empty() {
+                let owner = shared.entry((Arc::as_ptr(&row.owner), sharers.clone()));
+                let [_, owner] = owner.or_insert_with(|| {
+                    let mut owner = Owner::clone(&row.owner);
+                    owner.sharers = sharers
+                        .iter()
+                        .map(|sharer| attribution.owner(sharer, now_ns, now_ns, clock))
+                        .filter_map(|sharer| sharer.process.clone())
+                        .collect();
+                    // The first is kept so that its address stays its own.
+                    [Arc::clone(&row.owner), Arc::new(owner)]
+                });
+                row.owner = Arc::clone(owner);
             }
-        })
+            if row.half.state.finished() {
+                self.speakers.forget(cookie);
+            }
+        }
     }
 
     /// What is spoken on a connection, and the name that its client called the server by.
@@ -113,5 +142,16 @@ impl Calls {
     /// Records lost because the ring was full.
     pub fn ring_full(&self) -> u64 {
         self.hooks.dropped(call_counter::RING_FULL)
+    }
+}
+
+/// A process as attribution asks for it. The network namespace is a fact of the socket, not of the process.
+fn key(process: &decode::Caller, netns: u32) -> OwnerKey {
+    OwnerKey {
+        pid: process.pid,
+        uid: process.uid,
+        comm: process.comm,
+        cgroup: process.cgroup,
+        netns,
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::decode::{Begun, Caller};
+use crate::attribution::ProcessFacts;
 
 /// Most processes remembered, at some 700 bytes each with long arguments. Full: the oldest is forgotten and counted.
 pub const MAX_PROCESSES: usize = 16_384;
@@ -24,6 +25,18 @@ pub struct Remembered {
     pub parent: u32,
     /// Name of that.
     pub parent_name: String,
+}
+
+impl Remembered {
+    /// As the host would have told it while the process was there.
+    pub fn facts(&self) -> ProcessFacts {
+        ProcessFacts {
+            start_ticks: self.start_ticks,
+            name: self.name.clone(),
+            exe: self.exe.clone(),
+            ..ProcessFacts::default()
+        }
+    }
 }
 
 /// See the module.

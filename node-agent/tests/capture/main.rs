@@ -6,6 +6,7 @@
 // A test without the standard harness is a program to the lints; it is a test all the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod calls;
 mod cases;
 mod programs;
 mod world;
@@ -20,6 +21,8 @@ fn main() -> ExitCode {
         Some("listen") => world::listen(&arguments[1..]),
         Some("agent") => world::agent(&arguments[1..]),
         Some("programs") => programs::list(),
-        _ => world::run_all(&arguments, cases::ALL),
+        Some("worker") => calls::worker(),
+        Some("receiver") => calls::receiver(),
+        _ => world::run_all(&arguments),
     }
 }

@@ -3,6 +3,10 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
+use weft_agent::calls::{
+    self,
+    hooks::{CallHooks, Mode},
+};
 use weft_agent::kernel::{Hooks, hooks};
 
 use crate::world::{Place, Settings, plan};
@@ -32,12 +36,51 @@ pub fn list() -> ExitCode {
             (None, Some(error)) => println!("program {name} refused {}", first_lines(error)),
         }
     }
+    for mode in [Mode::Trampolines, Mode::Probes] {
+        call_hooks(mode);
+    }
     if error.is_none() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
 }
+
+/// The same of the call hooks, in one of their two forms.
+fn call_hooks(mode: Mode) {
+    let before: BTreeSet<u32> = aya::programs::loaded_programs()
+        .flatten()
+        .map(|program| program.id())
+        .collect();
+    let attached = CallHooks::attach_as(mode, weft_agent::calls::RING_BYTES);
+    let word = match std::env::var_os("WEFT_CALL_HOOKS") {
+        Some(word) if word == "required" => "refused",
+        _ => "absent",
+    };
+    for (point, name) in calls::hooks::programs(mode) {
+        // Tracepoints are the same in both forms.
+        if mode == Mode::Probes && !name.ends_with("_probe") {
+            continue;
+        }
+        let found = aya::programs::loaded_programs()
+            .flatten()
+            .find(|program| !before.contains(&program.id()) && is(program, name));
+        match (found, &attached) {
+            (_, Err(error)) => println!(
+                "program {name}({point}) {word} {}",
+                first_lines(&error.to_string())
+            ),
+            (found, Ok(_)) => {
+                let count = found.and_then(|program| program.verified_instruction_count());
+                let count = count.map(|count| format!(" {count}")).unwrap_or_default();
+                println!("program {name}({point}) attached{count}");
+            }
+        }
+    }
+}
+
+/// Bytes of a program's name in the kernel.
+const NAME_LEN: usize = 15;
 
 /// The kernel cuts names off.
 fn is(program: &aya::programs::ProgramInfo, name: &str) -> bool {

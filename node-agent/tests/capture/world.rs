@@ -30,10 +30,14 @@ const CASE_LIMIT: Duration = Duration::from_secs(60);
 /// Longest to wait for something that must come.
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
+fn cases() -> impl Iterator<Item = &'static Case> {
+    super::cases::ALL.iter().chain(super::calls::ALL)
+}
+
 /// Runs every case that a filter admits, one after the other: they share sysctls of one kernel.
-pub fn run_all(arguments: &[String], cases: &[Case]) -> ExitCode {
+pub fn run_all(arguments: &[String]) -> ExitCode {
     if arguments.iter().any(|argument| argument == "--list") {
-        cases.iter().for_each(|(name, _)| println!("{name}: test"));
+        cases().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
     if !nix::unistd::geteuid().is_root() {
@@ -48,14 +52,14 @@ pub fn run_all(arguments: &[String], cases: &[Case]) -> ExitCode {
         .collect();
     let mut failed = 0;
     let mut run = 0;
-    for (name, _) in cases {
+    for (name, _) in cases() {
         if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
             continue;
         }
         run += 1;
-        let passed = run_case(name);
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += usize::from(!passed);
+        let outcome = run_case(name);
+        println!("test {name} ... {outcome}");
+        failed += usize::from(outcome == FAILED);
     }
     println!("\n{run} cases, {failed} failed");
     if failed == 0 {
@@ -65,7 +69,25 @@ pub fn run_all(arguments: &[String], cases: &[Case]) -> ExitCode {
     }
 }
 
-fn run_case(name: &str) -> bool {
+/// What becomes of a case, as it is printed.
+const PASSED: &str = "ok";
+const FAILED: &str = "FAILED";
+/// Not for this kernel; the case has said why.
+const SKIPPED: &str = "skipped";
+/// With this a case's process says that.
+const SKIP: i32 = 77;
+
+/// Ends a case that this kernel has not the hooks for, and says what is missing. Where `WEFT_CALL_HOOKS` is `required`
+/// it is a failure.
+pub fn skip(missing: &dyn std::fmt::Display) -> ! {
+    if std::env::var_os("WEFT_CALL_HOOKS").is_some_and(|word| word == "required") {
+        panic!("{missing}");
+    }
+    println!("{missing}");
+    std::process::exit(SKIP)
+}
+
+fn run_case(name: &str) -> &'static str {
     let place = Place::make(name);
     let mut child = myself("inside")
         .args([
@@ -78,13 +100,17 @@ fn run_case(name: &str) -> bool {
     let deadline = Instant::now() + CASE_LIMIT;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
-            return status.success();
+            return match status.code() {
+                Some(0) => PASSED,
+                Some(SKIP) => SKIPPED,
+                _ => FAILED,
+            };
         }
         if Instant::now() > deadline {
             println!("{name}: hangs");
             let _ = child.kill();
             let _ = child.wait();
-            return false;
+            return FAILED;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -132,7 +158,7 @@ fn cgroup_mount() -> PathBuf {
     line.split(' ').nth(1).unwrap().into()
 }
 
-fn myself(role: &str) -> Command {
+pub fn myself(role: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.arg(role);
     command
@@ -147,10 +173,7 @@ pub fn inside(arguments: &[String]) -> ExitCode {
     fs::write(Path::new(cgroup).join("cgroup.procs"), "0").unwrap();
     ip(&["link", "set", "lo", "up"]);
     let mut world = World::new(cgroup.into(), pins.into());
-    let (_, case) = super::cases::ALL
-        .iter()
-        .find(|(known, _)| known == name)
-        .unwrap();
+    let (_, case) = cases().find(|(known, _)| known == name).unwrap();
     case(&mut world);
     ExitCode::SUCCESS
 }

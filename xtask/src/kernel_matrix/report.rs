@@ -9,6 +9,8 @@ pub enum Program {
     Attached(Option<u64>),
     /// Not used there, because something better is.
     Unused(String),
+    /// That kernel cannot have it, and the agent goes on without.
+    Absent(String),
     /// Refused, and why.
     Refused(String),
 }
@@ -22,6 +24,8 @@ pub struct Report {
     pub programs: Vec<(String, Program)>,
     /// Cases in the order in which they ran, and whether they passed.
     pub cases: Vec<(String, bool)>,
+    /// Cases that are about hooks which that kernel cannot have.
+    pub skipped: u64,
 }
 
 impl Report {
@@ -35,7 +39,10 @@ impl Report {
             .strip_prefix("test ")
             .and_then(|rest| rest.split_once(" ... "))
         {
-            self.cases.push((name.to_owned(), word == "ok"));
+            match word {
+                "skipped" => self.skipped += 1,
+                word => self.cases.push((name.to_owned(), word == "ok")),
+            }
         }
     }
 
@@ -64,13 +71,14 @@ impl Report {
     }
 }
 
-/// `NAME attached [INSTRUCTIONS]`, `NAME unused WHY`, `NAME refused WHY`.
+/// `NAME attached [INSTRUCTIONS]`, `NAME unused WHY`, `NAME absent WHY`, `NAME refused WHY`.
 fn program(text: &str) -> Option<(String, Program)> {
     let (name, rest) = text.split_once(' ')?;
     let (word, detail) = rest.split_once(' ').unwrap_or((rest, ""));
     let program = match word {
         "attached" => Program::Attached(detail.parse().ok()),
         "unused" => Program::Unused(detail.to_owned()),
+        "absent" => Program::Absent(detail.to_owned()),
         "refused" => Program::Refused(detail.to_owned()),
         _ => return None,
     };
@@ -113,6 +121,10 @@ pub fn table(columns: &[(String, Report)]) -> String {
             .iter()
             .map(|(_, report)| report.counts().1.to_string()),
     ));
+    rows.push(row(
+        "tests skipped",
+        columns.iter().map(|(_, report)| report.skipped.to_string()),
+    ));
     aligned(&rows) + &notes(columns)
 }
 
@@ -121,6 +133,7 @@ fn cell(program: Option<&Program>) -> String {
         Some(Program::Attached(Some(instructions))) => format!("{instructions} insns"),
         Some(Program::Attached(None)) => "attached".to_owned(),
         Some(Program::Unused(_)) => "not needed".to_owned(),
+        Some(Program::Absent(_)) => "absent".to_owned(),
         Some(Program::Refused(_)) => "REFUSED".to_owned(),
         None => "-".to_owned(),
     }
@@ -134,9 +147,13 @@ fn notes(columns: &[(String, Report)]) -> String {
             let note = match program {
                 Program::Attached(_) => continue,
                 Program::Unused(why) => format!("{name} is not needed: {why}"),
+                Program::Absent(why) => format!("absent: {why}"),
                 Program::Refused(why) => format!("{name} is refused: {why}"),
             };
-            notes.entry(note).or_default().push(title);
+            let titles = notes.entry(note).or_default();
+            if !titles.contains(&title.as_str()) {
+                titles.push(title);
+            }
         }
         for case in report.failed() {
             notes
@@ -210,14 +227,17 @@ mod tests {
         let old = report(
             "weft-vm: kernel 5.10\nprogram a attached\nprogram b refused no such type\ntest x ... FAILED",
         );
-        let new = report("weft-vm: kernel 6.12\nprogram a attached 12\ntest x ... ok");
+        let new = report(
+            "weft-vm: kernel 6.12\nprogram a attached 12\ntest x ... ok\ntest y ... skipped",
+        );
         let text = table(&[("5.10".into(), old), ("6.12".into(), new)]);
-        let expected = "              5.10      6.12
-release       5.10      6.12
-a             attached  12 insns
-b             REFUSED   -
-tests passed  0         1
-tests failed  1         0
+        let expected = "               5.10      6.12
+release        5.10      6.12
+a              attached  12 insns
+b              REFUSED   -
+tests passed   0         1
+tests failed   1         0
+tests skipped  0         1
 5.10: b is refused: no such type
 5.10: test x failed
 ";
