@@ -21,6 +21,7 @@ use crate::kernel::Hooks;
 use crate::places::Places;
 use crate::sink::BatchSink;
 use crate::table::{Row, Table};
+use crate::time;
 
 /// Rows of one batch, at most. A batch of this size is some 100 KB encoded.
 pub const MAX_BATCH_ROWS: usize = 8_192;
@@ -210,6 +211,15 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         }
     }
 
+    /// Gives open connections what became known of their owners since; see [`Attribution::renewed`].
+    pub fn renew_owners(&mut self) -> HashMap<*const Owner, Arc<Owner>> {
+        let renewed = self.attribution.renewed(time::monotonic_ns());
+        if !renewed.is_empty() {
+            self.table.reown(&renewed);
+        }
+        renewed
+    }
+
     /// Brings the shared counters up to date.
     pub fn publish(&self) {
         let counters = &self.counters;
@@ -221,6 +231,21 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             .store(self.hooks.dropped(counter::NO_STORAGE), Relaxed);
         counters.table_dropped.store(self.table.dropped(), Relaxed);
         counters.open.store(self.table.open() as u64, Relaxed);
+        counters.escaped.store(self.attribution.escaped, Relaxed);
+        counters
+            .escape_searches_skipped
+            .store(self.attribution.searches_skipped, Relaxed);
+        if let Some(pods) = self.attribution.pods() {
+            let counts = pods.counts();
+            counters.pods.store(pods.len() as u64, Relaxed);
+            counters
+                .pods_dropped
+                .store(counts.refused + counts.evicted, Relaxed);
+            counters.pod_containers_dropped.store(counts.containers_dropped, Relaxed);
+            counters.pod_objects_skipped.store(pods.skipped(), Relaxed);
+            counters.pod_failures.store(pods.failures(), Relaxed);
+            counters.pods_live.store(u64::from(pods.source().live), Relaxed);
+        }
         counters.owners_gone.store(self.attribution.gone, Relaxed);
         counters
             .owner_evictions

@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use weft_wire::Site;
+use weft_wire::model::MAX_LABELS;
+use weft_wire::{Pod, Site};
+
+use crate::attribution::secrets::{self, Sieve};
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,6 +37,15 @@ pub struct Config {
     /// What is captured, and how.
     #[serde(default)]
     pub capture: Capture,
+    /// What is reported of processes.
+    #[serde(default)]
+    pub process: ProcessSettings,
+    /// Pods, and the cluster.
+    #[serde(default)]
+    pub kubernetes: Kubernetes,
+    /// DNS.
+    #[serde(default)]
+    pub lookups: Lookups,
     /// The spool.
     #[serde(default)]
     pub spool: Spool,
@@ -76,6 +88,110 @@ impl Default for Capture {
             max_connections: 262_144,
             pin_dir: None,
         }
+    }
+}
+
+/// What is reported of processes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProcessSettings {
+    /// Whether their arguments are.
+    pub arguments: bool,
+    /// What is cut from arguments, in place of [`secrets::DEFAULT_PATTERNS`]; see there for the form.
+    pub secrets: Option<Vec<String>>,
+    /// What is cut beside those.
+    pub more_secrets: Vec<String>,
+}
+
+impl Default for ProcessSettings {
+    fn default() -> Self {
+        Self {
+            arguments: true,
+            secrets: None,
+            more_secrets: Vec::new(),
+        }
+    }
+}
+
+impl ProcessSettings {
+    /// What cuts secrets from arguments; `None`: arguments are not reported.
+    pub fn sieve(&self) -> Option<Sieve> {
+        let mut patterns = match &self.secrets {
+            Some(patterns) => patterns.clone(),
+            None => secrets::DEFAULT_PATTERNS
+                .iter()
+                .map(|pattern| (*pattern).to_owned())
+                .collect(),
+        };
+        patterns.extend_from_slice(&self.more_secrets);
+        self.arguments.then(|| Sieve::new(&patterns))
+    }
+}
+
+/// Pods, and the cluster.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// Whether containers are looked up.
+    pub enabled: Enabled,
+    /// A kubeconfig; without one, the service account that a pod is given.
+    pub kubeconfig: Option<PathBuf>,
+    /// Context in it; without one, its current one.
+    pub context: Option<String>,
+    /// This node's name in the cluster; by default `NODE_NAME` of the environment, else the host's name.
+    pub node: Option<String>,
+    /// Labels of pods that are reported, at most 16.
+    pub labels: Vec<String>,
+    /// A kubelet to ask where there is no API server, such as `https://127.0.0.1:10250`.
+    pub kubelet: Option<String>,
+    /// File with the token that the kubelet accepts.
+    pub kubelet_token: Option<PathBuf>,
+    /// Certificates of who signed the kubelet's; without them it is not checked.
+    pub kubelet_ca: Option<PathBuf>,
+    /// Whether this agent may be the one that watches what belongs to the cluster.
+    pub cluster: bool,
+    /// Namespace of the lease that decides which one does.
+    pub lease_namespace: String,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            enabled: Enabled::Auto,
+            kubeconfig: None,
+            context: None,
+            node: None,
+            labels: Vec::new(),
+            kubelet: None,
+            kubelet_token: None,
+            kubelet_ca: None,
+            cluster: true,
+            lease_namespace: "weft".into(),
+        }
+    }
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enabled {
+    /// Where it can be.
+    Auto,
+    /// Not.
+    Off,
+}
+
+/// What is made of name servers' packets. Needs the hooks for datagrams.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lookups {
+    /// Whether lookups are reported and peers named by them.
+    pub enabled: bool,
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self { enabled: true }
     }
 }
 
@@ -167,6 +283,9 @@ impl Config {
         if self.capture.max_connections == 0 {
             return value("capture.max_connections", "at least 1");
         }
+        if self.kubernetes.labels.len() > MAX_LABELS {
+            return value("kubernetes.labels", "at most 16");
+        }
         if !(10..=10_000).contains(&self.spool.flush_interval_ms) {
             return value("spool.flush_interval_ms", "10 to 10000");
         }
@@ -183,10 +302,23 @@ impl Config {
 
     /// What a process's workload is called.
     pub fn workload(&self, process: &str) -> String {
-        self.workload_rule
+        self.workload_in(process, None)
+    }
+
+    /// What the workload of a process in a pod is called: as a rule says, else what owns the pod, else the pod.
+    pub fn workload_in(&self, process: &str, pod: Option<&Pod>) -> String {
+        let rule = self
+            .workload_rule
             .iter()
             .find(|rule| rule.process == process)
-            .map(|rule| rule.workload.clone())
+            .map(|rule| rule.workload.clone());
+        let pod = || {
+            pod.map(|pod| match pod.owner_name.as_str() {
+                "" => pod.name.clone(),
+                owner => owner.to_owned(),
+            })
+        };
+        rule.or_else(pod)
             .or_else(|| self.workload.clone())
             .unwrap_or_else(|| process.to_owned())
     }

@@ -47,6 +47,24 @@ counters! {
     owners_gone: "counter" "Owners whose process was gone before it was looked at.",
     /// Times the owner cache was full and was emptied.
     owner_evictions: "counter" "Times the owner cache was full and was emptied.",
+    /// Owners found outside of their container, or inside one from outside.
+    escaped: "counter" "Processes found outside of their container's namespaces, or in a container's from outside.",
+    /// Searches for a container's namespace left out because another was just before.
+    escape_searches_skipped: "counter" "Searches for a container's namespace left out because another was just before.",
+    /// Pods known.
+    pods: "gauge" "Pods of this node that are known, those that ended of late included.",
+    /// Whether what is known of pods is what the API server knows.
+    pods_live: "gauge" "Whether what is known of pods is what the API server knows.",
+    /// Pods not taken or forgotten early because too many were known.
+    pods_dropped: "counter" "Pods not taken, or forgotten early, because too many were known.",
+    /// Containers forgotten because their pod had too many.
+    pod_containers_dropped: "counter" "Containers forgotten because their pod had too many.",
+    /// Objects that were too large or could not be read.
+    pod_objects_skipped: "counter" "Pods that were too large or could not be read.",
+    /// Requests for pods that failed.
+    pod_failures: "counter" "Requests for pods that failed.",
+    /// Bytes in the ring not yet consumed.
+    ring_used: "gauge" "Bytes in the ring not yet consumed.",
     /// Bytes in the ring not yet consumed.
     ring_used: "gauge" "Bytes in the ring not yet consumed.",
     /// Sockets not looked at in a snapshot because it reached its limit or a namespace could not be entered.

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use weft_transport::Identity;
 
+use crate::attribution::host::host_namespaces;
 use crate::config::Config;
 use crate::kernel::hooks;
-use crate::{run, snapshot};
+use crate::{pods, run, snapshot};
 
 /// Oldest kernel that is tested.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
@@ -61,6 +62,9 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     ];
     findings.extend(programs(config));
     findings.push(socket_list());
+    findings.push(namespaces());
+    let (detail, verdict) = pods::examine(config);
+    findings.push(finding("pods", detail, verdict));
     findings.push(identity(config));
     findings
 }
@@ -246,6 +250,30 @@ fn socket_list() -> Finding {
             },
         ),
     }
+}
+
+/// Containers are told from the host by their namespaces; without the host's PID namespace none is the host's.
+fn namespaces() -> Finding {
+    let subject = "processes of the host";
+    let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let nested = own
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))
+        .is_some_and(|pids| pids.split_whitespace().count() > 1);
+    let reason = if nested {
+        "the agent has a PID namespace of its own"
+    } else if host_namespaces(Path::new("/proc")).mnt == 0 {
+        "the namespaces of process 1 cannot be read"
+    } else {
+        return finding(subject, "seen, with their namespaces", Verdict::Good);
+    };
+    finding(
+        subject,
+        format!("{reason}: processes that left their container are not found"),
+        Verdict::Reduced {
+            hint: "run the agent with hostPID and CAP_SYS_PTRACE".into(),
+        },
+    )
 }
 
 fn identity(config: &Config) -> Finding {

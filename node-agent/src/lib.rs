@@ -11,6 +11,7 @@ pub mod time;
 pub mod table;
 pub mod places;
 pub mod attribution;
+pub mod pods;
 pub mod calls;
 pub mod capture;
 pub mod snapshot;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
+use weft_kubernetes::Pods;
 use weft_transport::Identity as Certificate;
 use weft_wire::AgentInfo;
 
@@ -24,7 +25,7 @@ use crate::spool::shared::SharedSpool;
 use crate::spool::{Spool, SpoolLimits};
 use crate::table::{Identity, Table};
 use crate::uplink::Uplink;
-use crate::{metrics, time};
+use crate::{metrics, pods, time};
 
 /// How often the ring is looked at: soon enough that the process behind a new connection is mostly still there.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -55,7 +56,8 @@ pub fn run(config: &Config) -> Result<()> {
     .context("open the spool")?;
     let spool = SharedSpool::new(spool);
     let counters = Arc::new(Counters::default());
-    let capture = capture(config, &certificate, spool.clone(), &counters)?;
+    let pods = pods::unknown(config);
+    let capture = capture(config, &certificate, spool.clone(), &counters, pods.clone())?;
     let stop = Arc::new(AtomicBool::new(false));
     let capturing = {
         let (stop, flush) = (
@@ -74,7 +76,7 @@ pub fn run(config: &Config) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(serve(config, certificate, spool, &counters, || {
+        .block_on(serve(config, certificate, spool, &counters, pods, || {
             stop.store(true, Relaxed);
             capturing.join().is_ok()
         }));
@@ -124,6 +126,7 @@ fn capture(
     certificate: &Certificate,
     spool: SharedSpool,
     counters: &Arc<Counters>,
+    pods: Option<Pods>,
 ) -> Result<Capture<RealHost, SharedSpool>> {
     let plan = plan(config);
     let hooks = Hooks::attach(&plan).with_context(|| {
@@ -140,7 +143,10 @@ fn capture(
         boot: boot()?,
     };
     let table = Table::new(identity, config.capture.max_connections as usize);
-    let attribution = Attribution::new(RealHost::new(&config.cgroup), config.clone());
+    let mut attribution = Attribution::new(RealHost::new(&config.cgroup), config.clone());
+    if let Some(pods) = pods {
+        attribution = attribution.with_pods(pods);
+    }
     Ok(Capture::new(
         hooks,
         table,
@@ -175,6 +181,8 @@ fn drive(
             swept = Instant::now();
         }
         if stopping || flushed.elapsed() >= flush_interval {
+            let renewed = capture.renew_owners();
+            snapshot.reown(&renewed, &mut capture);
             let flushing = capture.flush();
             if let (Err(error), false) = (&flushing, failing) {
                 tracing::error!(%error, "the spool takes nothing; the ring buffers");
@@ -197,6 +205,7 @@ async fn serve(
     certificate: Certificate,
     spool: SharedSpool,
     counters: &Arc<Counters>,
+    pods: Option<Pods>,
     stop_capture: impl FnOnce() -> bool,
 ) -> Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -212,6 +221,10 @@ async fn serve(
             spool.clone(),
             is_connected.clone(),
         ));
+    }
+    if let Some(pods) = pods {
+        let (config, seed) = (config.clone(), certificate.key().0 ^ time::utc_ns());
+        tokio::spawn(async move { pods::follow(&config, pods, seed).await });
     }
     let uplink = uplink(config, certificate, spool.clone(), counters, connected)?;
     let uplink = tokio::spawn(uplink.run(stopped));

@@ -186,6 +186,25 @@ impl Table {
         }
     }
 
+    /// Gives open connections the owners that took the place of theirs, by address. What is open and changed is due again.
+    pub fn reown(&mut self, renewed: &HashMap<*const Owner, Arc<Owner>>) {
+        for (key, tracked) in &mut self.open {
+            if let Some(owner) = renewed.get(&Arc::as_ptr(&tracked.row.owner)) {
+                tracked.row.owner = Arc::clone(owner);
+                if !tracked.changed {
+                    tracked.changed = true;
+                    self.changed.push(*key);
+                }
+            }
+        }
+        // An end that is not handed out yet is told with what is known now.
+        for row in &mut self.finished {
+            if let Some(owner) = renewed.get(&Arc::as_ptr(&row.owner)) {
+                row.owner = Arc::clone(owner);
+            }
+        }
+    }
+
     /// Hands out every row that is due.
     pub fn drain(&mut self) -> Vec<Row> {
         let mut rows = std::mem::take(&mut self.finished);
@@ -374,6 +393,26 @@ mod tests {
             (Timestamp(5_001), Timestamp(5_002))
         );
         assert_eq!(half.closed_at, Some(Timestamp(5_002)));
+    }
+
+    #[test]
+    fn a_renewed_owner_is_told_of_what_is_open() {
+        let mut table = table(8);
+        let (old, other) = (Arc::new(Owner::default()), Arc::new(Owner::default()));
+        table.apply(&event(1, HalfState::Open, 2_000), &old, &Clock::new(0));
+        table.apply(&event(2, HalfState::Open, 2_000), &other, &Clock::new(0));
+        table.drain();
+        let new = Arc::new(Owner {
+            workload: "checkout".into(),
+            ..Owner::default()
+        });
+        table.reown(&HashMap::from([(Arc::as_ptr(&old), new)]));
+        let rows = table.drain();
+        assert_eq!(
+            (rows.len(), rows[0].owner.workload.as_str()),
+            (1, "checkout")
+        );
+        assert!(table.drain().is_empty());
     }
 
     #[test]

@@ -34,6 +34,9 @@ impl Remembered {
             start_ticks: self.start_ticks,
             name: self.name.clone(),
             exe: self.exe.clone(),
+            cmdline: self.cmdline.clone(),
+            parent: self.parent,
+            parent_name: self.parent_name.clone(),
             ..ProcessFacts::default()
         }
     }

@@ -107,6 +107,7 @@ impl Snapshot {
             let alive: HashSet<u64> = sockets
                 .values()
                 .flatten()
+                .filter(|socket| socket.state != diag::state::TIME_WAIT)
                 .map(|socket| socket.cookie)
                 .collect();
             let found = capture.table.reconcile(
@@ -235,6 +236,23 @@ impl Snapshot {
             self.followed.insert(socket.cookie, (half, owner));
         } else {
             capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Gives followed connections the owners that took the place of theirs, and reports them again.
+    pub fn reown<H: Host, S: BatchSink>(
+        &mut self,
+        renewed: &HashMap<*const Owner, Arc<Owner>>,
+        capture: &mut Capture<H, S>,
+    ) {
+        if renewed.is_empty() {
+            return;
+        }
+        for (cookie, (half, owner)) in &mut self.followed {
+            if let Some(new) = renewed.get(&Arc::as_ptr(owner)) {
+                *owner = Arc::clone(new);
+                capture.table.adopt(ConnectionKey(*cookie), *half, owner);
+            }
         }
     }
 
