@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use weft_agent_common::counter;
+use weft_agent_common::{Connection, counter};
 use weft_wire::{HalfBatch, Owner, Timestamp};
 
 use crate::attribution::{Attribution, Host};
@@ -153,6 +153,20 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         }
     }
 
+    /// Reports the end of a connection that no hook saw, with what the kernel kept of it.
+    pub fn end_unseen(&mut self, key: ConnectionKey, kept: &Connection) {
+        let now_ns = time::monotonic_ns();
+        if let Some(event) = opening(key, kept) {
+            let owner = self
+                .attribution
+                .owner(&event.owner, event.at_ns, now_ns, &self.clock);
+            if !self.table.knows(key) {
+                self.table.apply(&event, &owner, &self.clock);
+            }
+            self.table.lost(key, self.clock.utc(now_ns));
+        }
+    }
+
     /// Closes what was gone at a look and whose end was not in the ring.
     fn close_gone(&mut self) {
         while let Some((keys, written, at)) = self.gone.front() {
@@ -225,7 +239,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         let counters = &self.counters;
         counters
             .kernel_dropped
-            .store(self.hooks.ring_full(), Relaxed);
+            .store(self.hooks.ring_full() + self.hooks.discarded, Relaxed);
         counters
             .kernel_untracked
             .store(self.hooks.dropped(counter::NO_STORAGE), Relaxed);

@@ -160,26 +160,42 @@ impl Table {
         gone.len()
     }
 
-    /// Whether anything tracked was last heard of before a time.
-    pub fn any_older_than(&self, time: Timestamp) -> bool {
+    /// Connections to look at again, of those last heard of an interval ago or longer: the hooks report on a connection when it
+    /// measures a round trip, and one that only receives measures none. One that nothing moves on is looked at after one interval, two,
+    /// four and so on: it becomes due when its silence passes such a length between `since` and `now`.
+    pub fn due_for_a_look(
+        &self,
+        since: Timestamp,
+        now: Timestamp,
+        interval_us: i64,
+    ) -> Vec<ConnectionKey> {
+        let intervals = |from: Timestamp, to: Timestamp| {
+            u64::try_from((to.0 - from.0) / interval_us.max(1)).unwrap_or(0)
+        };
+        let due = |tracked: &&Tracked| {
+            let heard = tracked.row.half.seen_at;
+            let silence = intervals(heard, now);
+            silence > 0 && intervals(heard, since).checked_ilog2() < silence.checked_ilog2()
+        };
         self.open
-            .values()
-            .any(|tracked| tracked.row.half.seen_at < time)
+            .iter()
+            .filter(|(_, tracked)| due(tracked))
+            .map(|(key, _)| *key)
+            .collect()
     }
 
-    /// Brings connections last heard of before `stale` up to date from another source: the hooks report on a
-    /// connection when it measures a round trip, and one that only receives measures none. `look` changes the half, and
-    /// says whether it did.
+    /// Brings connections up to date from another source. `look` changes the half, and says whether it did.
     pub fn refresh(
         &mut self,
-        stale: Timestamp,
-        mut look: impl FnMut(ConnectionKey, &mut Half) -> bool,
+        keys: &[ConnectionKey],
+        mut look: impl FnMut(ConnectionKey, &mut Half, &Owner) -> bool,
     ) {
-        for (key, tracked) in &mut self.open {
-            if tracked.row.half.seen_at < stale
-                && look(*key, &mut tracked.row.half)
-                && !tracked.changed
-            {
+        for key in keys {
+            let Some(tracked) = self.open.get_mut(key) else {
+                continue;
+            };
+            let Row { half, owner } = &mut tracked.row;
+            if look(*key, half, owner) && !tracked.changed {
                 tracked.changed = true;
                 self.changed.push(*key);
             }
@@ -370,8 +386,8 @@ mod tests {
     #[test]
     fn a_full_table_counts_and_still_reports_the_end() {
         let mut table = table(1);
-        apply(&mut table, &event(1, HalfState::Open, 2_000));
-        apply(&mut table, &event(2, HalfState::Open, 2_000));
+        apply(&mut table, &event(1, HalfState::Open, 1_000));
+        apply(&mut table, &event(2, HalfState::Open, 1_000));
         apply(&mut table, &event(2, HalfState::Closed, 3_000));
         assert_eq!((table.open(), table.dropped()), (1, 1));
         assert_eq!(table.drain().len(), 2);
@@ -413,6 +429,34 @@ mod tests {
             (1, "checkout")
         );
         assert!(table.drain().is_empty());
+    }
+
+    #[test]
+    fn a_silent_connection_is_looked_at_ever_more_rarely() {
+        let mut table = table(8);
+        apply(&mut table, &event(1, HalfState::Open, 1_000));
+        let looks: Vec<i64> = (1..40)
+            .filter(|second| {
+                let at = |second: i64| Timestamp(second * 1_000_000 + 500);
+                let due = table.due_for_a_look(at(second - 1), at(*second), 1_000_000);
+                !due.is_empty()
+            })
+            .collect();
+        assert_eq!(looks, [1, 2, 4, 8, 16, 32]);
+    }
+
+    #[test]
+    fn a_connection_beyond_the_limit_counts_once() {
+        let mut table = table(1);
+        let opened = |key, at_ns| Event {
+            opened_ns: 2_000,
+            ..event(key, HalfState::Open, at_ns)
+        };
+        for at_ns in [2_000, 3_000, 4_000] {
+            apply(&mut table, &opened(1, at_ns));
+            apply(&mut table, &opened(2, at_ns));
+        }
+        assert_eq!(table.dropped(), 1);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use weft_agent_common::{
 use super::btf::Btf;
 use super::sys::tags::Tags;
 use super::sys::{Plain, Ring};
+use crate::decode::ConnectionKey;
 
 /// The kernel programs, embedded at build time.
 pub(super) static OBJECT: &[u8] =
@@ -178,6 +179,8 @@ pub struct Hooks {
     pub state: Meta,
     /// The ring was there already.
     pub resumed: bool,
+    /// Records that nobody will read: they were in a ring that had to go.
+    pub discarded: u64,
     _links: Vec<PinnedLink>,
 }
 
@@ -185,21 +188,35 @@ impl Hooks {
     /// Takes over what is pinned, or attaches.
     pub fn attach(plan: &Plan) -> Result<Self, HookError> {
         require_bpffs(&plan.pin_dir)?;
-        remove_other_versions(&plan.pin_dir);
+        let wanted = attachment(plan)?;
+        let mut discarded = remove_other_versions(&plan.pin_dir);
         let dir = versioned(&plan.pin_dir);
         create(&dir)?;
-        let wanted = attachment(plan)?;
         match Self::open(&dir) {
             Ok(hooks) if hooks.state.attachment == wanted => return Ok(hooks),
             Ok(_) => remove(&dir, LINKS.into_iter()),
-            Err(_) => remove(&dir, LINKS.into_iter().chain(MAPS)),
+            Err(_) if maps_are_whole(&dir) => remove(&dir, LINKS.into_iter()),
+            Err(_) => {
+                discarded += unread(&dir);
+                remove(&dir, LINKS.into_iter().chain(MAPS));
+            }
         }
         let resumed = dir.join("META").exists();
         attach_any(plan, &dir, wanted, resumed).inspect_err(|_| {
-            remove(&dir, LINKS.into_iter().chain(MAPS));
-            let _ = fs::remove_dir(&dir);
+            // What an earlier agent left unread waits for the next one.
+            if !resumed {
+                remove(&dir, LINKS.into_iter().chain(MAPS));
+                let _ = fs::remove_dir(&dir);
+            }
         })?;
         let mut hooks = Self::open(&dir)?;
+        if discarded > 0 {
+            tracing::warn!(
+                records = discarded,
+                "records of an earlier agent could not be kept"
+            );
+        }
+        hooks.discarded = discarded;
         hooks.resumed = resumed;
         Ok(hooks)
     }
@@ -227,6 +244,7 @@ impl Hooks {
             sockets: SkStorage::try_from(Map::SkStorage(map("SOCKETS")?))?,
             state: state.0,
             resumed: true,
+            discarded: 0,
             _links: links,
         })
     }
@@ -258,6 +276,30 @@ impl Hooks {
         (self.tags.get(place) == tag).then_some(connection)
     }
 
+    /// Takes out of what is kept the connections that `leaked` points at.
+    pub fn kept(
+        &mut self,
+        leaked: impl Fn(ConnectionKey, &Connection) -> bool,
+    ) -> Vec<(ConnectionKey, Connection)> {
+        let mut out = Vec::new();
+        for place in 0..self.tags.len() {
+            let tag = self.tags.get(place);
+            let found = (tag != 0).then(|| self.connection(place, tag)).flatten();
+            let found = found.filter(|kept| leaked(ConnectionKey(tag), kept));
+            if let Some(kept) = found.filter(|_| self.tags.free(place, tag)) {
+                out.push((ConnectionKey(tag), kept));
+            }
+        }
+        let crowded: Vec<(u64, Plain<Connection>)> = self.crowded.iter().flatten().collect();
+        for (cookie, Plain(kept)) in crowded {
+            let key = ConnectionKey::new(cookie, kept.state.generation);
+            if leaked(key, &kept) && self.crowded.remove(&cookie).is_ok() {
+                out.push((key, kept));
+            }
+        }
+        out
+    }
+
     /// Cookies of the listeners that the hooks know without looking at the socket.
     pub fn listeners(&self) -> HashSet<u64> {
         self.listeners
@@ -284,6 +326,27 @@ impl Hooks {
 /// The kernel programs, by name.
 pub fn programs() -> impl Iterator<Item = &'static str> {
     ["weft_create", "weft_ops", HASHED].into_iter()
+}
+
+/// Whether every map is pinned: then only links are missing.
+fn maps_are_whole(dir: &Path) -> bool {
+    MAPS.iter()
+        .all(|map| MapData::from_pin(dir.join(map)).is_ok())
+}
+
+/// Records in a pinned ring that nobody has read.
+fn unread(dir: &Path) -> u64 {
+    let count = || -> Result<u64, HookError> {
+        let map = MapData::from_pin(dir.join("RING"))?;
+        let size = map.info()?.max_entries();
+        let ring = Ring::map(map.fd(), size).map_err(HookError::Ring)?;
+        let (mut position, mut count) = (ring.consumed(), 0);
+        while let Some((_, next)) = ring.peek(position) {
+            (position, count) = (next, count + 1);
+        }
+        Ok(count)
+    };
+    count().unwrap_or(0)
 }
 
 /// Detaches everything and removes what is pinned. True when there was something.
@@ -518,14 +581,18 @@ fn versions(pin_dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Hooks of another layout must go before ours come, or each connection would be seen twice.
-fn remove_other_versions(pin_dir: &Path) {
+/// Hooks of another layout must go before ours come, or each connection would be seen twice. Gives the number of records that go
+/// unread with them.
+fn remove_other_versions(pin_dir: &Path) -> u64 {
+    let mut discarded = 0;
     for version in versions(pin_dir)
         .into_iter()
         .filter(|dir| *dir != versioned(pin_dir))
     {
+        discarded += unread(&version);
         clear(&version);
     }
+    discarded
 }
 
 /// Removes a directory of pins whatever they are called: another version may have had others.

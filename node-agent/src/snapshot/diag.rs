@@ -1,6 +1,6 @@
 //! sock_diag: the kernel's list of TCP sockets (`linux/inet_diag.h`). Pure: bytes in, bytes out.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use weft_wire::HalfState;
 
@@ -22,10 +22,14 @@ pub mod state {
 
 const HEADER_LEN: usize = 16;
 const MESSAGE_LEN: usize = 72;
+const REQUEST_LEN: usize = HEADER_LEN + 56;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-const FLAGS_REQUEST_DUMP: u16 = 0x1 | 0x300;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_DUMP: u16 = 0x300;
+/// The list changed while it was read: sockets may be missing from it.
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const INET_DIAG_INFO: u16 = 2;
 const TCP: u8 = 6;
 
@@ -100,29 +104,69 @@ pub enum DiagError {
     /// Error number.
     #[error("refused, error {0}")]
     Refused(i32),
+    /// The kernel's list changed while it was read.
+    #[error("interrupted")]
+    Interrupted,
 }
 
-/// Asks for every TCP socket of an address family (`AF_INET`, `AF_INET6`), with its counters.
-pub fn request(family: u8) -> Vec<u8> {
-    let length = HEADER_LEN + 56;
-    let mut bytes = Vec::with_capacity(length);
-    bytes.extend((length as u32).to_ne_bytes());
-    bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    bytes.extend(FLAGS_REQUEST_DUMP.to_ne_bytes());
-    bytes.extend([0; 8]);
-    bytes.extend([family, TCP, 1 << (INET_DIAG_INFO - 1), 0]);
-    bytes.extend(u32::MAX.to_ne_bytes());
-    bytes.resize(length, 0);
+/// Asks for every TCP socket of an address family (`AF_INET`, `AF_INET6`), with its counters. The answer carries the number `seq`.
+pub fn request(family: u8, seq: u32) -> Vec<u8> {
+    let mut bytes = header(family, NLM_F_REQUEST | NLM_F_DUMP, seq, u32::MAX);
+    bytes.resize(REQUEST_LEN, 0);
     bytes
 }
 
-/// Parses a datagram of the answer.
-pub fn parse(mut bytes: &[u8], mut each: impl FnMut(Listed)) -> Result<Progress, DiagError> {
+/// Asks for one established socket, with its counters. The answer is one message: the socket or an error.
+pub fn request_one(local: SocketAddr, remote: SocketAddr, cookie: u64, seq: u32) -> Vec<u8> {
+    let family = match local {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    };
+    let mut bytes = header(family as u8, NLM_F_REQUEST, seq, u32::MAX);
+    bytes.extend(local.port().to_be_bytes());
+    bytes.extend(remote.port().to_be_bytes());
+    for end in [local.ip(), remote.ip()] {
+        let mut address = [0; 16];
+        match end {
+            IpAddr::V4(v4) => address[..4].copy_from_slice(&v4.octets()),
+            IpAddr::V6(v6) => address.copy_from_slice(&v6.octets()),
+        }
+        bytes.extend(address);
+    }
+    bytes.extend([0; 4]);
+    bytes.extend((cookie as u32).to_ne_bytes());
+    bytes.extend(((cookie >> 32) as u32).to_ne_bytes());
+    bytes
+}
+
+fn header(family: u8, flags: u16, seq: u32, states: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(REQUEST_LEN);
+    bytes.extend((REQUEST_LEN as u32).to_ne_bytes());
+    bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(seq.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend([family, TCP, 1 << (INET_DIAG_INFO - 1), 0]);
+    bytes.extend(states.to_ne_bytes());
+    bytes
+}
+
+/// Parses a datagram of the answer to the request numbered `seq`. What answers an earlier one, whose reading was given up, is skipped.
+pub fn parse(
+    mut bytes: &[u8],
+    seq: u32,
+    mut each: impl FnMut(Listed),
+) -> Result<Progress, DiagError> {
     while !bytes.is_empty() {
         let length = u32_at(bytes, 0)? as usize;
         let kind = u16_at(bytes, 4)?;
         let message = bytes.get(HEADER_LEN..length).ok_or(DiagError::Malformed)?;
+        let ours = u32_at(bytes, 8)? == seq;
+        if ours && u16_at(bytes, 6)? & NLM_F_DUMP_INTR != 0 {
+            return Err(DiagError::Interrupted);
+        }
         match kind {
+            _ if !ours => {}
             NLMSG_DONE => return Ok(Progress::Done),
             NLMSG_ERROR => {
                 let error = u32_at(message, 0)? as i32;
@@ -229,19 +273,56 @@ mod tests {
         message.extend(info);
         let mut bytes = ((HEADER_LEN + message.len()) as u32).to_ne_bytes().to_vec();
         bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        bytes.extend([0; 10]);
+        bytes.extend([0; 2]);
+        bytes.extend(SEQ.to_ne_bytes());
+        bytes.extend([0; 4]);
         bytes.extend(message);
         bytes.extend(20_u32.to_ne_bytes());
         bytes.extend(NLMSG_DONE.to_ne_bytes());
-        bytes.extend([0; 14]);
+        bytes.extend([0; 2]);
+        bytes.extend(SEQ.to_ne_bytes());
+        bytes.extend([0; 8]);
         bytes
+    }
+
+    const SEQ: u32 = 7;
+
+    #[test]
+    fn an_answer_to_another_request_is_skipped() {
+        let mut found = 0;
+        assert_eq!(
+            parse(&answer(), SEQ + 1, |_| found += 1),
+            Ok(Progress::More)
+        );
+        assert_eq!(found, 0);
+    }
+
+    #[test]
+    fn a_list_that_changed_meanwhile_is_not_taken_for_whole() {
+        let mut bytes = answer();
+        bytes[6] |= NLM_F_DUMP_INTR as u8;
+        assert_eq!(parse(&bytes, SEQ, |_| {}), Err(DiagError::Interrupted));
+        assert_eq!(parse(&bytes, SEQ + 1, |_| {}), Ok(Progress::More));
+    }
+
+    #[test]
+    fn one_socket_is_asked_for_by_its_ends_and_cookie() {
+        let [local, remote] = ["10.0.0.1:443", "10.0.0.2:5000"].map(|end| end.parse().unwrap());
+        let bytes = request_one(local, remote, 0x1_0000_0007, SEQ);
+        assert_eq!((bytes.len(), bytes[6]), (REQUEST_LEN, 1));
+        assert_eq!(&bytes[24..28], &[1, 187, 19, 136]);
+        assert_eq!(
+            (&bytes[28..32], &bytes[44..48]),
+            (&[10, 0, 0, 1][..], &[10, 0, 0, 2][..])
+        );
+        assert_eq!(&bytes[64..72], &[7, 0, 0, 0, 1, 0, 0, 0]);
     }
 
     #[test]
     fn a_socket_is_read_and_its_fin_is_no_byte() {
         let mut found = Vec::new();
         assert_eq!(
-            parse(&answer(), |listed| found.push(listed)),
+            parse(&answer(), SEQ, |listed| found.push(listed)),
             Ok(Progress::Done)
         );
         let [listed] = found[..] else {
@@ -268,7 +349,7 @@ mod tests {
             let length = bytes.len();
             bytes[at % length] = value;
             bytes.truncate(length - cut % length);
-            let _ = parse(&bytes, |_| {});
+            let _ = parse(&bytes, SEQ, |_| {});
         }
     }
 }

@@ -8,6 +8,7 @@
 pub mod diag;
 pub mod processes;
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -18,8 +19,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+    sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 use weft_agent_common::{SocketState, phase};
 use weft_wire::{Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Timestamp};
 
@@ -29,20 +32,27 @@ use crate::decode::{ConnectionKey, OwnerKey};
 use crate::kernel::sys;
 use crate::sink::BatchSink;
 use crate::time;
-use diag::{Listed, Progress};
+use diag::{DiagError, Listed, Progress};
 use processes::{Holder, Resident};
 
 /// Bytes of one datagram of an answer; the kernel makes none larger.
 const DATAGRAM_BYTES: usize = 64 << 10;
+/// Times a list is read that changes while it is read.
+const DUMP_ATTEMPTS: usize = 3;
+/// Longest wait for an answer of the kernel's, which comes at once or never.
+const ANSWER_LIMIT_S: i64 = 2;
+/// Sockets that a list gives in the time of asking for one: beyond so many to ask for, all are listed.
+const LISTED_PER_ASKED: usize = 4;
 /// Most older connections followed; some 400 bytes each. Beyond it they are reported once, as open, and counted.
 const MAX_FOLLOWED: usize = 65_536;
 
 /// What is followed between two looks.
 pub struct Snapshot {
     cgroup: PathBuf,
-    namespaces: HashMap<u32, OwnedFd>,
+    namespaces: HashMap<u32, Diag>,
     followed: HashMap<u64, (Half, Arc<Owner>)>,
     dropped: u64,
+    swept_at: Timestamp,
     update_interval_us: i64,
 }
 
@@ -54,6 +64,7 @@ impl Snapshot {
             namespaces: HashMap::new(),
             followed: HashMap::new(),
             dropped: 0,
+            swept_at: time::now(),
             update_interval_us,
         }
     }
@@ -69,7 +80,13 @@ impl Snapshot {
         self.enter(&residents, capture);
         let holders = processes::holders(&residents);
         let listeners = capture.hooks.listeners();
-        for (netns, sockets) in self.list(capture) {
+        let before = time::monotonic_ns();
+        let listed = self.list(capture);
+        let leaked = forget_leaked(capture, &listed, before);
+        if leaked > 0 {
+            tracing::warn!(connections = leaked, "ends that no hook saw");
+        }
+        for (netns, sockets) in listed {
             let listening = sockets
                 .iter()
                 .filter(|socket| socket.state == diag::state::LISTEN);
@@ -91,17 +108,20 @@ impl Snapshot {
     pub fn sweep<H: Host, S: BatchSink>(&mut self, capture: &mut Capture<H, S>) {
         let dropped = capture.hooks.ring_full();
         let lost = dropped > self.dropped;
-        let stale = Timestamp(time::now().0.saturating_sub(self.update_interval_us));
-        let quiet = capture.table.any_older_than(stale);
-        if lost || quiet {
+        let looked_at = time::now();
+        let since = std::mem::replace(&mut self.swept_at, looked_at);
+        let due = capture
+            .table
+            .due_for_a_look(since, looked_at, self.update_interval_us);
+        if lost || !due.is_empty() {
             let (residents, _) = processes::residents(&self.cgroup);
             self.enter(&residents, capture);
         }
-        if !lost && !quiet && self.followed.is_empty() {
-            return;
+        let few = due.len() * LISTED_PER_ASKED < capture.table.open();
+        if !lost && self.followed.is_empty() && (few || due.is_empty()) {
+            return self.ask_for(&due, capture, looked_at);
         }
         self.dropped = dropped;
-        let looked_at = time::now();
         let sockets = self.list(capture);
         if lost {
             let alive: HashSet<u64> = sockets
@@ -116,10 +136,31 @@ impl Snapshot {
             );
             tracing::warn!(lost_ends = found, "the kernel's ring was full");
         }
-        if quiet {
-            refresh(capture, &sockets, stale, looked_at);
-        }
+        refresh(capture, &due, &sockets, looked_at);
         self.follow(capture, &sockets, looked_at);
+    }
+
+    /// Looks at some connections, one by one.
+    fn ask_for<H: Host, S: BatchSink>(
+        &self,
+        due: &[ConnectionKey],
+        capture: &mut Capture<H, S>,
+        looked_at: Timestamp,
+    ) {
+        capture.table.refresh(due, |key, half, owner| {
+            let Some(diag) = self.namespaces.get(&owner.netns) else {
+                return false;
+            };
+            match diag.one(half, key.cookie()) {
+                Ok(Some(socket)) => update(half, &socket, looked_at),
+                // Its end is under way, or tells of itself.
+                Ok(None) => false,
+                Err(error) => {
+                    tracing::debug!(%error, "connection left out");
+                    false
+                }
+            }
+        });
     }
 
     /// Opens a socket into every network namespace that residents live in.
@@ -134,8 +175,8 @@ impl Snapshot {
             if self.namespaces.contains_key(&netns) {
                 continue;
             }
-            match diag_socket(pid) {
-                Ok(fd) => drop(self.namespaces.insert(netns, fd)),
+            match Diag::open(pid) {
+                Ok(diag) => drop(self.namespaces.insert(netns, diag)),
                 Err(error) => {
                     tracing::debug!(%error, netns, "namespace left out");
                     capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
@@ -146,8 +187,8 @@ impl Snapshot {
 
     fn list<H: Host, S: BatchSink>(&self, capture: &Capture<H, S>) -> HashMap<u32, Vec<Listed>> {
         let mut all = HashMap::new();
-        for (netns, fd) in &self.namespaces {
-            match sockets(fd) {
+        for (netns, diag) in &self.namespaces {
+            match diag.sockets() {
                 Ok(sockets) => drop(all.insert(*netns, sockets)),
                 Err(error) => {
                     tracing::debug!(%error, netns, "namespace left out");
@@ -290,11 +331,33 @@ impl Snapshot {
     }
 }
 
-/// Looks at connections that the hooks follow and have not reported on since `stale`.
+/// Closes what the kernel programs still keep although the socket is gone: its end fell into a time when no hook was attached.
+fn forget_leaked<H: Host, S: BatchSink>(
+    capture: &mut Capture<H, S>,
+    listed: &HashMap<u32, Vec<Listed>>,
+    before_ns: u64,
+) -> usize {
+    let alive: HashSet<u64> = listed
+        .values()
+        .flatten()
+        .map(|socket| socket.cookie)
+        .collect();
+    let leaked = capture.hooks.kept(|key, kept| {
+        kept.state.opened_ns < before_ns
+            && listed.contains_key(&kept.state.netns)
+            && !alive.contains(&key.cookie())
+    });
+    for (key, kept) in &leaked {
+        capture.end_unseen(*key, kept);
+    }
+    leaked.len()
+}
+
+/// Looks at connections in the lists of all.
 fn refresh<H: Host, S: BatchSink>(
     capture: &mut Capture<H, S>,
+    due: &[ConnectionKey],
     sockets: &HashMap<u32, Vec<Listed>>,
-    stale: Timestamp,
     looked_at: Timestamp,
 ) {
     let sockets: HashMap<u64, &Listed> = sockets
@@ -302,26 +365,27 @@ fn refresh<H: Host, S: BatchSink>(
         .flatten()
         .map(|socket| (socket.cookie, socket))
         .collect();
-    capture.table.refresh(stale, |key, half| {
-        let Some(socket) = sockets
+    capture.table.refresh(due, |key, half, _| {
+        sockets
             .get(&key.cookie())
-            .filter(|socket| socket.half_state().is_some())
-        else {
-            return false;
-        };
-        let (sent, received) = socket.payload(half.role == Role::Client);
-        if (sent, received) == (half.bytes_sent, half.bytes_received) {
-            return false;
-        }
-        let new = observed(socket, half.role, half.opened_at, looked_at);
-        *half = Half {
-            id: half.id,
-            cookie: half.cookie,
-            fingerprint: half.fingerprint,
-            ..new
-        };
-        true
+            .is_some_and(|socket| update(half, socket, looked_at))
     });
+}
+
+/// Brings a half up to date; false when nothing moved.
+fn update(half: &mut Half, socket: &Listed, looked_at: Timestamp) -> bool {
+    let (sent, received) = socket.payload(half.role == Role::Client);
+    if socket.half_state().is_none() || (sent, received) == (half.bytes_sent, half.bytes_received) {
+        return false;
+    }
+    let new = observed(socket, half.role, half.opened_at, looked_at);
+    *half = Half {
+        id: half.id,
+        cookie: half.cookie,
+        fingerprint: half.fingerprint,
+        ..new
+    };
+    true
 }
 
 fn observed(socket: &Listed, role: Role, opened_at: Timestamp, seen_at: Timestamp) -> Half {
@@ -351,47 +415,102 @@ fn observed(socket: &Listed, role: Role, opened_at: Timestamp, seen_at: Timestam
 
 /// How many TCP sockets there are in this process's own network namespace.
 pub fn probe() -> io::Result<usize> {
-    Ok(sockets(&diag_socket(std::process::id())?)?.len())
+    Ok(Diag::open(std::process::id())?.sockets()?.len())
 }
 
-/// A sock_diag socket in the network namespace of a process. A socket stays in the namespace it was made in, so a thread
-/// goes there for a moment.
-fn diag_socket(pid: u32) -> io::Result<OwnedFd> {
-    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
-    std::thread::Builder::new()
-        .name("weft-netns".into())
-        .spawn(move || {
-            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-            let protocol = SockProtocol::NetlinkSockDiag;
-            Ok(socket(
-                AddressFamily::Netlink,
-                SockType::Datagram,
-                SockFlag::SOCK_CLOEXEC,
-                protocol,
-            )?)
-        })?
-        .join()
-        .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+/// A sock_diag socket, and the number of the last request on it.
+#[derive(Debug)]
+struct Diag {
+    fd: OwnedFd,
+    seq: Cell<u32>,
 }
 
-/// Every TCP socket of a namespace.
-fn sockets(fd: &OwnedFd) -> io::Result<Vec<Listed>> {
-    let mut all = Vec::new();
-    let mut datagram = vec![0; DATAGRAM_BYTES];
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        send(
-            fd.as_raw_fd(),
-            &diag::request(family as u8),
-            MsgFlags::empty(),
-        )?;
+impl Diag {
+    /// One in the network namespace of a process. A socket stays in the namespace it was made in, so a thread goes there for a
+    /// moment.
+    fn open(pid: u32) -> io::Result<Self> {
+        let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+        let made = std::thread::Builder::new()
+            .name("weft-netns".into())
+            .spawn(move || -> io::Result<OwnedFd> {
+                setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+                let protocol = SockProtocol::NetlinkSockDiag;
+                let fd = socket(
+                    AddressFamily::Netlink,
+                    SockType::Datagram,
+                    SockFlag::SOCK_CLOEXEC,
+                    protocol,
+                )?;
+                setsockopt(
+                    &fd,
+                    sockopt::ReceiveTimeout,
+                    &TimeVal::seconds(ANSWER_LIMIT_S),
+                )?;
+                Ok(fd)
+            })?;
+        let fd = made
+            .join()
+            .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
+        Ok(Self {
+            fd,
+            seq: Cell::new(0),
+        })
+    }
+
+    /// Every TCP socket of the namespace. A list that changes while it is read is read again.
+    fn sockets(&self) -> io::Result<Vec<Listed>> {
+        let mut last = None;
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut all = Vec::new();
+            let listed = [libc::AF_INET, libc::AF_INET6]
+                .into_iter()
+                .try_for_each(|family| self.dump(family as u8, &mut all));
+            match listed {
+                Ok(()) => return Ok(all),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| io::ErrorKind::Other.into()))
+    }
+
+    fn dump(&self, family: u8, all: &mut Vec<Listed>) -> io::Result<()> {
+        let seq = self.next();
+        self.ask(&diag::request(family, seq))?;
+        let mut datagram = vec![0; DATAGRAM_BYTES];
         loop {
-            let length = recv(fd.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
-            match diag::parse(&datagram[..length], |listed| all.push(listed)) {
+            let length = recv(self.fd.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
+            match diag::parse(&datagram[..length], seq, |listed| all.push(listed)) {
                 Ok(Progress::More) => {}
-                Ok(Progress::Done) => break,
+                Ok(Progress::Done) => return Ok(()),
                 Err(error) => return Err(io::Error::other(error)),
             }
         }
     }
-    Ok(all)
+
+    /// One socket; `None` when it is gone, or another.
+    fn one(&self, half: &Half, cookie: u64) -> io::Result<Option<Listed>> {
+        let seq = self.next();
+        self.ask(&diag::request_one(half.local, half.remote, cookie, seq))?;
+        let mut datagram = [0; 4096];
+        let mut found = None;
+        while found.is_none() {
+            let length = recv(self.fd.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
+            match diag::parse(&datagram[..length], seq, |listed| found = Some(listed)) {
+                Ok(_) => {}
+                Err(DiagError::Refused(_)) => break,
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn next(&self) -> u32 {
+        self.seq.set(self.seq.get().wrapping_add(1));
+        self.seq.get()
+    }
+
+    fn ask(&self, request: &[u8]) -> io::Result<()> {
+        send(self.fd.as_raw_fd(), request, MsgFlags::empty())?;
+        Ok(())
+    }
 }

@@ -34,6 +34,8 @@ pub const ALL: &[Case] = &[
     ("listeners_that_share_a_port", shared_port),
     ("full_ring_drops_and_counts", full_ring),
     ("ends_lost_with_a_full_ring_are_found", lost_ends),
+    ("ends_that_no_hook_saw_are_found_at_the_start", unseen_ends),
+    ("a_failed_attach_keeps_what_is_unread", failed_attach),
     ("full_map_drops_and_counts", full_map),
     ("open_is_seen_and_updated", open_and_updated),
     ("receiver_is_updated", receiver_is_updated),
@@ -602,6 +604,61 @@ fn lost_ends(world: &mut World) {
     assert_eq!(halves.len(), 2 * CONNECTIONS);
     assert!(counter(world, |counters| &counters.kernel_dropped) > 0);
     assert_eq!(counter(world, |counters| &counters.open), 0);
+}
+
+/// Hooks detached while connections end: the next agent closes what is kept of them, and nothing else.
+fn unseen_ends(world: &mut World) {
+    world.watch();
+    let (listener, address) = listen();
+    let open = |listener: &TcpListener| {
+        let stream = TcpStream::connect(address).unwrap();
+        (stream, listener.accept().unwrap())
+    };
+    let (ending, staying) = (open(&listener), open(&listener));
+    let from = staying.0.local_addr().unwrap();
+    world.wait("all open", |halves| halves.len() == 4);
+    let links = std::fs::read_dir(
+        world
+            .pins
+            .join(format!("v{}", weft_agent_common::LAYOUT_VERSION)),
+    );
+    world.forget();
+    for link in links.unwrap().flatten() {
+        if link.file_name().to_string_lossy().starts_with("link_") {
+            std::fs::remove_file(link.path()).unwrap();
+        }
+    }
+    drop(ending);
+    world.watch();
+    world.snapshot();
+    let halves = world.wait("both looks", |halves| halves.len() == 4);
+    let finished = |half: &Half| half.state.finished();
+    assert_eq!(halves.iter().filter(|(half, _)| finished(half)).count(), 2);
+    let (client, server) = pair(&halves, from);
+    assert!(!finished(&client.0) && !finished(&server.0));
+    check_fingerprints(&client.0, &server.0);
+    drop(staying);
+    world.finished(4);
+}
+
+/// An agent that cannot attach leaves what its predecessor did not read.
+fn failed_attach(world: &mut World) {
+    world.watch();
+    let (listener, address) = listen();
+    for _ in 0..10 {
+        let stream = TcpStream::connect(address).unwrap();
+        drop(listener.accept().unwrap());
+        drop(stream);
+    }
+    let unread = world.records_in_ring();
+    assert!(unread >= 20);
+    world.forget();
+    let watched = std::mem::replace(&mut world.cgroup, "/proc".into());
+    assert!(world.try_watch().is_err());
+    world.cgroup = watched;
+    world.watch();
+    assert_eq!(world.records_in_ring(), unread);
+    world.finished(20);
 }
 
 /// An open connection is seen while it is open, and its counters move.

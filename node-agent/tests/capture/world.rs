@@ -344,6 +344,19 @@ impl World {
         ));
     }
 
+    /// Lets go of the hooks, which stay.
+    pub fn forget(&mut self) {
+        (self.capture, self.snapshot) = (None, None);
+    }
+
+    /// Whether the hooks would attach.
+    pub fn try_watch(&self) -> Result<(), String> {
+        let plan = plan(&self.cgroup, &self.pins, self.settings);
+        Hooks::attach(&plan)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
     /// The running capture.
     pub fn capture(&mut self) -> &mut Capture<RealHost, MemorySink> {
         self.capture.as_mut().expect("watch() first")
