@@ -5,6 +5,7 @@
 //! Half of the agents see client ends, half server ends; every connection is stitched. The federator runs in this process;
 //! the agents' batches are encoded beforehand.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use weft_federator::run::Federator;
@@ -96,6 +97,13 @@ async fn pour(halves: usize, agents: usize, rows: usize) -> anyhow::Result<()> {
     println!(
         "stored:  {:.0} a second ({stored:.2} s, {stored_cpu:.2} s of CPU)",
         count / stored
+    );
+    let progress = federator.progress();
+    println!(
+        "store:   {} rows written in {} transactions, {:.2} s",
+        progress.rows_written.load(Relaxed),
+        progress.transactions.load(Relaxed),
+        progress.store_us.load(Relaxed) as f64 / 1e6
     );
     federator.drain().await;
     Ok(())

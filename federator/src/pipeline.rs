@@ -28,7 +28,7 @@ use crate::core::{Contact, Core, CoreConfig, CoreCounters, Input, Told};
 use crate::delays::Delays;
 use crate::journal::{AgentEntry, BatchEntry, Entry, EntryRef, Journal, PeerEntry};
 use crate::peers::Peers;
-use crate::record::Flush;
+use crate::record::{Flush, Row};
 use crate::store::{Readers, Store, StoreOptions};
 
 /// Submissions that wait for the journal.
@@ -41,6 +41,8 @@ const ENTRIES: usize = 16_384;
 pub const BACKLOG_BYTES: usize = 96 << 20;
 /// Bytes that one sync of the journal covers at most.
 const GROUP_BYTES: usize = 16 << 20;
+/// Flushes whose rows' memory waits to be used again.
+const SPARES: usize = 1;
 /// Longest pause between two looks at the clock.
 const TICK: Duration = Duration::from_millis(10);
 /// Rows beyond which a flush does not wait for its time.
@@ -158,14 +160,16 @@ struct ToStore {
 pub struct Progress {
     /// Bytes of the journal.
     pub journal_bytes: AtomicU64,
-    /// Position that the store covers.
-    pub stored_position: AtomicU64,
+    /// Position below which the store needs nothing of the journal.
+    pub released_position: AtomicU64,
     /// Halves in memory.
     pub in_memory: AtomicU64,
     /// Halves that wait for a partner.
     pub waiting: AtomicU64,
     /// Rows written since the start.
     pub rows_written: AtomicU64,
+    /// Transactions in which they were written.
+    pub transactions: AtomicU64,
     /// Time that writing them took.
     pub store_us: AtomicU64,
     /// Syncs of the journal.
@@ -207,19 +211,25 @@ impl Pipeline {
         })?;
         let readers = store.readers()?;
         let loaded = store.load()?;
-        let from = loaded.position;
+        let (covered, from) = (loaded.position, loaded.held_from.min(loaded.position));
         let live = loaded.live.len();
         let mut core = Core::new(core_config(config)?, loaded);
         let mut decoder = BatchDecoder::new();
         let mut last = None;
-        let (mut journal, recovery) =
-            Journal::open(&config.journal_folder(), from, |position, entry| {
+        let (mut journal, recovery) = Journal::open(
+            &config.journal_folder(),
+            from,
+            covered,
+            |position, entry| {
                 let (at, input) = replayed(entry, &mut decoder);
                 last = Some(at);
-                if let Some(input) = input {
-                    core.apply(position, at, input);
+                match input {
+                    Some(input) if position <= covered => core.recover(position, at, input),
+                    Some(input) => core.apply(position, at, input),
+                    None => {}
                 }
-            })?;
+            },
+        )?;
         let now = clock::now();
         let down_us = last
             .map_or(0, |last: Timestamp| now.0.saturating_sub(last.0))
@@ -277,6 +287,7 @@ impl Pipeline {
         let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
         let (to_core, entries) = sync_channel(ENTRIES);
         let (to_store, flushes) = sync_channel(1);
+        let (emptied, empty) = sync_channel(SPARES);
         let (failed, failures) = mpsc::channel(4);
         let interval = Duration::from_millis(config.store.flush_interval_ms);
         let retention_us = i64::from(config.store.retention_days) * 86_400_000_000;
@@ -307,12 +318,19 @@ impl Pipeline {
         let shared = progress.clone();
         thread(
             "core",
-            Box::new(move || run_core(core, &entries, &to_store, interval, &shared, &peers)),
+            Box::new(move || {
+                let ends = CoreEnds {
+                    entries,
+                    to_store,
+                    empty,
+                };
+                run_core(core, &ends, interval, &shared, &peers)
+            }),
         )?;
         let shared = progress.clone();
         thread(
             "store",
-            Box::new(move || run_store(store, &flushes, retention_us, &shared)),
+            Box::new(move || run_store(store, &flushes, &emptied, retention_us, &shared)),
         )?;
         Ok(Self {
             submissions,
@@ -477,7 +495,7 @@ fn run_journal(
                 anyhow::bail!("the core has ended");
             }
         }
-        journal.release(progress.stored_position.load(Relaxed))?;
+        journal.release(progress.released_position.load(Relaxed))?;
         progress.journal_bytes.store(journal.bytes(), Relaxed);
     }
     Ok(())
@@ -579,10 +597,17 @@ fn write_entry(
     Ok(())
 }
 
+/// The core's ends of its channels.
+struct CoreEnds {
+    entries: Receiver<ToCore>,
+    to_store: SyncSender<ToStore>,
+    /// Rows' memory back from the store.
+    empty: Receiver<Vec<Row>>,
+}
+
 fn run_core(
     mut core: Core,
-    entries: &Receiver<ToCore>,
-    to_store: &SyncSender<ToStore>,
+    ends: &CoreEnds,
     interval: Duration,
     progress: &Progress,
     peers: &Peers,
@@ -593,7 +618,7 @@ fn run_core(
     let mut flushed = Instant::now();
     let mut done = Vec::new();
     loop {
-        let received = entries.recv_timeout(TICK);
+        let received = ends.entries.recv_timeout(TICK);
         let ended = matches!(received, Err(RecvTimeoutError::Disconnected));
         match received {
             Ok(ToCore::Batch {
@@ -656,9 +681,21 @@ fn run_core(
             report(&core, progress, peers);
             let changed = core.changed();
             if changed || !done.is_empty() {
-                let flush = changed.then(|| core.flush());
+                if let Ok(rows) = ends.empty.try_recv() {
+                    core.reuse(rows);
+                }
+                // Who asks is to see everything, and an orderly end leaves the store complete.
+                let whole = ended || !done.is_empty();
+                let flush = changed.then(|| {
+                    if whole {
+                        core.flush()
+                    } else {
+                        core.flush_all_but_waiting()
+                    }
+                });
                 progress.flushes.fetch_add(1, Relaxed);
-                if to_store
+                if ends
+                    .to_store
                     .send(ToStore {
                         flush,
                         done: std::mem::take(&mut done),
@@ -693,6 +730,7 @@ fn report(core: &Core, progress: &Progress, peers: &Peers) {
 fn run_store(
     mut store: Store,
     flushes: &Receiver<ToStore>,
+    emptied: &SyncSender<Vec<Row>>,
     retention_us: i64,
     progress: &Progress,
 ) -> anyhow::Result<()> {
@@ -704,11 +742,15 @@ fn run_store(
             progress
                 .store_us
                 .fetch_add(began.elapsed().as_micros() as u64, Relaxed);
+            progress.transactions.fetch_add(1, Relaxed);
             progress
                 .rows_written
                 .fetch_add(flush.rows.len() as u64, Relaxed);
-            progress.stored_position.store(flush.position, Relaxed);
+            let needed = flush.position.min(flush.held_from);
+            progress.released_position.store(needed, Relaxed);
             progress.exchange.since(&flush.named, clock::now());
+            // Enough spares, or the core has ended: then it is simply given back.
+            let _ = emptied.try_send(flush.rows);
         }
         progress.flushes.fetch_sub(1, Relaxed);
         for waiting in done {

@@ -66,6 +66,10 @@ pub struct AgentRecord {
 pub struct Flush {
     /// Journal position that the state with these rows covers.
     pub position: u64,
+    /// Halves that came lately, wait for their other ends and are not written yet: they are found again in the journal.
+    pub held: Vec<HalfId>,
+    /// Journal position above which the rows of `held` are.
+    pub held_from: u64,
     /// New agents' descriptions.
     pub agents: Vec<(AgentNumber, Arc<AgentRecord>)>,
     /// New owners.

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::health::{Sources, Vitals};
 use crate::metrics::serve;
 use crate::peers::Peers;
-use crate::pipeline::{BACKLOG_BYTES, Pipeline, random_seed};
+use crate::pipeline::{BACKLOG_BYTES, Pipeline, Progress, random_seed};
 use crate::query::Queries;
 use crate::server::{Server, ServerCounters};
 
@@ -127,6 +127,11 @@ impl Federator {
     /// Totals of the sessions.
     pub fn server(&self) -> &Server {
         &self.server
+    }
+
+    /// How far the pipeline is.
+    pub fn progress(&self) -> &Progress {
+        &self.pipeline.progress
     }
 
     /// Waits for a failure that ends the program.

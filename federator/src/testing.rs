@@ -204,11 +204,13 @@ impl Agent {
 /// that rewrites everything.
 pub fn half(agent: AgentKey, number: u32, role: Role, state: HalfState) -> Half {
     let port = 1024 + (number % 60_000) as u16;
+    // Ports are few: beyond them comes the next host, and the next address of the NAT.
+    let host = (number / 60_000) as u8;
     let (local, remote) = match role {
-        Role::Client => (([10, 1, 0, 2], port), ([203, 0, 113, 9], 443)),
+        Role::Client => (([10, 1, host, 2], port), ([203, 0, 113, 9], 443)),
         Role::Server => (
             ([198, 51, 100, 2], 8443),
-            ([198, 51, 100, 1], port.wrapping_mul(3)),
+            ([198, 51, 100, 1 + host], port.wrapping_mul(3)),
         ),
     };
     let at = clock::now();

@@ -23,7 +23,7 @@ mod overflow;
 mod rows;
 mod slots;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use weft_mesh::{Link, Mesh, MeshKey, Withdrawn};
 use weft_stitching::{self as stitching, Candidate, Output, Reason, Rule, Stitcher, judge};
@@ -32,7 +32,9 @@ use weft_wire::query::{Confidence, Unmatched};
 use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, Timestamp};
 
 use self::departed::Departed;
+pub use self::departed::GENERATION;
 pub use self::exchange::{Contact, Told};
+pub use self::names::Mixed;
 use self::names::{Agents, Owners};
 use self::overflow::Overflow;
 pub use self::slots::view_of;
@@ -42,6 +44,13 @@ use crate::store::Loaded;
 
 /// How long a settled half stays in memory, in microseconds.
 pub const LINGER_US: i64 = 10_000_000;
+
+/// How long a half that waits for its other end is not written, in microseconds: most meet it meanwhile, and are written once.
+/// A restart reads as much of the journal again.
+pub const HELD_US: i64 = 5_000_000;
+
+/// Halves that are not written because they wait; others are written at once.
+pub const MAX_HELD: usize = 500_000;
 
 /// Timers run at multiples of this, in microseconds, however often [`Core::advance`] is called: so a replay, that only knows
 /// when entries came, decides the same.
@@ -145,7 +154,13 @@ pub struct Core {
     /// Time that passed while the program was down.
     down_us: i64,
     position: u64,
+    /// Journal position before the entry that is applied.
+    entry_from: u64,
     flushed_position: u64,
+    /// Those of the store's halves that are still to be taken from the journal.
+    to_recover: HashSet<HalfId>,
+    /// Of `dirty`, those that the last flush held back.
+    held: usize,
     slots: Slots,
     owners: Owners,
     agents: Agents,
@@ -154,6 +169,8 @@ pub struct Core {
     told: VecDeque<Told>,
     departed: Departed,
     dirty: Vec<SlotNumber>,
+    /// Memory for the next flush's rows.
+    spare: Vec<Row>,
     leaving: VecDeque<(i64, SlotNumber)>,
     leaving_late: VecDeque<(i64, SlotNumber)>,
     replaced: Vec<HalfId>,
@@ -184,7 +201,10 @@ impl Core {
             asleep: None,
             down_us: 0,
             position: loaded.position,
+            entry_from: loaded.held_from,
             flushed_position: loaded.position,
+            to_recover: loaded.held,
+            held: 0,
             slots: Slots::new(config.seed),
             owners: Owners::default(),
             agents: Agents::default(),
@@ -193,6 +213,7 @@ impl Core {
             told: VecDeque::new(),
             departed: Departed::new(config.seed),
             dirty: Vec::new(),
+            spare: Vec::new(),
             leaving: VecDeque::new(),
             leaving_late: VecDeque::new(),
             replaced: Vec::new(),
@@ -208,6 +229,9 @@ impl Core {
             config,
         };
         core.owners.load(loaded.owners, loaded.next_owner);
+        for id in loaded.departed {
+            core.departed.insert(id);
+        }
         core.agents.load(loaded.agents);
         core.asleep = Some((loaded.live, loaded.links));
         core
@@ -271,7 +295,8 @@ impl Core {
     /// Takes one journal entry, in the journal's order. `at` is the federator's clock when it arrived, `position`
     /// the journal's position after it.
     pub fn apply(&mut self, position: u64, at: Timestamp, input: Input) {
-        self.position = position;
+        self.entry_from = std::mem::replace(&mut self.position, position);
+        self.to_recover = HashSet::new();
         match input {
             Input::Start { down_us } => self.down_us += down_us.max(0),
             Input::Agent { key, info } => {
@@ -296,6 +321,30 @@ impl Core {
                 self.heard(&peer, &message);
             }
         }
+    }
+
+    /// Takes a journal entry that the store covers, but for the halves that it left to be taken from here; in the journal's
+    /// order, and before all that are [applied](Self::apply).
+    pub fn recover(&mut self, position: u64, at: Timestamp, input: Input) {
+        match input {
+            Input::Start { down_us } => self.down_us += down_us.max(0),
+            Input::Agent { .. } | Input::Peer { .. } => {}
+            Input::Batch {
+                agent,
+                skew_us,
+                mut batch,
+                ..
+            } => {
+                batch
+                    .halves
+                    .retain(|half| self.to_recover.contains(&half.id));
+                if !batch.halves.is_empty() {
+                    self.advance(at);
+                    self.halves(agent, skew_us, &batch);
+                }
+            }
+        }
+        self.entry_from = position;
     }
 
     /// Time has passed.
@@ -361,12 +410,12 @@ impl Core {
 
     /// Rows that the next flush will write, about.
     pub fn unflushed(&self) -> usize {
-        self.dirty.len() + self.overflow.unflushed()
+        self.dirty.len() - self.held + self.overflow.unflushed()
     }
 
     /// Whether the next flush has anything to write.
     pub fn changed(&self) -> bool {
-        self.position != self.flushed_position || self.unflushed() > 0
+        self.position != self.flushed_position || self.held + self.unflushed() > 0
     }
 
     /// Highest sequence number of each agent that was applied.
@@ -375,16 +424,23 @@ impl Core {
     }
 
     fn batch(&mut self, key: AgentKey, seq: u64, skew_us: i64, batch: &HalfBatch) {
-        let Some(agent) = self.agents.of_key(key) else {
+        if self.agents.of_key(key).is_none() {
             self.counters.unknown_agent += 1;
             return;
-        };
+        }
         if self.sequences.get(&key).is_some_and(|last| *last >= seq) {
             self.counters.repeated_batches += 1;
             return;
         }
         self.sequences.insert(key, seq);
         self.sequences_changed.insert(key, seq);
+        self.halves(key, skew_us, batch);
+    }
+
+    fn halves(&mut self, key: AgentKey, skew_us: i64, batch: &HalfBatch) {
+        let Some(agent) = self.agents.of_key(key) else {
+            return;
+        };
         let Some(known) = self.agents.find(agent) else {
             return;
         };
@@ -458,6 +514,7 @@ impl Core {
         }
         self.owners.hold(slot.half.owner);
         let established = slot.half.state.established();
+        slot.came = (self.now, self.entry_from);
         let number = self.slots.add(slot);
         if established {
             self.candidates.push(self.slots[number].candidate(number));

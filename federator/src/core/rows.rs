@@ -3,8 +3,11 @@
 use weft_wire::query::Unmatched;
 
 use super::slots::{NONE, Slot, SlotNumber, Stored};
-use super::{Core, LINGER_US};
+use super::{Core, HELD_US, LINGER_US, MAX_HELD};
 use crate::record::{Flush, Joined, Row, is_client};
+
+/// Rows whose memory is kept between two flushes.
+const MAX_SPARE: usize = 1_000_000;
 
 impl Core {
     /// Whether nothing more is expected of the half, or of the pair that it is in.
@@ -18,18 +21,51 @@ impl Core {
 
     /// Everything that changed since the last flush.
     pub fn flush(&mut self) -> Flush {
+        self.take(false)
+    }
+
+    /// The same, but for halves that came lately and wait: of these the journal is enough.
+    pub fn flush_all_but_waiting(&mut self) -> Flush {
+        self.take(true)
+    }
+
+    /// Whether the half need not be written yet.
+    fn may_wait(&self, slot: &Slot) -> bool {
+        slot.stored == Stored::No
+            && !slot.matched()
+            && !slot.remote
+            && !slot.offered
+            && slot.unmatched == Unmatched::Pending
+            && self.now.saturating_sub(slot.came.0) < HELD_US
+    }
+
+    fn take(&mut self, hold: bool) -> Flush {
         self.flushed_position = self.position;
-        let mut rows = self.overflow.take_fresh();
+        let mut rows = std::mem::take(&mut self.spare);
+        rows.extend(self.overflow.take_fresh());
         rows.reserve(self.dirty.len());
         let (mut links, mut links_changed) = (Vec::new(), Vec::new());
-        for number in std::mem::take(&mut self.dirty) {
-            if self.slots.find(number).is_some_and(|slot| slot.dirty) {
-                self.write_link(number, &mut links, &mut links_changed);
-                rows.push(self.row(number));
+        let mut dirty = std::mem::take(&mut self.dirty);
+        let (mut held, mut held_from) = (Vec::new(), self.position);
+        dirty.retain(|number| {
+            let Some(slot) = self.slots.find(*number).filter(|slot| slot.dirty) else {
+                return false;
+            };
+            if hold && held.len() < MAX_HELD && self.may_wait(slot) {
+                held.push(slot.half.id);
+                held_from = held_from.min(slot.came.1);
+                return true;
             }
-        }
+            self.write_link(*number, &mut links, &mut links_changed);
+            rows.push(self.row(*number));
+            false
+        });
+        self.held = dirty.len();
+        self.dirty = dirty;
         Flush {
             position: self.position,
+            held,
+            held_from,
             named: std::mem::take(&mut self.named),
             agents: self.agents.take_fresh(),
             owners: self.owners.take_fresh(),
@@ -41,6 +77,14 @@ impl Core {
             sequences: std::mem::take(&mut self.sequences_changed)
                 .into_iter()
                 .collect(),
+        }
+    }
+
+    /// Takes back the memory of a flush's rows: fresh memory for half a million costs as much as filling it.
+    pub fn reuse(&mut self, mut rows: Vec<Row>) {
+        rows.clear();
+        if rows.capacity() <= MAX_SPARE {
+            self.spare = rows;
         }
     }
 

@@ -65,6 +65,8 @@ pub struct Slot {
     pub leaving: bool,
     /// Where its row is.
     pub stored: Stored,
+    /// When it came, and the journal's position before the entry that brought it.
+    pub came: (i64, u64),
     used: bool,
 }
 
@@ -95,6 +97,7 @@ impl Slot {
             dirty: false,
             leaving: false,
             stored: Stored::No,
+            came: (i64::MIN, 0),
             used: true,
         }
     }

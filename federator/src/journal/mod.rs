@@ -5,7 +5,7 @@
 //! concatenation of all segments, so it never repeats; the store remembers the position that its rows cover, and
 //! [`Journal::release`] then deletes the segments below it.
 //!
-//! Order of calls: [`Journal::open`] replays what is above a position, [`Journal::append`] buffers, [`Journal::commit`] makes the buffered
+//! Order of calls: [`Journal::open`] replays what is above a position (of which the store may hold a part), [`Journal::append`] buffers, [`Journal::commit`] makes the buffered
 //! entries durable. After an error nothing may be appended any more: what reached the disk is unknown.
 
 mod entry;
@@ -79,10 +79,11 @@ pub struct Journal {
 
 impl Journal {
     /// Opens or creates the journal in `folder`, cuts a torn tail and hands every entry above `from` to `replay`
-    /// with the position after it.
+    /// with the position after it. Positions up to `covered` are never given out again, even if their entries are gone.
     pub fn open(
         folder: &Path,
         from: u64,
+        covered: u64,
         mut replay: impl FnMut(u64, Entry),
     ) -> Result<(Self, Recovery), JournalError> {
         std::fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
@@ -119,11 +120,11 @@ impl Journal {
         }
         // A journal that ends below what the store already holds would give out its positions twice.
         let (start, path) = match segments.pop() {
-            Some((start, path)) if end >= from => (start, path),
+            Some((start, path)) if end >= covered => (start, path),
             other => {
                 segments.extend(other);
-                end = from;
-                (from, segment::create(folder, from)?)
+                end = covered;
+                (covered, segment::create(folder, covered)?)
             }
         };
         let file = File::options()

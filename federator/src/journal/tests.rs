@@ -17,7 +17,7 @@ fn write(journal: &mut Journal, seq: u64) -> u64 {
 
 fn sequence_numbers(folder: &Path, from: u64) -> (Vec<u64>, Journal, Recovery) {
     let mut found = Vec::new();
-    let (journal, recovery) = Journal::open(folder, from, |_, entry| match entry {
+    let (journal, recovery) = Journal::open(folder, from, from, |_, entry| match entry {
         Entry::Batch(batch) => found.push(batch.seq),
         other => panic!("unexpected {other:?}"),
     })
@@ -97,7 +97,7 @@ fn damage_in_a_complete_segment_is_an_error() {
     bytes[20] ^= 1;
     std::fs::write(&oldest, bytes).unwrap();
     assert!(matches!(
-        Journal::open(folder.path(), 0, |_, _| ()),
+        Journal::open(folder.path(), 0, 0, |_, _| ()),
         Err(JournalError::Damaged { position: 0, .. })
     ));
 }

@@ -12,7 +12,7 @@ use super::failure;
 use crate::record::{address_words, code};
 
 /// The tables that a condition may name: `k` a connection, `ca`/`sa` its agents, `co`/`so` its owners.
-pub const FROM: &str = "FROM connections k
+pub const FROM: &str = "FROM connections_plain k
     LEFT JOIN agents ca ON ca.id = k.c_agent LEFT JOIN agents sa ON sa.id = k.s_agent
     LEFT JOIN owners co ON co.id = k.c_owner LEFT JOIN owners so ON so.id = k.s_owner";
 

@@ -11,6 +11,7 @@ use super::filter::{self, Condition, FROM};
 use super::{rows, store_failure};
 use crate::query::Answer;
 use crate::record::{address_of_words, code};
+use crate::store::read;
 
 /// Most rows of one report.
 pub const MAX_ROWS: u32 = 10_000;
@@ -56,7 +57,7 @@ pub fn report(db: &Database, name: &str, asked: &Asked) -> Result<Answer, QueryE
             least(sum(coalesce(k.c_bytes_sent, k.s_bytes_received)), 18446744073709551615)::UBIGINT AS to_server,
             least(sum(coalesce(k.c_bytes_received, k.s_bytes_sent)), 18446744073709551615)::UBIGINT AS to_client,
             epoch_us(min(k.opened_at)), epoch_us(max(k.seen_at)), arg_max(k.id, k.opened_at),
-            string_agg(DISTINCT k.via, ' ') FILTER (k.via IS NOT NULL)
+            string_agg(DISTINCT k.via, ' ') FILTER (k.via > 0)
          {FROM} WHERE {} GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21
          ORDER BY ({order})::HUGEINT DESC, min(k.id) LIMIT {}",
         condition.sql,
@@ -68,10 +69,11 @@ pub fn report(db: &Database, name: &str, asked: &Asked) -> Result<Answer, QueryE
         .map_err(store_failure)?;
     let mut report = Vec::new();
     while let Some(row) = found.next().map_err(store_failure)? {
-        report.push(read(row).map_err(store_failure)?);
+        report.push(row_of(row).map_err(store_failure)?);
     }
     let truncated = report.len() > top as usize;
     report.truncate(top as usize);
+    name_vias(db, &mut report).map_err(store_failure)?;
     Ok(Answer {
         report,
         halves,
@@ -116,7 +118,7 @@ fn keep_once(condition: &mut Condition, name: &str, absent: &[String]) {
     condition.sql.push(')');
 }
 
-fn read(row: &Row<'_>) -> Result<ReportRow, duckdb::Error> {
+fn row_of(row: &Row<'_>) -> Result<ReportRow, duckdb::Error> {
     let party = |first: usize, address: usize| -> Result<Party, duckdb::Error> {
         let words = (
             row.get::<_, Option<u64>>(address)?,
@@ -160,7 +162,11 @@ fn read(row: &Row<'_>) -> Result<ReportRow, duckdb::Error> {
             .get(class)
             .copied()
             .unwrap_or(PathClass::Unknown),
-        via: distinct(via.iter().flat_map(|via| via.split(' ')).map(str::to_owned)),
+        via: via
+            .iter()
+            .flat_map(|via| via.split(' '))
+            .map(str::to_owned)
+            .collect(),
         connections: row.get(21)?,
         bytes_to_server: row.get::<_, Option<u64>>(22)?.unwrap_or(0),
         bytes_to_client: row.get::<_, Option<u64>>(23)?.unwrap_or(0),
@@ -168,6 +174,25 @@ fn read(row: &Row<'_>) -> Result<ReportRow, duckdb::Error> {
         last_seen: Timestamp(row.get(25)?),
         example: HalfId(row.get(26)?),
     })
+}
+
+/// Rows come with numbers; they go with the addresses that these stand for.
+fn name_vias(db: &Database, report: &mut [ReportRow]) -> Result<(), crate::store::StoreError> {
+    let numbers = |row: &ReportRow| -> Vec<u32> {
+        row.via.iter().filter_map(|via| via.parse().ok()).collect()
+    };
+    let names = read::vias_of(db, report.iter().flat_map(numbers))?;
+    for row in report {
+        let found = numbers(row);
+        row.via = distinct(
+            found
+                .iter()
+                .filter_map(|number| names.get(number))
+                .flat_map(|via| via.split(' '))
+                .map(str::to_owned),
+        );
+    }
+    Ok(())
 }
 
 fn distinct(addresses: impl Iterator<Item = String>) -> Vec<String> {

@@ -4,28 +4,26 @@
 //! sequence numbers below it. So the file is always the exact state at one journal position, and what the journal holds
 //! above it is replayed into a core that starts with [`Store::load`].
 //!
-//! Schema: [`schema`]. Rows as Arrow columns: [`append`]; back: [`read`].
+//! Schema: [`schema`]. Rows as Arrow columns: [`append`], with their paths: `paths`; back: [`read`].
 
 pub mod append;
+mod paths;
 pub mod read;
 pub mod schema;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use duckdb::arrow::datatypes::SchemaRef;
 use duckdb::{Config, Connection, params};
-use weft_cloud_context::{End, classify, classify_unmatched};
+use weft_cloud_context::End;
 use weft_mesh::Link;
-use weft_wire::query::{PathClass, Unmatched};
 use weft_wire::{AgentKey, HalfId, Owner, Timestamp};
 
-use self::append::{StoredPath, VECTOR_ROWS};
-use crate::record::{AgentNumber, AgentRecord, Flush, OwnerNumber, Row, Side, code};
-
-/// Paths remembered between two agents and what stands between them; forgotten all at once when full.
-const PATH_CACHE_ENTRIES: usize = 65_536;
+use self::append::{Columns, VECTOR_ROWS};
+use self::paths::Paths;
+use crate::core::GENERATION;
+use crate::record::{AgentNumber, AgentRecord, Flush, OwnerNumber, Row, Side};
 
 /// Write-ahead log size at which DuckDB folds it into the file.
 const CHECKPOINT_THRESHOLD: &str = "64MB";
@@ -70,6 +68,12 @@ pub struct StoreOptions {
 pub struct Loaded {
     /// Journal position that the rows cover.
     pub position: u64,
+    /// Halves below it that are still to be taken from the journal.
+    pub held: HashSet<HalfId>,
+    /// Position above which these are.
+    pub held_from: u64,
+    /// Halves of the rows that settled last, oldest first.
+    pub departed: Vec<HalfId>,
     /// Rows that may still change.
     pub live: Vec<Row>,
     /// All agents' descriptions.
@@ -88,22 +92,14 @@ pub struct Loaded {
 pub struct Store {
     connection: Connection,
     agents: HashMap<AgentNumber, Arc<AgentRecord>>,
-    paths: HashMap<PathKey, StoredPath>,
-    arrow: SchemaRef,
+    paths: Paths,
+    columns: Columns,
 }
 
 /// Opens connections that only read.
 #[derive(Clone)]
 pub struct Readers {
     root: Arc<Mutex<Connection>>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct PathKey {
-    client: AgentNumber,
-    server: AgentNumber,
-    called: Option<std::net::IpAddr>,
-    caller: Option<std::net::IpAddr>,
 }
 
 impl Store {
@@ -119,11 +115,12 @@ impl Store {
         let mut store = Self {
             connection,
             agents: HashMap::new(),
-            paths: HashMap::new(),
-            arrow: append::arrow_schema(),
+            paths: Paths::default(),
+            columns: Columns::new(),
         };
         store.check_version(&options.path)?;
-        store.forget_owners()?;
+        store.forget_names()?;
+        store.paths = Paths::new(read::vias(&store.connection, paths::MAX_VIAS)?);
         store.agents = read::agents(&store.connection)?;
         store
             .connection
@@ -140,7 +137,7 @@ impl Store {
         match known {
             None => {
                 self.connection.execute(
-                    "INSERT INTO progress VALUES (?, 0)",
+                    "INSERT INTO progress VALUES (?, 0, 0, ''::BLOB)",
                     params![schema::SCHEMA_VERSION],
                 )?;
                 Ok(())
@@ -163,12 +160,20 @@ impl Store {
 
     /// What may still change, with everything it refers to.
     pub fn load(&self) -> Result<Loaded, StoreError> {
-        let position = self
-            .connection
-            .query_row("SELECT position FROM progress", [], |row| row.get(0))?;
+        let (position, held_from, held): (u64, u64, Vec<u8>) = self.connection.query_row(
+            "SELECT position, held_from, held FROM progress",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )?;
+        let held = held
+            .as_chunks()
+            .0
+            .iter()
+            .map(|id| HalfId(u64::from_le_bytes(*id)))
+            .collect();
         let live = read::rows(
             &self.connection,
-            "SELECT * FROM connections_live ORDER BY id",
+            &format!("SELECT * FROM {} ORDER BY id", schema::LIVE),
             [],
         )?;
         let owners = read::owners(
@@ -189,6 +194,9 @@ impl Store {
         let links = read::links(&self.connection)?;
         Ok(Loaded {
             position,
+            held,
+            held_from,
+            departed: read::latest_halves(&self.connection, GENERATION)?,
             live,
             agents: self.agents.clone(),
             owners,
@@ -226,6 +234,7 @@ impl Store {
             flush.rows.iter().filter(|row| row.settled),
             "connections_done",
         )?;
+        self.write_vias()?;
         self.delete_ids(&flush.links_changed, "links", "half")?;
         let mut appender = self.connection.appender("links")?;
         for (half, link) in &flush.links {
@@ -259,8 +268,15 @@ impl Store {
             forget.execute(params![agent.0])?;
             remember.execute(params![agent.0, seq])?;
         }
-        self.connection
-            .execute("UPDATE progress SET position = ?", params![flush.position])?;
+        let held: Vec<u8> = flush
+            .held
+            .iter()
+            .flat_map(|id| id.0.to_le_bytes())
+            .collect();
+        self.connection.execute(
+            "UPDATE progress SET position = ?, held_from = ?, held = ?",
+            params![flush.position, flush.held_from, held],
+        )?;
         Ok(())
     }
 
@@ -346,12 +362,22 @@ impl Store {
             for vector in chunk.chunks(VECTOR_ROWS) {
                 paths.clear();
                 for row in vector {
-                    paths.push(path_of(&self.agents, &mut self.paths, row));
+                    paths.push(self.paths.of(&self.agents, row));
                 }
-                appender.append_record_batch(append::record_batch(&self.arrow, vector, &paths)?)?;
+                appender.append_record_batch(self.columns.batch(vector, &paths)?)?;
             }
             appender.flush()?;
         }
+        Ok(())
+    }
+
+    /// After the rows, whose paths gave new numbers.
+    fn write_vias(&mut self) -> Result<(), StoreError> {
+        let mut appender = self.connection.appender("vias")?;
+        for (number, addresses) in self.paths.take_fresh() {
+            appender.append_row(params![number, &*addresses])?;
+        }
+        appender.flush()?;
         Ok(())
     }
 
@@ -365,15 +391,18 @@ impl Store {
         Ok(deleted)
     }
 
-    /// Deletes owners that no connection refers to. Only before the core has loaded them: later it may give their numbers to
-    /// new halves.
-    fn forget_owners(&self) -> Result<(), StoreError> {
-        Ok(self.connection.execute_batch(
+    /// Deletes owners and paths that no connection refers to. Only before the core has loaded them: later it may give their
+    /// numbers to new halves.
+    fn forget_names(&self) -> Result<(), StoreError> {
+        Ok(self.connection.execute_batch(&format!(
             "DELETE FROM owners WHERE id NOT IN (
-                 SELECT c_owner FROM connections WHERE c_owner IS NOT NULL
-                 UNION SELECT s_owner FROM connections WHERE s_owner IS NOT NULL)
-             AND id < (SELECT max(id) FROM owners)",
-        )?)
+                 SELECT c_owner FROM {0} WHERE c_owner IS NOT NULL
+                 UNION SELECT s_owner FROM {0} WHERE s_owner IS NOT NULL)
+             AND id < (SELECT max(id) FROM owners);
+             DELETE FROM vias WHERE id NOT IN (SELECT DISTINCT via FROM {0} WHERE via IS NOT NULL)
+             AND id < (SELECT max(id) FROM vias)",
+            schema::PLAIN
+        ))?)
     }
 }
 
@@ -385,58 +414,6 @@ impl Readers {
             .lock()
             .map_err(|_| StoreError::Poisoned)?
             .try_clone()?)
-    }
-}
-
-fn path_of(
-    agents: &HashMap<AgentNumber, Arc<AgentRecord>>,
-    cache: &mut HashMap<PathKey, StoredPath>,
-    row: &Row,
-) -> StoredPath {
-    let (Some(client), Some(server)) = (&row.client, &row.server) else {
-        let path = classify_unmatched(row.unmatched.unwrap_or(Unmatched::Pending));
-        return StoredPath {
-            class: code::of(&code::CLASSES, &path.class),
-            crosses: 0,
-            via: None,
-        };
-    };
-    let key = PathKey {
-        client: client.agent,
-        server: server.agent,
-        called: (client.half.remote.ip() != server.half.local.ip())
-            .then(|| client.half.remote.ip()),
-        caller: (server.half.remote.ip() != client.half.local.ip())
-            .then(|| server.half.remote.ip()),
-    };
-    if let Some(path) = cache.get(&key) {
-        return path.clone();
-    }
-    let path = classified(agents, client, server);
-    if cache.len() >= PATH_CACHE_ENTRIES {
-        cache.clear();
-    }
-    cache.insert(key, path.clone());
-    path
-}
-
-fn classified(
-    agents: &HashMap<AgentNumber, Arc<AgentRecord>>,
-    client: &Side,
-    server: &Side,
-) -> StoredPath {
-    let (Some(client), Some(server)) = (end_of(agents, client), end_of(agents, server)) else {
-        return StoredPath {
-            class: code::of(&code::CLASSES, &PathClass::Unknown),
-            crosses: 0,
-            via: None,
-        };
-    };
-    let path = classify(&client, &server);
-    StoredPath {
-        class: code::of(&code::CLASSES, &path.class),
-        crosses: code::crosses(&path.crosses),
-        via: (!path.via.is_empty()).then(|| path.via.join(" ").into()),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::record::{
 /// Numbers looked up in one statement.
 const LOOKUP_CHUNK: usize = 1000;
 
-/// Runs a query whose first columns are those of a connection table, and reads its rows.
+/// Runs a query whose first columns are those of one of the flat views, and reads its rows.
 pub fn rows(
     connection: &Connection,
     sql: &str,
@@ -198,6 +198,59 @@ pub fn owners(
         }
     }
     Ok(found)
+}
+
+/// Addresses between two ends by their number, the latest.
+pub fn vias(connection: &Connection, limit: usize) -> Result<Vec<(u32, Arc<str>)>, StoreError> {
+    let mut statement =
+        connection.prepare("SELECT id, addresses FROM vias ORDER BY id DESC LIMIT ?")?;
+    let rows = statement.query_map([limit as u64], |row| {
+        Ok((row.get(0)?, row.get::<_, String>(1)?.into()))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Addresses between two ends with these numbers.
+pub fn vias_of(
+    connection: &Connection,
+    numbers: impl IntoIterator<Item = u32>,
+) -> Result<HashMap<u32, String>, StoreError> {
+    let mut numbers: Vec<u32> = numbers.into_iter().collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let mut found = HashMap::with_capacity(numbers.len());
+    for chunk in numbers.chunks(LOOKUP_CHUNK) {
+        let list: Vec<String> = chunk.iter().map(u32::to_string).collect();
+        let mut statement = connection.prepare(&format!(
+            "SELECT id, addresses FROM vias WHERE id IN ({})",
+            list.join(",")
+        ))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            found.insert(row.get(0)?, row.get(1)?);
+        }
+    }
+    Ok(found)
+}
+
+/// Halves of our own agents in the last `rows` settled rows, oldest first.
+pub fn latest_halves(connection: &Connection, rows: usize) -> Result<Vec<HalfId>, StoreError> {
+    let mut statement = connection.prepare(
+        "SELECT unnest(list_filter([CASE WHEN ca.key IS NOT NULL THEN k.c.half END,
+             CASE WHEN sa.key IS NOT NULL THEN k.s.half END], lambda half: half IS NOT NULL))
+         FROM (SELECT rowid AS number, c, s FROM connections_done
+               WHERE rowid >= (SELECT coalesce(max(rowid), 0) FROM connections_done) - ?) k
+         LEFT JOIN agents ca ON ca.id = k.c.agent LEFT JOIN agents sa ON sa.id = k.s.agent ORDER BY number",
+    )?;
+    let mut halves = Vec::new();
+    for batch in statement.query_arrow([rows as i64])? {
+        let ids = batch
+            .column(0)
+            .as_any()
+            .downcast_ref::<PrimitiveArray<U64>>();
+        halves.extend(ids.into_iter().flatten().flatten().map(HalfId));
+    }
+    Ok(halves)
 }
 
 /// Links to other homes.

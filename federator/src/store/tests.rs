@@ -1,6 +1,6 @@
 use super::*;
 use crate::record::Joined;
-use weft_wire::query::Confidence;
+use weft_wire::query::{Confidence, Unmatched};
 use weft_wire::{AgentInfo, Fingerprint, Half, HalfState, Process, Protocol, Role, Site};
 
 fn options(folder: &Path) -> StoreOptions {
@@ -144,7 +144,7 @@ fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
         (loaded.position, loaded.sequences),
         (20, vec![(AgentKey(77), 4)])
     );
-    let back = read::rows(&store.connection, "SELECT * FROM connections", []).unwrap();
+    let back = read::rows(&store.connection, "SELECT * FROM connections_plain", []).unwrap();
     assert_eq!(
         back,
         [Row {
