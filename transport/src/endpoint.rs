@@ -268,6 +268,8 @@ pub struct Expect {
     pub role: PeerRole,
     /// The name it must have; `None` for any.
     pub name: Option<String>,
+    /// The region it must have; `None` for any.
+    pub region: Option<String>,
 }
 
 impl Expect {
@@ -276,6 +278,7 @@ impl Expect {
         Self {
             role: PeerRole::Federator,
             name: None,
+            region: None,
         }
     }
 
@@ -284,6 +287,15 @@ impl Expect {
         Self {
             role: PeerRole::Federator,
             name: Some(name.into()),
+            region: None,
+        }
+    }
+
+    /// The same, and of this region.
+    pub fn of_region(self, region: &str) -> Self {
+        Self {
+            region: Some(region.into()),
+            ..self
         }
     }
 }
@@ -394,12 +406,12 @@ impl Dialler {
     ) -> Result<Session, TransportError> {
         let session = Session::new(connection, self.counters.clone(), None)?;
         session.require_role(&[expected.role])?;
-        match &expected.name {
-            Some(name) if name != session.peer().name() => {
-                let detail = format!("expected {name:?}, found {}", session.peer());
-                Err(session.misbehaved(CloseCode::Identity, detail))
-            }
-            _ => Ok(session),
+        if let Some(name) = &expected.name {
+            session.require_name(name)?;
         }
+        if let Some(region) = &expected.region {
+            session.require_region(region)?;
+        }
+        Ok(session)
     }
 }

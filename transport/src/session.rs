@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::OwnedSemaphorePermit;
@@ -16,6 +16,25 @@ use weft_wire::{AgentKey, Timestamp};
 use crate::counters::Counters;
 use crate::error::{CloseReason, MAX_REASON_CHARS, TransportError};
 use crate::identity::{PeerRole, SpiffeId, days_between, holder};
+
+/// What a peer hears whose certificate's time is over.
+const EXPIRED: &[u8] = b"the certificate has ended";
+/// Longest sleep at a stretch until a certificate ends: clocks are set, and machines suspended.
+const CLOCK_LOOK: Duration = Duration::from_secs(600);
+
+/// Waits for a point in time by the system's clock.
+async fn until(end: Timestamp) {
+    loop {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let end = Duration::from_micros(end.0.max(0).unsigned_abs());
+        let Some(left) = end.checked_sub(now).filter(|left| !left.is_zero()) else {
+            return;
+        };
+        tokio::time::sleep(left.min(CLOCK_LOOK)).await;
+    }
+}
 
 /// A session with a peer. Cheap to clone; closed with [`CloseCode::Done`] when the last clone and the last stream are
 /// dropped.
@@ -71,7 +90,17 @@ impl Session {
         counters.established();
         let (watched, totals) = (connection.clone(), counters.clone());
         tokio::spawn(async move {
-            let end = watched.closed().await;
+            let end = tokio::select! {
+                end = watched.closed() => end,
+                () = until(holder.not_after) => {
+                    // Closed by another before: then that counts.
+                    if watched.close_reason().is_none() {
+                        totals.closed_here(CloseCode::Identity);
+                        watched.close((CloseCode::Identity as u32).into(), EXPIRED);
+                    }
+                    watched.closed().await
+                }
+            };
             totals.ended(&CloseReason::from_quinn(&end));
             drop(permit);
         });
@@ -183,6 +212,17 @@ impl Session {
         Err(self.misbehaved(
             CloseCode::Identity,
             format!("{} claims to be {claimed:?}", self.peer()),
+        ))
+    }
+
+    /// Demands that the peer is of this region; otherwise it is told [`CloseCode::Identity`].
+    pub fn require_region(&self, region: &str) -> Result<(), TransportError> {
+        if region == self.peer().region() {
+            return Ok(());
+        }
+        Err(self.misbehaved(
+            CloseCode::Identity,
+            format!("{} is not of region {region:?}", self.peer()),
         ))
     }
 

@@ -377,9 +377,22 @@ async fn a_federator_of_another_name_or_role_is_left() {
         ),
         "{error}"
     );
+    let elsewhere = Expect::federator("fed-a").of_region("region-2");
+    let error = dialler.dial(&world.address, &elsewhere).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            TransportError::PeerMisbehaved {
+                code: CloseCode::Identity,
+                ..
+            }
+        ),
+        "{error}"
+    );
     let operator = Expect {
         role: PeerRole::Operator,
         name: None,
+        region: None,
     };
     let error = dialler.dial(&world.address, &operator).await.unwrap_err();
     assert!(
@@ -407,6 +420,78 @@ async fn an_agents_certificate_cannot_serve() {
         matches!(error, TransportError::Closed(CloseReason::Refused(_))),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_session_ends_with_the_peers_certificate() {
+    let world = World::new();
+    let validity = Validity {
+        not_after: Timestamp(now().0 + 3_000_000),
+        ..Validity::days_from(now(), 1)
+    };
+    let identity = world
+        .pki
+        .issue_with(DOMAIN, PeerRole::Agent, "short", validity);
+    let dialler = Dialler::new(&identity).unwrap();
+    let session = dialler
+        .dial(&world.address, &Expect::any_federator())
+        .await
+        .unwrap();
+    let (_send, _receive) = session.open_bi().await.unwrap();
+    assert_eq!(peer_code(&session).await, Some(CloseCode::Identity));
+    assert!(now() >= session_end(validity));
+}
+
+/// Certificates carry whole seconds.
+fn session_end(validity: Validity) -> Timestamp {
+    Timestamp(validity.not_after.0 / 1_000_000 * 1_000_000)
+}
+
+/// Begins a handshake from an address that never answers: only the first datagram arrives.
+async fn forged_dial(identity: &Identity, listener: &str) -> tokio::task::JoinHandle<()> {
+    let relay = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = relay.local_addr().unwrap().to_string();
+    let dialler = Dialler::new(identity).unwrap();
+    let dial = tokio::spawn(async move {
+        let _ = dialler.dial(&address, &Expect::any_federator()).await;
+    });
+    let mut bytes = vec![0; 2048];
+    let length = relay.recv(&mut bytes).await.unwrap();
+    relay.send_to(&bytes[..length], listener).await.unwrap();
+    dial
+}
+
+#[tokio::test]
+async fn forged_addresses_cannot_fill_the_room_for_handshakes() {
+    let pki = Pki::new();
+    let identity = pki.issue(PeerRole::Federator, "fed-a");
+    let limits = Limits {
+        sessions: 64,
+        handshakes: 8,
+    };
+    let listener = Listener::bind_with((Ipv4Addr::LOCALHOST, 0).into(), &identity, limits).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let agent = pki.issue(PeerRole::Agent, "honest");
+    let mut forged = Vec::new();
+    for _ in 0..24 {
+        forged.push(forged_dial(&agent, &address).await);
+    }
+    let dialler = Dialler::new(&agent).unwrap();
+    let session = dialler
+        .dial(&address, &Expect::any_federator())
+        .await
+        .unwrap();
+    let accepted = tokio::time::timeout(PATIENCE, listener.accept())
+        .await
+        .unwrap();
+    assert!(accepted.is_some());
+    let counts = listener.counters().read();
+    assert!(counts.retried > 0, "{counts:?}");
+    assert_eq!(counts.refused_full, 0, "{counts:?}");
+    drop(session);
+    for dial in forged {
+        dial.abort();
+    }
 }
 
 #[tokio::test]
