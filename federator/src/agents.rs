@@ -9,8 +9,12 @@ use weft_wire::control::{AgentStatus, CloseCode};
 use weft_wire::query::AgentHealth;
 use weft_wire::{AgentInfo, AgentKey, Timestamp};
 
-/// Most agents known; others are refused with [`CloseCode::Limit`].
+/// Most agents known. When there are as many, the one that was heard last the longest ago makes room for a new one, unless
+/// that was within [`RECENT_US`]: then the new one is refused with [`CloseCode::Limit`].
 pub const MAX_AGENTS: usize = 16_384;
+
+/// An agent that was heard within this, in microseconds, is not forgotten for another.
+pub const RECENT_US: i64 = 3_600_000_000;
 
 /// Part of a lower estimate of an agent's clock that is believed: 1/8, as of a round trip.
 const SKEW_SHIFT: u32 = 3;
@@ -115,6 +119,16 @@ impl AgentState {
         self.inner().status = status;
     }
 
+    /// When it was heard last; `None` while it has a session.
+    fn away_since(&self) -> Option<Timestamp> {
+        let inner = self.inner();
+        let live = inner
+            .session
+            .as_ref()
+            .is_some_and(|session| session.close_reason().is_none());
+        (!live).then_some(inner.last_seen)
+    }
+
     /// For `weft health`.
     pub fn health(&self, now: Timestamp) -> AgentHealth {
         let inner = self.inner();
@@ -160,18 +174,26 @@ impl AgentStates {
         }
     }
 
-    /// The agent with this key; `None` when there are too many.
-    pub fn of(&self, key: AgentKey) -> Option<Arc<AgentState>> {
+    /// The agent with this key; `None` when there are too many. One that was forgotten and comes back begins with the
+    /// sequence number 0 here; the core still knows what it applied.
+    pub fn of(&self, key: AgentKey, now: Timestamp) -> Option<Arc<AgentState>> {
         let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
-        if !by_key.contains_key(&key) && by_key.len() >= MAX_AGENTS {
-            return None;
+        if let Some(known) = by_key.get(&key) {
+            return Some(known.clone());
         }
-        Some(
-            by_key
-                .entry(key)
-                .or_insert_with(|| Arc::new(AgentState::new(key, 0)))
-                .clone(),
-        )
+        if by_key.len() >= MAX_AGENTS {
+            let (since, oldest) = by_key
+                .values()
+                .filter_map(|state| Some((state.away_since()?, state.key)))
+                .min()?;
+            if now.0.saturating_sub(since.0) < RECENT_US {
+                return None;
+            }
+            by_key.remove(&oldest);
+        }
+        let state = Arc::new(AgentState::new(key, 0));
+        by_key.insert(key, state.clone());
+        Some(state)
     }
 
     /// All that have connected since the start, by name.
@@ -227,10 +249,19 @@ mod tests {
     #[test]
     fn there_is_a_limit() {
         let states = AgentStates::default();
+        let now = Timestamp(RECENT_US);
         for key in 0..MAX_AGENTS as u64 {
-            assert!(states.of(AgentKey(key)).is_some());
+            let state = states.of(AgentKey(key), now).unwrap();
+            state.heard(None, Timestamp(if key == 7 { 0 } else { 1 }));
         }
-        assert!(states.of(AgentKey(u64::MAX)).is_none());
-        assert!(states.of(AgentKey(3)).is_some());
+        assert!(states.of(AgentKey(3), now).is_some());
+        let came = states.of(AgentKey(u64::MAX), now).unwrap();
+        came.heard(None, now);
+        assert!(
+            states.of(AgentKey(7), now).is_none(),
+            "it was forgotten, and all others were heard lately"
+        );
+        assert!(states.of(AgentKey(7), Timestamp(RECENT_US + 1)).is_some());
+        assert!(states.of(AgentKey(u64::MAX), now).is_some());
     }
 }

@@ -13,12 +13,42 @@ use weft_wire::query::FederatorHealth;
 use crate::agents::AgentStates;
 use crate::clock;
 use crate::config::Config;
+use crate::core::CoreCounters;
 use crate::peers::Peers;
 use crate::pipeline::Progress;
 use crate::server::ServerCounters;
 
 /// Seconds over which the rate of halves is taken.
 const RATE_WINDOW: usize = 60;
+
+/// How often the totals are taken from which the match ratio of the last hour is.
+const RATIO_EVERY: Duration = Duration::from_secs(60);
+/// So many of them: an hour.
+const RATIO_SAMPLES: usize = 60;
+
+/// Halves that got a partner, and that did not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Outcomes {
+    matched: u64,
+    unmatched: u64,
+}
+
+impl Outcomes {
+    fn of(core: &CoreCounters) -> Self {
+        Self {
+            matched: core.matched_halves,
+            unmatched: core.expired + core.ambiguous,
+        }
+    }
+
+    /// Part that was matched since `before`; those past their hold count as unmatched.
+    fn ratio_since(self, before: Self, past_hold: u64) -> Option<f64> {
+        let matched = self.matched.saturating_sub(before.matched);
+        let unmatched = self.unmatched.saturating_sub(before.unmatched) + past_hold;
+        let all = matched + unmatched;
+        (all > 0).then(|| matched as f64 / all as f64)
+    }
+}
 
 /// Where everything about this federator can be read.
 pub struct Vitals {
@@ -36,6 +66,8 @@ pub struct Vitals {
     pub sessions: Arc<ServerCounters>,
     /// Halves in total, once a second.
     samples: Mutex<VecDeque<(Instant, u64)>>,
+    /// Once a minute, for an hour.
+    outcomes: Mutex<VecDeque<(Instant, Outcomes)>>,
 }
 
 /// What [`Vitals`] reads.
@@ -78,6 +110,7 @@ impl Vitals {
             progress,
             sessions,
             samples: Mutex::new(VecDeque::from([(Instant::now(), 0)])),
+            outcomes: Mutex::new(VecDeque::from([(Instant::now(), Outcomes::default())])),
         }
     }
 
@@ -90,7 +123,39 @@ impl Vitals {
             if samples.len() > RATE_WINDOW {
                 samples.pop_front();
             }
+            drop(samples);
+            self.sample_outcomes();
         }
+    }
+
+    fn sample_outcomes(&self) {
+        let now = Outcomes::of(&self.core());
+        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        if outcomes
+            .back()
+            .is_none_or(|(at, _)| at.elapsed() >= RATIO_EVERY)
+        {
+            outcomes.push_back((Instant::now(), now));
+            if outcomes.len() > RATIO_SAMPLES {
+                outcomes.pop_front();
+            }
+        }
+    }
+
+    fn core(&self) -> CoreCounters {
+        *self
+            .progress
+            .core
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of the last hour, or of the time since the start if that is shorter.
+    fn match_ratio(&self) -> Option<f64> {
+        let outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = outcomes.front().map(|(_, before)| *before);
+        let past_hold = self.progress.past_hold.load(Relaxed);
+        Outcomes::of(&self.core()).ratio_since(before.unwrap_or_default(), past_hold)
     }
 
     fn halves_per_second(&self) -> f64 {
@@ -113,9 +178,7 @@ impl Vitals {
     pub fn health(&self) -> FederatorHealth {
         let now = clock::now();
         let progress = &self.progress;
-        let core = *progress.core.lock().unwrap_or_else(PoisonError::into_inner);
-        let unmatched = core.expired + core.ambiguous + progress.past_hold.load(Relaxed);
-        let established = core.matched_halves + unmatched;
+        let core = self.core();
         FederatorHealth {
             name: self.name.clone(),
             region: self.region.clone(),
@@ -128,7 +191,7 @@ impl Vitals {
             halves_per_second: self.halves_per_second(),
             halves: core.halves,
             stitched: core.stitched + core.joined,
-            match_ratio: (established > 0).then(|| core.matched_halves as f64 / established as f64),
+            match_ratio: self.match_ratio(),
             open_halves: progress.waiting.load(Relaxed),
             exchange_delay_us: progress.exchange.median(),
             certificate_days_left: self.identity.days_left(now),
@@ -160,9 +223,10 @@ impl Vitals {
 
     /// What was dropped, refused or went otherwise than it should, by name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
-        let core = *self
+        let core = self.core();
+        let stitching = *self
             .progress
-            .core
+            .stitching
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let mesh = (*self
@@ -190,6 +254,10 @@ impl Vitals {
             ("not_offered_halves", core.not_offered),
             ("journal_full_refusals", sessions.journal_full.load(Relaxed)),
             ("agents_full_refusals", sessions.agents_full.load(Relaxed)),
+            ("stitcher_not_remembered_pairs", stitching.not_remembered),
+            ("stitcher_not_indexed_halves", stitching.not_indexed),
+            ("stitcher_timers_early", stitching.timers_early),
+            ("owner_refused_offers", mesh.owner.refused),
             ("mesh_unknown_handles", mesh.home.unknown_handle),
             ("mesh_rejected_cards", mesh.home.rejected),
             ("mesh_conflicting_partners", mesh.home.conflicting),
@@ -200,6 +268,7 @@ impl Vitals {
             ("sessions_lost", transport.lost),
             ("sessions_full_refusals", transport.refused_full),
             ("handshake_timeouts", transport.handshake_timeouts),
+            ("handshakes_retried", transport.retried),
         ]
         .into_iter()
         .map(|(name, count)| (name.to_owned(), count))
@@ -340,4 +409,25 @@ impl Vitals {
 fn disk_free(path: &std::path::Path) -> u64 {
     nix::sys::statvfs::statvfs(path)
         .map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_match_ratio_forgets_what_was_before_its_window() {
+        let (before, now) = (
+            Outcomes {
+                matched: 1000,
+                unmatched: 0,
+            },
+            Outcomes {
+                matched: 1010,
+                unmatched: 20,
+            },
+        );
+        assert_eq!(now.ratio_since(before, 10), Some(0.25));
+        assert_eq!(before.ratio_since(before, 0), None);
+    }
 }

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::config::Peer;
 use crate::core::{Contact, Told};
 use crate::pipeline::Submission;
-use crate::server::{HELLO_TIMEOUT, SEND_TIMEOUT};
+use crate::server::{HELLO_TIMEOUT, SEND_TIMEOUT, sent_at};
 
 /// First pause before a peer is dialled again; doubles up to [`BACK_OFF_MAX`].
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
@@ -162,7 +162,7 @@ impl PeerLink {
 
     /// The peer's session to us begins; an older one ends.
     pub fn begin_inbound(&self, session: &Session, hello: &PeerHello) {
-        self.heard(hello.now);
+        self.heard(sent_at(hello.now, session));
         let older = lock(&self.inbound).replace(session.clone());
         if let Some(older) = older {
             older.close(
@@ -208,7 +208,7 @@ async fn keep_in_touch(
     let mut number = 0;
     loop {
         number += 1;
-        let expected = Expect::federator(&link.name);
+        let expected = Expect::federator(&link.name).of_region(&link.region);
         let dial = dialler.dial(&link.address, &expected);
         let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial).await;
         let dialled = dialled.unwrap_or_else(|_| {
@@ -251,7 +251,7 @@ async fn talk(
     sender.send(&peers.hello(), SEND_TIMEOUT).await?;
     let hello: PeerHello = receiver.expect(HELLO_TIMEOUT).await?;
     session.require_name(&hello.name)?;
-    link.heard(hello.now);
+    link.heard(sent_at(hello.now, &session));
     *pause = BACK_OFF_MIN;
     let (outbox, mut messages) = mpsc::channel(OUTBOX);
     *lock(&link.outbox) = Some((number, outbox));

@@ -176,6 +176,8 @@ pub struct Progress {
     pub syncs: AtomicU64,
     /// Totals of the core.
     pub core: Mutex<CoreCounters>,
+    /// Totals of the stitcher.
+    pub stitching: Mutex<weft_stitching::Counters>,
     /// Totals of the mesh.
     pub mesh: Mutex<Option<weft_mesh::Counters>>,
     /// Halves without partner that are past their hold.
@@ -721,6 +723,9 @@ fn report(core: &Core, progress: &Progress, peers: &Peers) {
     progress.past_hold.store(core.past_hold() as u64, Relaxed);
     if let Ok(mut counters) = progress.mesh.lock() {
         *counters = core.mesh_counters();
+    }
+    if let Ok(mut counters) = progress.stitching.lock() {
+        *counters = core.stitching_counters();
     }
     if let Ok(mut counters) = progress.core.lock() {
         *counters = core.counters();

@@ -108,13 +108,13 @@ impl Server {
         let (mut sender, mut receiver) = streams?;
         let hello: AgentHello = receiver.expect(HELLO_TIMEOUT).await?;
         session.require_name(&hello.agent.name)?;
-        let Some(agent) = self.agents.of(session.peer_key()) else {
+        let Some(agent) = self.agents.of(session.peer_key(), clock::now()) else {
             self.counters.agents_full.fetch_add(1, Relaxed);
             return Err(session.misbehaved(CloseCode::Limit, "too many agents"));
         };
         self.check_journal(&session)?;
         let now = clock::now();
-        agent.heard(Some(hello.now), now);
+        agent.heard(Some(sent_at(hello.now, &session)), now);
         agent.begin(&session, &hello.agent);
         self.submit(
             &session,
@@ -157,7 +157,7 @@ impl Server {
                 Kind::HalfBatch => self.take_batch(session, agent, frame).await?,
                 Kind::AgentStatus => {
                     let status: AgentStatus = session.decode(&frame)?;
-                    agent.heard(Some(status.now), clock::now());
+                    agent.heard(Some(sent_at(status.now, session)), clock::now());
                     agent.reported(status);
                 }
                 other => {
@@ -293,6 +293,7 @@ impl Server {
                 format!("{} is no peer here", session.peer()),
             ));
         };
+        session.require_region(&link.region)?;
         sender.send(&self.peers.hello(), SEND_TIMEOUT).await?;
         link.begin_inbound(session, hello);
         let up = Contact::PeerUp {
@@ -399,6 +400,12 @@ fn looked_at(bytes: &[u8]) -> Result<(usize, Option<Timestamp>), BatchError> {
         let newest = columns.seen_at.iter().max();
         Ok((columns.len(), newest.map(|at| Timestamp(*at))))
     })
+}
+
+/// The peer's clock when what it said arrived: half a round trip after it was sent.
+pub fn sent_at(clock: Timestamp, session: &Session) -> Timestamp {
+    let way_us = i64::try_from(session.rtt().as_micros() / 2).unwrap_or(i64::MAX);
+    Timestamp(clock.0.saturating_add(way_us))
 }
 
 fn draining(session: &Session) -> TransportError {

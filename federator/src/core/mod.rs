@@ -183,6 +183,8 @@ pub struct Core {
     sequences_changed: BTreeMap<AgentKey, u64>,
     counters: CoreCounters,
     past_hold: usize,
+    /// Halves that wait for a partner.
+    pending: usize,
     candidates: Vec<Candidate>,
     closed: Vec<Candidate>,
 }
@@ -224,6 +226,7 @@ impl Core {
             sequences_changed: BTreeMap::new(),
             counters: CoreCounters::default(),
             past_hold: 0,
+            pending: 0,
             candidates: Vec::new(),
             closed: Vec::new(),
             config,
@@ -285,6 +288,8 @@ impl Core {
                 self.slots[number].waiting = true;
                 if self.slots[number].matched() {
                     self.stitcher.settle(&candidate);
+                } else if self.slots[number].unmatched == Unmatched::Pending {
+                    self.pend(number);
                 }
                 self.restore_link(number, links.get(&self.slots[number].half.id));
             }
@@ -395,7 +400,7 @@ impl Core {
 
     /// Halves that wait for a partner.
     pub fn waiting(&self) -> usize {
-        self.stitcher.open()
+        self.pending
     }
 
     /// Halves without partner that are past their hold.
@@ -519,8 +524,14 @@ impl Core {
         if established {
             self.candidates.push(self.slots[number].candidate(number));
             self.slots[number].waiting = true;
+            self.pend(number);
         }
         self.touch(number);
+    }
+
+    /// The half begins to wait for a partner.
+    fn pend(&mut self, number: SlotNumber) {
+        self.pending += usize::from(!std::mem::replace(&mut self.slots[number].pending, true));
     }
 
     /// There is no room to let the half wait: it is stored as it is. What comes of it later replaces that if it was open and
@@ -588,7 +599,8 @@ impl Core {
         slot.half = merged;
         slot.skew_us = skew_us;
         let after = slot.candidate(number);
-        if before.key != after.key && slot.waiting && !slot.matched() {
+        let other_key = before.key != after.key && slot.waiting && !slot.matched();
+        if other_key {
             self.stitcher.remove(&before);
             self.candidates.push(after);
         }
@@ -599,6 +611,10 @@ impl Core {
             && let Some(mesh) = &mut self.mesh
         {
             mesh.updated(merged.id, &slot.view());
+            // Its owner looks for it under a key that its other end does not have. It is offered again after its hold.
+            if other_key && mesh.link(merged.id).is_none() {
+                self.withdraw(number, Withdrawn::Matched);
+            }
         }
         self.touch(number);
     }
@@ -650,8 +666,9 @@ impl Core {
         }
     }
 
-    /// The half is no longer one that is past its hold without partner.
+    /// The half no longer waits for a partner.
     fn hold_over(&mut self, number: SlotNumber) {
+        self.pending -= usize::from(std::mem::take(&mut self.slots[number].pending));
         self.past_hold -= usize::from(std::mem::take(&mut self.slots[number].past_hold));
     }
 

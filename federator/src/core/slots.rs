@@ -51,6 +51,8 @@ pub struct Slot {
     pub remote: bool,
     /// Given to the stitcher and not taken back.
     pub waiting: bool,
+    /// Counted among those that wait for a partner.
+    pub pending: bool,
     /// Past its hold, without partner.
     pub past_hold: bool,
     /// Given to the mesh.
@@ -90,6 +92,7 @@ impl Slot {
             skew_us,
             remote: false,
             waiting: false,
+            pending: false,
             past_hold: false,
             offered: false,
             card_due: false,

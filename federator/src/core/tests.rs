@@ -615,6 +615,36 @@ fn restarted(flushes: &[Flush], journal: &[(u64, Timestamp, Input)]) -> Core {
 }
 
 #[test]
+fn a_half_that_gains_its_sequence_numbers_is_offered_under_them() {
+    let mut core = Core::new(
+        CoreConfig {
+            mesh: Some((vec!["fed-b".into()], MeshKey::new([1; 32]))),
+            ..config()
+        },
+        Loaded::default(),
+    );
+    let info = AgentInfo::default();
+    let key = AgentKey(1);
+    core.apply(1, Timestamp(0), Input::Agent { key, info });
+    let known = half(1, 1, Role::Client, 9, HalfState::Open);
+    let unknown = Half {
+        fingerprint: Fingerprint::Unknown,
+        ..known
+    };
+    batch(&mut core, 1, 1, 1, vec![unknown]);
+    core.advance(Timestamp(2_000_000));
+    assert_eq!(core.mesh_counters().unwrap().home.offered, 1);
+    assert_eq!((core.waiting(), core.past_hold()), (1, 1));
+    let seen_at = Timestamp(1600);
+    batch(&mut core, 2_000_001, 1, 2, vec![Half { seen_at, ..known }]);
+    assert_eq!(core.mesh_counters().unwrap().halves, 0);
+    core.advance(Timestamp(4_000_000));
+    let counters = core.mesh_counters().unwrap();
+    assert_eq!((counters.home.offered, counters.halves), (2, 1));
+    assert_eq!(core.waiting(), 1, "one that is offered waits once");
+}
+
+#[test]
 fn what_waits_is_not_written_and_survives_a_restart_in_the_journal() {
     let mut core = core();
     let first = core.flush();
