@@ -21,7 +21,7 @@ pub const LAG_WARN_US: i64 = 30_000_000;
 pub const EXCHANGE_WARN_US: u64 = 5_000_000;
 
 /// Counters of a federator that mean missing matches: name, in words, and what to do.
-const LIMITS_REACHED: [(&str, &str, &str); 3] = [
+const LIMITS_REACHED: [(&str, &str, &str); 7] = [
     (
         "memory_full_halves",
         "halves were stored without a chance to be matched: too many were open",
@@ -31,6 +31,26 @@ const LIMITS_REACHED: [(&str, &str, &str); 3] = [
         "not_offered_halves",
         "halves were not offered to the mesh: too many waited",
         "are the peers reachable? weft health --json shows their queues",
+    ),
+    (
+        "owner_refused_offers",
+        "offers of other homes were refused: too many waited here",
+        "raise [stitch] max_open",
+    ),
+    (
+        "stitcher_not_remembered_pairs",
+        "pairs were not watched for a third half with the same claim: too many were open",
+        "raise [stitch] max_open",
+    ),
+    (
+        "stitcher_not_indexed_halves",
+        "halves could not be found by their addresses: too many waited",
+        "raise [stitch] max_open",
+    ),
+    (
+        "stitcher_timers_early",
+        "halves waited shorter than they should: too many were open",
+        "raise [stitch] max_open",
     ),
     (
         "half_id_collisions",
