@@ -10,6 +10,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod datagram;
 mod maps;
 mod owner;
 mod places;
@@ -17,8 +18,9 @@ mod record;
 mod socket;
 
 use aya_ebpf::Global;
-use aya_ebpf::macros::{cgroup_sock, sock_ops};
-use aya_ebpf::programs::{SockContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock, sock_ops};
+use aya_ebpf::programs::{SkBuffContext, SockContext, SockOpsContext};
+use weft_agent_common::{PORT_SET_WORDS, direction};
 
 /// Nanoseconds between two updates of a connection that stays open.
 #[unsafe(no_mangle)]
@@ -50,6 +52,34 @@ static OFFSET_SKC_NET: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static OFFSET_NET_INUM: Global<u32> = Global::new(0);
 
+/// `task_struct.tgid`.
+#[unsafe(no_mangle)]
+static OFFSET_TASK_TGID: Global<u32> = Global::new(0);
+/// `task_struct.comm`.
+#[unsafe(no_mangle)]
+static OFFSET_TASK_COMM: Global<u32> = Global::new(0);
+/// `task_struct.cred`.
+#[unsafe(no_mangle)]
+static OFFSET_TASK_CRED: Global<u32> = Global::new(0);
+/// `cred.uid`.
+#[unsafe(no_mangle)]
+static OFFSET_CRED_UID: Global<u32> = Global::new(0);
+
+/// How the packet programs learn who is sending: 0 not at all (the socket's creator is named), 1 by the helpers for the
+/// current process (kernel 6.16), 2 by the task's fields.
+#[unsafe(no_mangle)]
+static CURRENT_IN_SKB: Global<u8> = Global::new(0);
+
+/// Nanoseconds without a datagram after which the next one begins another flow.
+#[unsafe(no_mangle)]
+static FLOW_IDLE_NS: Global<u64> = Global::new(60_000_000_000);
+/// The same for a flow with a name server of at most one datagram each way.
+#[unsafe(no_mangle)]
+static DNS_IDLE_NS: Global<u64> = Global::new(10_000_000_000);
+/// A bit for each port whose packets are copied whole.
+#[unsafe(no_mangle)]
+static DNS_PORTS: Global<[u32; PORT_SET_WORDS]> = Global::new([0; PORT_SET_WORDS]);
+
 /// The verdict with which a cgroup program lets everything pass.
 const PASS: u32 = 1;
 
@@ -73,11 +103,37 @@ pub fn weft_hashed_ops(ctx: SockOpsContext) -> u32 {
     PASS
 }
 
+#[cgroup_skb(egress)]
+pub fn weft_egress(ctx: SkBuffContext) -> i32 {
+    let _ = datagram::packet(&ctx, direction::SENT);
+    PASS as i32
+}
+
+#[cgroup_skb(ingress)]
+pub fn weft_ingress(ctx: SkBuffContext) -> i32 {
+    let _ = datagram::packet(&ctx, direction::RECEIVED);
+    PASS as i32
+}
+
+#[cgroup_sock(sock_create)]
+pub fn weft_udp_create(ctx: SockContext) -> i32 {
+    let _ = datagram::created(&ctx);
+    PASS as i32
+}
+
+#[cgroup_sock(sock_release)]
+pub fn weft_udp_release(ctx: SockContext) -> i32 {
+    let _ = datagram::released(&ctx);
+    PASS as i32
+}
+
 /// Why an event was not recorded. Nothing reads it but the verifier and a person: what matters is counted.
 #[derive(Clone, Copy)]
 pub enum Skip {
     /// Not one of ours: another protocol, another callback.
     NotOurs,
+    /// A packet's headers could not be read (counted).
+    Unreadable,
     /// The callback carries no full socket.
     NoSocket,
     /// The socket has no state, because it is older than the hooks or there was no memory (counted then).

@@ -17,6 +17,7 @@ use crate::calls::Calls;
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::decode::{ConnectionKey, decode, opening};
+use crate::flows::{Flows, is_flow_record};
 use crate::kernel::Hooks;
 use crate::places::Places;
 use crate::sink::BatchSink;
@@ -38,6 +39,8 @@ pub struct Capture<H, S> {
     pub clock: Clock,
     /// The call hooks, where this kernel has them.
     pub calls: Option<Calls>,
+    /// UDP, where this kernel has the hooks for it.
+    pub flows: Option<Flows>,
     sink: S,
     counters: Arc<Counters>,
     position: u64,
@@ -67,6 +70,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             attribution,
             clock,
             calls: None,
+            flows: None,
             sink,
             counters,
             position,
@@ -88,29 +92,50 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             let Some((bytes, next)) = self.hooks.ring.peek(self.position) else {
                 break;
             };
-            match decode(bytes) {
-                Ok(event) => {
-                    let owner = self.attribution.owner(
-                        &Calls::speaker(self.calls.as_ref(), &event),
-                        event.at_ns,
-                        now_ns,
-                        &self.clock,
-                    );
-                    self.table.apply(&event, &owner, &self.clock);
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "record skipped");
-                    self.counters.malformed.fetch_add(1, Relaxed);
-                }
+            let flows = self.flows.as_mut().filter(|_| is_flow_record(bytes));
+            let understood = match flows {
+                Some(flows) => flows
+                    .apply(bytes, &mut self.attribution, &self.clock, now_ns)
+                    .map_err(|error| error.to_string()),
+                None => decode(bytes)
+                    .map_err(|error| error.to_string())
+                    .map(|event| {
+                        let owner = self.attribution.owner(
+                            &Calls::speaker(self.calls.as_ref(), &event),
+                            event.at_ns,
+                            now_ns,
+                            &self.clock,
+                        );
+                        self.table.apply(&event, &owner, &self.clock);
+                    }),
+            };
+            if let Err(error) = understood {
+                tracing::debug!(%error, "record skipped");
+                self.counters.malformed.fetch_add(1, Relaxed);
             }
             self.position = next;
             read += 1;
-            if self.table.pending() >= MAX_BATCH_ROWS && self.flush().is_err() {
+            if self.pending() >= MAX_BATCH_ROWS && self.flush().is_err() {
                 break;
             }
         }
         self.counters.records.fetch_add(read, Relaxed);
         self.close_gone();
+        if self.position >= end && self.unsent.is_empty() {
+            self.sweep_flows(now_ns);
+        }
+    }
+
+    /// Reads the kernel's map of flows, now that everything recorded before is in the table.
+    fn sweep_flows(&mut self, now_ns: u64) {
+        if let Some(flows) = &mut self.flows {
+            flows.applied(now_ns);
+            flows.sweep(&mut self.attribution, &self.clock, now_ns);
+        }
+    }
+
+    fn pending(&self) -> usize {
+        self.table.pending() + self.flows.as_ref().map_or(0, Flows::pending)
     }
 
     /// Looks at what the kernel keeps: reports what stays open, and finds ends that were lost with a full ring. Not while the sink
@@ -201,6 +226,9 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         }
         self.flushed = self.position;
         self.hooks.ring.consume(self.position);
+        if let Some(flows) = &mut self.flows {
+            flows.settle(&self.clock);
+        }
         Ok(())
     }
 
@@ -209,8 +237,11 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
     fn cut_batches(&mut self) {
         let mut rows = self.table.drain();
         if let Some(calls) = &mut self.calls {
-            let now_ns = crate::time::monotonic_ns();
+            let now_ns = time::monotonic_ns();
             calls.complete(&mut rows, &mut self.attribution, now_ns, &self.clock);
+        }
+        if let Some(flows) = &mut self.flows {
+            rows.extend(flows.drain(&self.clock, time::monotonic_ns()));
         }
         while !rows.is_empty() {
             let rest = rows.split_off(rows.len().min(MAX_BATCH_ROWS));
@@ -230,6 +261,9 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         let renewed = self.attribution.renewed(time::monotonic_ns());
         if !renewed.is_empty() {
             self.table.reown(&renewed);
+            if let Some(flows) = &mut self.flows {
+                flows.reown(&renewed);
+            }
         }
         renewed
     }
@@ -255,10 +289,17 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             counters
                 .pods_dropped
                 .store(counts.refused + counts.evicted, Relaxed);
-            counters.pod_containers_dropped.store(counts.containers_dropped, Relaxed);
+            counters
+                .pod_containers_dropped
+                .store(counts.containers_dropped, Relaxed);
             counters.pod_objects_skipped.store(pods.skipped(), Relaxed);
             counters.pod_failures.store(pods.failures(), Relaxed);
-            counters.pods_live.store(u64::from(pods.source().live), Relaxed);
+            counters
+                .pods_live
+                .store(u64::from(pods.source().live), Relaxed);
+        }
+        if let Some(flows) = &self.flows {
+            flows.publish(counters);
         }
         counters.owners_gone.store(self.attribution.gone, Relaxed);
         counters

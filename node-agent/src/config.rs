@@ -46,6 +46,9 @@ pub struct Config {
     /// DNS.
     #[serde(default)]
     pub lookups: Lookups,
+    /// UDP flows, and packets of name servers.
+    #[serde(default)]
+    pub datagrams: Datagrams,
     /// The spool.
     #[serde(default)]
     pub spool: Spool,
@@ -195,6 +198,40 @@ impl Default for Lookups {
     }
 }
 
+/// UDP flows, and packets of name servers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Datagrams {
+    /// Whether they are captured at all.
+    pub enabled: bool,
+    /// Most flows at a time: about 220 bytes of kernel memory each, taken at once, and about 500 of the agent's as they come.
+    /// Beyond it datagrams are not seen, and counted; over half of it, single exchanges end after a second. Changing it
+    /// takes `weft-agent unload` first.
+    pub max_flows: u32,
+    /// Seconds without a datagram after which a flow is over.
+    pub idle_timeout_s: u32,
+    /// The same for a flow with a name server of at most one datagram each way.
+    pub dns_idle_timeout_s: u32,
+    /// Ports of name servers, beside 53 and 5353: their packets are copied whole.
+    pub dns_ports: Vec<u16>,
+    /// Size in bytes of the ring for those packets, a power of two of at least 16384. Full: packets are dropped and counted.
+    /// Changing it takes `weft-agent unload` first.
+    pub dns_ring_bytes: u32,
+}
+
+impl Default for Datagrams {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_flows: 65_536,
+            idle_timeout_s: 60,
+            dns_idle_timeout_s: 10,
+            dns_ports: Vec::new(),
+            dns_ring_bytes: 8 << 20,
+        }
+    }
+}
+
 /// Batches on disk, until the federator has them.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -285,6 +322,19 @@ impl Config {
         }
         if self.kubernetes.labels.len() > MAX_LABELS {
             return value("kubernetes.labels", "at most 16");
+        }
+        let datagrams = &self.datagrams;
+        if datagrams.max_flows == 0 {
+            return value("datagrams.max_flows", "at least 1");
+        }
+        if datagrams.idle_timeout_s == 0 || datagrams.dns_idle_timeout_s == 0 {
+            return value(
+                "datagrams.idle_timeout_s",
+                "at least 1, as dns_idle_timeout_s",
+            );
+        }
+        if !datagrams.dns_ring_bytes.is_power_of_two() || datagrams.dns_ring_bytes < 16_384 {
+            return value("datagrams.dns_ring_bytes", "a power of two, at least 16384");
         }
         if !(10..=10_000).contains(&self.spool.flush_interval_ms) {
             return value("spool.flush_interval_ms", "10 to 10000");

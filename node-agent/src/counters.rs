@@ -65,8 +65,24 @@ counters! {
     pod_failures: "counter" "Requests for pods that failed.",
     /// Bytes in the ring not yet consumed.
     ring_used: "gauge" "Bytes in the ring not yet consumed.",
-    /// Bytes in the ring not yet consumed.
-    ring_used: "gauge" "Bytes in the ring not yet consumed.",
+    /// UDP flows now open.
+    flows_open: "gauge" "UDP flows now open.",
+    /// UDP flows not tracked because the flow table was full.
+    flows_dropped: "counter" "UDP flows not tracked because the flow table was full.",
+    /// First datagrams and ends of flows that the kernel's ring had no room for.
+    flow_records_dropped: "counter" "First datagrams and ends of UDP flows lost because the ring buffer was more than half full.",
+    /// Datagrams that belong to no flow because the kernel's map was full.
+    flow_datagrams_untracked: "counter" "Datagrams not counted because the kernel's map of flows was full.",
+    /// UDP sockets the kernel had no memory for.
+    flow_sockets_untracked: "counter" "UDP sockets not remembered because the kernel had no memory for their state.",
+    /// Readings and removals in the kernel's maps of flows that failed.
+    flow_failures: "counter" "Readings and removals in the kernel's maps of flows that failed.",
+    /// Packets whose headers could not be read.
+    packets_unreadable: "counter" "Packets whose headers could not be read.",
+    /// Name servers' packets lost because their ring was full.
+    dns_packets_dropped: "counter" "Packets of name servers lost because their ring buffer was full.",
+    /// Name servers' packets longer than what is copied of one.
+    dns_packets_cut: "counter" "Packets of name servers longer than what is copied of one.",
     /// Sockets not looked at in a snapshot because it reached its limit or a namespace could not be entered.
     snapshot_skipped: "counter" "Sockets or namespaces a snapshot had to leave out.",
 }
@@ -76,8 +92,12 @@ impl Counters {
     pub fn status(&self, now: Timestamp) -> AgentStatus {
         AgentStatus {
             now,
-            kernel_dropped: self.kernel_dropped.load(Relaxed) + self.kernel_untracked.load(Relaxed),
-            table_dropped: self.table_dropped.load(Relaxed),
+            kernel_dropped: self.kernel_dropped.load(Relaxed)
+                + self.kernel_untracked.load(Relaxed)
+                + self.flow_records_dropped.load(Relaxed)
+                + self.flow_datagrams_untracked.load(Relaxed)
+                + self.flow_sockets_untracked.load(Relaxed),
+            table_dropped: self.table_dropped.load(Relaxed) + self.flows_dropped.load(Relaxed),
             spool_dropped: self.spool_dropped.load(Relaxed),
             spool_bytes: self.spool_bytes.load(Relaxed),
             open: self.open.load(Relaxed),

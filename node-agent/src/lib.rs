@@ -10,6 +10,7 @@ pub mod clock;
 pub mod time;
 pub mod table;
 pub mod places;
+pub mod flows;
 pub mod attribution;
 pub mod pods;
 pub mod calls;

@@ -19,7 +19,8 @@ use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::Counters;
-use crate::kernel::{Hooks, Plan};
+use crate::flows::Flows;
+use crate::kernel::{DatagramPlan, Datagrams, Hooks, Plan};
 use crate::snapshot::Snapshot;
 use crate::spool::shared::SharedSpool;
 use crate::spool::{Spool, SpoolLimits};
@@ -147,14 +148,51 @@ fn capture(
     if let Some(pods) = pods {
         attribution = attribution.with_pods(pods);
     }
-    Ok(Capture::new(
+    let flows = flows(config, &plan, &hooks, identity);
+    let mut capture = Capture::new(
         hooks,
         table,
         attribution,
         clock,
         spool,
         Arc::clone(counters),
-    ))
+    );
+    capture.flows = flows;
+    Ok(capture)
+}
+
+/// What to watch of datagrams according to the configuration.
+pub fn datagram_plan(config: &Config) -> DatagramPlan {
+    let datagrams = &config.datagrams;
+    let mut dns_ports = DatagramPlan::default().dns_ports;
+    dns_ports.extend(&datagrams.dns_ports);
+    DatagramPlan {
+        max_flows: datagrams.max_flows,
+        dns_ring_bytes: datagrams.dns_ring_bytes,
+        idle_ns: u64::from(datagrams.idle_timeout_s) * 1_000_000_000,
+        dns_idle_ns: u64::from(datagrams.dns_idle_timeout_s) * 1_000_000_000,
+        dns_ports,
+    }
+}
+
+/// Where the kernel refuses the hooks for datagrams, connections are seen without them, and the log says so once.
+fn flows(config: &Config, plan: &Plan, hooks: &Hooks, identity: Identity) -> Option<Flows> {
+    if !config.datagrams.enabled {
+        return None;
+    }
+    let datagrams = datagram_plan(config);
+    match Datagrams::attach(plan, &datagrams, hooks) {
+        Ok(attached) => Some(Flows::new(
+            attached,
+            identity,
+            &datagrams,
+            plan.update_interval_ns,
+        )),
+        Err(error) => {
+            tracing::warn!(%error, "no UDP: the hooks for datagrams do not attach (weft-agent doctor says why)");
+            None
+        }
+    }
 }
 
 /// The capture thread. The last thing it does is to hand over everything it has.

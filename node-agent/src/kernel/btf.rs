@@ -81,7 +81,8 @@ impl<'a> Btf<'a> {
     /// How many parameters a function takes.
     pub fn parameters(&self, function: &str) -> Option<u32> {
         let at = self.types.iter().find(|at| {
-            self.info(**at).is_some_and(|info| kind(info) == KIND_FUNCTION)
+            self.info(**at)
+                .is_some_and(|info| kind(info) == KIND_FUNCTION)
                 && self.name(**at) == Some(function.as_bytes())
         })?;
         let prototype = (word(self.bytes, at + 8)? as usize).checked_sub(1)?;
@@ -151,9 +152,9 @@ fn length(info: u32) -> u32 {
 fn trailer(info: u32) -> Option<usize> {
     let each = length(info) as usize;
     Some(match kind(info) {
-        1 | 14 | 17 => 4,          // integer, variable, declaration tag
+        1 | 14 | 17 => 4,                     // integer, variable, declaration tag
         2 | 7..=KIND_FUNCTION | 16 | 18 => 0, // pointer, forward, typedef, qualifiers, function, float, type tag
-        3 => 12,                   // array
+        3 => 12,                              // array
         KIND_STRUCT | KIND_UNION => each * 12,
         KIND_ENUM | KIND_PROTOTYPE => each * 8,
         15 | 19 => each * 12, // data section, 64-bit enumeration

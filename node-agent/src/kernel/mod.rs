@@ -5,7 +5,9 @@
 //! attaches anew and keeps the maps where it can.
 
 pub mod btf;
+pub mod datagrams;
 pub mod hooks;
 pub mod sys;
 
+pub use datagrams::{DatagramPlan, Datagrams};
 pub use hooks::{Hooks, Plan};

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod tags;
+pub mod batch;
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -14,7 +15,9 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use weft_agent_common::{Connection, Listener, ListenerKey, Meta, SocketState};
+use weft_agent_common::{
+    Connection, DatagramMeta, DatagramSocket, Listener, ListenerKey, Meta, SocketState,
+};
 
 /// A shared type as map value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +35,10 @@ unsafe impl aya::Pod for Plain<Connection> {}
 unsafe impl aya::Pod for Plain<ListenerKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Listener> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<DatagramMeta> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<DatagramSocket> {}
 
 /// Bit of a record's length word: the kernel is still writing it.
 const BUSY: u32 = 1 << 31;

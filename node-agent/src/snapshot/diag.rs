@@ -14,6 +14,8 @@ pub mod state {
     pub const FIN_WAIT1: u8 = 4;
     /// Our FIN was acknowledged.
     pub const FIN_WAIT2: u8 = 5;
+    /// Over: only the address is kept from being used again too soon.
+    pub const TIME_WAIT: u8 = 6;
     /// The peer's FIN was received.
     pub const CLOSE_WAIT: u8 = 8;
     /// Accepts connections.

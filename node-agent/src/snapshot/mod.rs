@@ -79,6 +79,11 @@ impl Snapshot {
             .fetch_add(left_out, Relaxed);
         self.enter(&residents, capture);
         let holders = processes::holders(&residents);
+        if let Some(flows) = &mut capture.flows {
+            let left_out = flows.adopt(&residents, &holders);
+            let skipped = &capture.counters().snapshot_skipped;
+            skipped.fetch_add(left_out, Relaxed);
+        }
         let listeners = capture.hooks.listeners();
         let before = time::monotonic_ns();
         let listed = self.list(capture);

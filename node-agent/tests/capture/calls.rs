@@ -204,12 +204,7 @@ fn passed_on(world: &mut World, mode: Mode) {
     assert_eq!(process(&client.1).pid, std::process::id());
     assert_eq!(client.1.sharers, []);
     assert_eq!(process(&server.1).pid, child.id());
-    let sharers: Vec<u32> = server
-        .1
-        .sharers
-        .iter()
-        .map(|process| process.pid)
-        .collect();
+    let sharers: Vec<u32> = server.1.sharers.iter().map(|process| process.pid).collect();
     assert_eq!(sharers, [std::process::id()]);
 }
 

@@ -8,6 +8,7 @@
 
 mod calls;
 mod cases;
+mod datagrams;
 mod programs;
 mod world;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         Some("programs") => programs::list(),
         Some("worker") => calls::worker(),
         Some("receiver") => calls::receiver(),
+        Some("send") => world::send(),
         _ => world::run_all(&arguments),
     }
 }

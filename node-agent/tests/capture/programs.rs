@@ -7,7 +7,7 @@ use weft_agent::calls::{
     self,
     hooks::{CallHooks, Mode},
 };
-use weft_agent::kernel::{Hooks, hooks};
+use weft_agent::kernel::{Datagrams, Hooks, datagrams, hooks};
 
 use crate::world::{Place, Settings, plan};
 
@@ -15,14 +15,18 @@ use crate::world::{Place, Settings, plan};
 /// `program NAME attached [INSTRUCTIONS THAT THE VERIFIER LOOKED AT]`, `… unused WHY` or `… refused WHY`.
 pub fn list() -> ExitCode {
     let place = Place::make("programs");
-    let plan = plan(&place.cgroup, &place.pins, Settings::default());
+    let settings = Settings::default();
+    let plan = plan(&place.cgroup, &place.pins, &settings);
     let before: BTreeSet<u32> = aya::programs::loaded_programs()
         .flatten()
         .map(|program| program.id())
         .collect();
-    let attached = Hooks::attach(&plan);
+    let attached = Hooks::attach(&plan).and_then(|hooks| {
+        let datagrams = Datagrams::attach(&plan, &settings.datagrams, &hooks)?;
+        Ok((hooks, datagrams))
+    });
     let error = attached.as_ref().err().map(ToString::to_string);
-    for name in hooks::programs() {
+    for name in hooks::programs().chain(datagrams::programs()) {
         let found = aya::programs::loaded_programs()
             .flatten()
             .find(|program| !before.contains(&program.id()) && is(program, name));
@@ -78,9 +82,6 @@ fn call_hooks(mode: Mode) {
         }
     }
 }
-
-/// Bytes of a program's name in the kernel.
-const NAME_LEN: usize = 15;
 
 /// The kernel cuts names off.
 fn is(program: &aya::programs::ProgramInfo, name: &str) -> bool {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -15,11 +16,13 @@ use weft_agent::capture::Capture;
 use weft_agent::clock::Clock;
 use weft_agent::config::Config;
 use weft_agent::counters::Counters;
-use weft_agent::kernel::{Hooks, Plan, hooks};
+use weft_agent::flows::Flows;
+use weft_agent::kernel::{DatagramPlan, Datagrams, Hooks, Plan, hooks};
 use weft_agent::sink::BatchSink;
 use weft_agent::snapshot::Snapshot;
 use weft_agent::table::{Identity, Table};
 use weft_agent::time;
+use weft_agent_common::{DnsPacket, SocketOwner};
 use weft_wire::{AgentKey, Half, HalfBatch, Owner};
 
 /// A case: its name and what it does.
@@ -31,7 +34,8 @@ const CASE_LIMIT: Duration = Duration::from_secs(60);
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    super::cases::ALL.iter().chain(super::calls::ALL)
+    let tcp = super::cases::ALL.iter().chain(super::calls::ALL);
+    tcp.chain(super::datagrams::ALL)
 }
 
 /// Runs every case that a filter admits, one after the other: they share sysctls of one kernel.
@@ -219,7 +223,7 @@ pub fn agent(arguments: &[String]) -> ExitCode {
     let mut capture = start(
         Path::new(cgroup),
         Path::new(pins),
-        Settings::default(),
+        &Settings::default(),
         FileSink::open(Path::new(file), death),
     );
     loop {
@@ -229,7 +233,7 @@ pub fn agent(arguments: &[String]) -> ExitCode {
 }
 
 /// What a case may choose.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Settings {
     /// Size of the ring.
     pub ring_bytes: u32,
@@ -237,6 +241,8 @@ pub struct Settings {
     pub max_connections: u32,
     /// Time between updates.
     pub update_interval_ns: u64,
+    /// Of datagrams.
+    pub datagrams: DatagramPlan,
 }
 
 impl Default for Settings {
@@ -245,6 +251,11 @@ impl Default for Settings {
             ring_bytes: 1 << 20,
             max_connections: 10_000,
             update_interval_ns: 3_600_000_000_000,
+            datagrams: DatagramPlan {
+                max_flows: 10_000,
+                dns_ring_bytes: 1 << 20,
+                ..DatagramPlan::default()
+            },
         }
     }
 }
@@ -287,7 +298,7 @@ pub const IDENTITY: Identity = Identity {
 };
 
 /// Settings as the agent's configuration would say them.
-pub fn plan(cgroup: &Path, pins: &Path, settings: Settings) -> Plan {
+pub fn plan(cgroup: &Path, pins: &Path, settings: &Settings) -> Plan {
     Plan {
         cgroup: cgroup.into(),
         pin_dir: pins.into(),
@@ -303,24 +314,34 @@ pub fn plan(cgroup: &Path, pins: &Path, settings: Settings) -> Plan {
 fn start<S: BatchSink>(
     cgroup: &Path,
     pins: &Path,
-    settings: Settings,
+    settings: &Settings,
     sink: S,
 ) -> Capture<RealHost, S> {
     let plan = plan(cgroup, pins, settings);
     let hooks = Hooks::attach(&plan).unwrap_or_else(|error| panic!("{error}"));
+    let datagrams = Datagrams::attach(&plan, &settings.datagrams, &hooks)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let flows = Flows::new(
+        datagrams,
+        IDENTITY,
+        &settings.datagrams,
+        plan.update_interval_ns,
+    );
     let clock = Clock::new(hooks.state.clock_offset_us);
     let naming =
         Config::parse("name = 'a'\nfederator = 'f:1'\nidentity = '/i'\nworkload = 'tests'")
             .unwrap();
     let attribution = Attribution::new(RealHost::new(cgroup), naming);
-    Capture::new(
+    let mut capture = Capture::new(
         hooks,
         Table::new(IDENTITY, 10_000),
         attribution,
         clock,
         sink,
         Arc::new(Counters::default()),
-    )
+    );
+    capture.flows = Some(flows);
+    capture
 }
 
 impl World {
@@ -339,7 +360,7 @@ impl World {
         self.capture = Some(start(
             &self.cgroup,
             &self.pins,
-            self.settings,
+            &self.settings,
             MemorySink::default(),
         ));
     }
@@ -351,10 +372,52 @@ impl World {
 
     /// Whether the hooks would attach.
     pub fn try_watch(&self) -> Result<(), String> {
-        let plan = plan(&self.cgroup, &self.pins, self.settings);
+        let plan = plan(&self.cgroup, &self.pins, &self.settings);
         Hooks::attach(&plan)
             .map(drop)
             .map_err(|error| error.to_string())
+    }
+
+    /// Reads the kernel's map of flows, whatever the time.
+    pub fn sweep_flows(&mut self) {
+        let now_ns = time::monotonic_ns();
+        let capture = self.capture();
+        let Capture {
+            flows,
+            attribution,
+            clock,
+            ..
+        } = capture;
+        flows
+            .as_mut()
+            .unwrap()
+            .sweep_now(attribution, clock, now_ns);
+    }
+
+    fn datagrams(&mut self) -> &Datagrams {
+        &self.capture().flows.as_ref().unwrap().datagrams
+    }
+
+    /// Flows now in the kernel's map.
+    pub fn flows_in_kernel(&mut self) -> usize {
+        self.datagrams().flows.entries().unwrap().len()
+    }
+
+    /// A counter of what was lost about datagrams.
+    pub fn datagrams_lost(&mut self, slot: u32) -> u64 {
+        self.datagrams().dropped(slot)
+    }
+
+    /// Takes every packet of name servers out of their ring.
+    pub fn dns_packets(&mut self) -> Vec<Packet> {
+        let ring = &self.datagrams().dns_ring;
+        let (mut position, mut packets) = (ring.consumed(), Vec::new());
+        while let Some((bytes, next)) = ring.peek(position) {
+            packets.push(Packet::read(bytes));
+            position = next;
+        }
+        ring.consume(position);
+        packets
     }
 
     /// The running capture.
@@ -489,6 +552,60 @@ pub fn ip(arguments: &[&str]) {
         .status()
         .expect("iproute2 is installed");
     assert!(status.success(), "ip {arguments:?}");
+}
+
+/// A packet of a name server, as its record says.
+#[derive(Debug)]
+pub struct Packet {
+    pub direction: u8,
+    pub protocol: u8,
+    pub tcp_flags: u8,
+    pub length: u32,
+    pub sequence: u32,
+    pub cookie: u64,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub pid: u32,
+    pub payload: Vec<u8>,
+}
+
+impl Packet {
+    fn read(bytes: &[u8]) -> Self {
+        let array = |at: usize| -> [u8; 16] { bytes[at..at + 16].try_into().unwrap() };
+        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+        let half = |at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap());
+        let captured = half(offset_of!(DnsPacket, captured)) as usize;
+        let socket = weft_agent::decode::socket;
+        Self {
+            direction: bytes[offset_of!(DnsPacket, direction)],
+            protocol: bytes[offset_of!(DnsPacket, protocol)],
+            tcp_flags: bytes[offset_of!(DnsPacket, tcp_flags)],
+            length: word(offset_of!(DnsPacket, length)),
+            sequence: word(offset_of!(DnsPacket, sequence)),
+            cookie: u64::from(word(offset_of!(DnsPacket, cookie)))
+                | u64::from(word(offset_of!(DnsPacket, cookie) + 4)) << 32,
+            local: socket(
+                array(offset_of!(DnsPacket, local)),
+                half(offset_of!(DnsPacket, local_port)),
+            ),
+            remote: socket(
+                array(offset_of!(DnsPacket, remote)),
+                half(offset_of!(DnsPacket, remote_port)),
+            ),
+            pid: word(offset_of!(DnsPacket, owner) + offset_of!(SocketOwner, pid)),
+            payload: bytes[size_of::<DnsPacket>()..][..captured].to_vec(),
+        }
+    }
+}
+
+/// A process that uses a socket made by another: its standard input.
+pub fn send() -> ExitCode {
+    use std::os::fd::AsFd;
+    let fd = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let socket = std::net::UdpSocket::from(fd);
+    socket.send(&[0x5a; 64]).unwrap();
+    socket.recv(&mut [0; 16]).unwrap();
+    ExitCode::SUCCESS
 }
 
 /// Sets a sysctl of this network namespace.
