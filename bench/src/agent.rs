@@ -18,9 +18,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::figure::{Better, Figure};
 use crate::host::{Host, Hosts};
 use crate::machine;
-use watcher::{Agent, Softflowd, Watcher};
+use watcher::Softflowd;
 
-pub use watcher::sibling;
+pub use watcher::{Agent, Watcher, sibling};
 
 pub use sink::sink;
 

@@ -1,6 +1,6 @@
 //! `weft-bench`: what Weft reaches on this machine, beside others in the same run.
 //!
-//! Reading order: [`stitch`], [`wire`], [`federator`], [`agent`] (one bench each), [`figure`] (what comes out), and what
+//! Reading order: [`stitch`], [`wire`], [`federator`], [`agent`], [`dns`] (one bench each), [`figure`] (what comes out), and what
 //! they share: [`host`] and [`traffic`] (namespaces and the load in them),
 //! [`uplink`] (an agent's session), [`workload`] (halves), [`machine`].
 
@@ -8,6 +8,7 @@ mod stitch;
 mod wire;
 mod federator;
 mod agent;
+mod dns;
 mod figure;
 mod host;
 mod traffic;
@@ -46,6 +47,8 @@ enum Part {
     Accept { listen: SocketAddr },
     /// Take datagrams and forget them
     Discard { listen: SocketAddr },
+    /// Answer every DNS question with an address
+    Answer { listen: SocketAddr },
     /// Connect and wait for the close
     Load {
         server: SocketAddr,
@@ -83,6 +86,10 @@ const BENCHES: &[Bench] = &[
         figures: agent::FIGURES,
         run: agent::run,
     },
+    Bench {
+        figures: dns::FIGURES,
+        run: dns::run,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -118,6 +125,7 @@ fn run_part(part: Part) -> Result<()> {
     match part {
         Part::Accept { listen } => traffic::accept(listen),
         Part::Discard { listen } => traffic::discard(listen),
+        Part::Answer { listen } => traffic::answer(listen),
         Part::Load {
             server,
             seconds,

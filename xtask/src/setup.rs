@@ -90,6 +90,8 @@ const PACKAGES: &[Package] = &[
     ),
     package("softflowd", "bench: the peer of the agent"),
     package("nfdump", "bench: collects what softflowd exports"),
+    package("dnsperf", "bench: a steady load of DNS queries"),
+    package("tshark", "bench: the peer of the agent's reading of DNS"),
 ];
 
 /// Services that these packages start by themselves. The lab runs its own, in its namespaces.

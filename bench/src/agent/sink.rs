@@ -1,6 +1,6 @@
 //! A stand-in for the federator: acknowledges what the agent sends, and counts the connections in it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
@@ -17,6 +17,9 @@ use weft_wire::frame::Kind;
 
 use crate::uplink::{self, PATIENCE};
 
+/// Extension of the file beside `count` with the number of lookups so far.
+pub const LOOKUPS: &str = "lookups";
+
 /// Runs until it is killed; writes the number of connections so far to `count`.
 pub fn sink(listen: SocketAddr, identity: &Path, count: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -27,12 +30,18 @@ pub fn sink(listen: SocketAddr, identity: &Path, count: &Path) -> Result<()> {
         let listener = Listener::bind(listen, &identity)?;
         println!("ready");
         let seen = Rc::new(RefCell::new(HashSet::new()));
+        let lookups = Rc::new(Cell::new(0));
         let count: Rc<Path> = count.into();
         let sessions = LocalSet::new();
         let accept = async {
             // An agent that is killed ends its session without a word: the next one must not wait for that.
             while let Some(session) = listener.accept().await {
-                tokio::task::spawn_local(serve(session, seen.clone(), count.clone()));
+                tokio::task::spawn_local(serve(
+                    session,
+                    seen.clone(),
+                    lookups.clone(),
+                    count.clone(),
+                ));
             }
         };
         sessions.run_until(accept).await;
@@ -41,9 +50,21 @@ pub fn sink(listen: SocketAddr, identity: &Path, count: &Path) -> Result<()> {
 }
 
 /// One agent's session, to its end.
-async fn serve(session: Session, seen: Rc<RefCell<HashSet<u64>>>, count: Rc<Path>) -> Result<()> {
+async fn serve(
+    session: Session,
+    seen: Rc<RefCell<HashSet<u64>>>,
+    lookups: Rc<Cell<u64>>,
+    count: Rc<Path>,
+) -> Result<()> {
     let (mut sender, mut receiver) = uplink::greet(&session).await?;
     while let Some(frame) = receiver.recv().await? {
+        if frame.kind == Kind::LookupBatch {
+            let (seq, bytes) = codec::split_lookups(&frame)?;
+            lookups.set(lookups.get() + batch::lookups::decode(bytes)?.lookups.len() as u64);
+            let path = count.with_extension(LOOKUPS);
+            fs::write(path, lookups.get().to_string()).context("cannot write the count")?;
+            sender.send(&Ack { seq }, PATIENCE).await?;
+        }
         if frame.kind != Kind::HalfBatch {
             continue;
         }

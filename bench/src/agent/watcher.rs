@@ -112,6 +112,17 @@ impl Agent {
         text.trim().parse().unwrap_or(0)
     }
 
+    /// Lookups reported so far.
+    pub fn lookups(&self) -> u64 {
+        let path = self
+            .dir
+            .path()
+            .join("count")
+            .with_extension(super::sink::LOOKUPS);
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
     fn last_words(&self) -> String {
         let log = fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().take(4).collect();
@@ -140,7 +151,8 @@ impl Watcher for RunningAgent<'_> {
     }
 
     fn settle(&self) -> Result<()> {
-        let mut last = self.agent.reported();
+        let all = || (self.agent.reported(), self.agent.lookups());
+        let mut last = all();
         let start = Instant::now();
         // Twice the agent's flush interval without anything new.
         let mut quiet_since = Instant::now();
@@ -151,7 +163,7 @@ impl Watcher for RunningAgent<'_> {
                 self.agent.last_words()
             );
             sleep(GLANCE);
-            let now = self.agent.reported();
+            let now = all();
             if now != last {
                 (last, quiet_since) = (now, Instant::now());
             }
