@@ -6,9 +6,9 @@
 
 use std::fmt;
 
-use weft_stitching::{Fingerprint, HalfView, Role, scope_key};
+use weft_stitching::{DatagramSort, Datagrams, Fingerprint, HalfView, Role, scope_key, udp_scope};
 use weft_wire::control::{EndpointCard, Handle};
-use weft_wire::{HalfId, Site};
+use weft_wire::{Half, HalfId, Protocol, Site};
 
 /// The secret that all federators of a mesh share.
 #[derive(Clone, PartialEq, Eq)]
@@ -35,13 +35,22 @@ impl MeshKey {
         Self(bytes)
     }
 
-    /// The hashes of a half: of its ISNs, or, where they are not known, of network and addresses.
+    /// The hashes of a half: of its ISNs or first datagrams, or, where they are not known, of network and addresses.
     pub fn keys(&self, half: &HalfView) -> Keys {
         match half.fingerprint {
             Fingerprint::TcpIsn { client, server } => Keys {
                 routing: self.hash(b"isn", &[&client.to_le_bytes()]),
                 matching: self.hash(b"isns", &[&client.to_le_bytes(), &server.to_le_bytes()]),
             },
+            // Of the server's, for the same reason as of its ISN, the routing key says nothing.
+            Fingerprint::Datagrams(first) => {
+                let (sort, client) = ([first.sort as u8], first.client.to_le_bytes());
+                Keys {
+                    routing: self.hash(b"datagram", &[&sort, &client]),
+                    matching: self
+                        .hash(b"datagrams", &[&sort, &client, &first.server.to_le_bytes()]),
+                }
+            }
             Fingerprint::Unknown => {
                 let tuple = half.tuple_key().to_le_bytes();
                 Keys {
@@ -97,22 +106,42 @@ pub fn host_key(federator: &str, agent: &str, netns: u32) -> u64 {
 
 /// The other end of a match, as its home's card tells it. Times on a card are corrected by its sender.
 pub fn card_view(card: &EndpointCard) -> HalfView {
-    let half = &card.half;
+    half_view(
+        &card.half,
+        network_key(&card.federator, &card.site),
+        host_key(&card.federator, &card.agent, card.owner.netns),
+    )
+}
+
+/// A half as the rules see it, its times as they are, in the place with these keys ([`network_key`], [`host_key`]).
+pub fn half_view(half: &Half, network: u64, host: u64) -> HalfView {
+    let scope = |key| match half.protocol {
+        Protocol::Tcp => key,
+        Protocol::Udp => udp_scope(key),
+    };
     HalfView {
         role: match half.role {
             weft_wire::Role::Client => Role::Client,
             weft_wire::Role::Server => Role::Server,
         },
         fingerprint: match half.fingerprint {
-            weft_wire::Fingerprint::Unknown | weft_wire::Fingerprint::Datagrams(_) => {
-                Fingerprint::Unknown
-            }
+            weft_wire::Fingerprint::Unknown => Fingerprint::Unknown,
             weft_wire::Fingerprint::TcpIsn { client, server } => {
                 Fingerprint::TcpIsn { client, server }
             }
+            weft_wire::Fingerprint::Datagrams(first) => Fingerprint::Datagrams(Datagrams {
+                sort: match first.sort {
+                    weft_wire::DatagramSort::Other => DatagramSort::Other,
+                    weft_wire::DatagramSort::Dns => DatagramSort::Dns,
+                    weft_wire::DatagramSort::Quic => DatagramSort::Quic,
+                },
+                client: first.client,
+                server: first.server,
+                distinct: first.distinct,
+            }),
         },
-        network: network_key(&card.federator, &card.site),
-        host: host_key(&card.federator, &card.agent, card.owner.netns),
+        network: scope(network),
+        host: scope(host),
         local: half.local,
         remote: half.remote,
         opened_at: half.opened_at.0,
@@ -120,6 +149,8 @@ pub fn card_view(card: &EndpointCard) -> HalfView {
         seen_at: half.seen_at.0,
         bytes_sent: half.bytes_sent,
         bytes_received: half.bytes_received,
+        packets_sent: half.packets_sent,
+        packets_received: half.packets_received,
     }
 }
 
@@ -149,6 +180,8 @@ mod tests {
             seen_at: 0,
             bytes_sent: 0,
             bytes_received: 0,
+            packets_sent: 0,
+            packets_received: 0,
         }
     }
 
@@ -161,6 +194,7 @@ mod tests {
                 client: 1,
                 server: 2,
             },
+            datagrams(1, 2),
         ] {
             let (client, server) = (
                 half(Role::Client, fingerprint),
@@ -170,6 +204,24 @@ mod tests {
             assert_ne!(key.keys(&client), MeshKey::new([8; 32]).keys(&client));
             assert_ne!(key.keys(&client).routing, key.keys(&client).matching);
         }
+    }
+
+    fn datagrams(client: u64, server: u64) -> Fingerprint {
+        Fingerprint::Datagrams(Datagrams {
+            sort: DatagramSort::Other,
+            client,
+            server,
+            distinct: true,
+        })
+    }
+
+    #[test]
+    fn an_answer_that_was_not_seen_keeps_the_routing_key_only() {
+        let key = MeshKey::new([7; 32]);
+        let of = |client, server| key.keys(&half(Role::Client, datagrams(client, server)));
+        assert_eq!(of(1, 2).routing, of(1, 0).routing);
+        assert_ne!(of(1, 2).matching, of(1, 0).matching);
+        assert_ne!(of(1, 2).routing, of(2, 2).routing);
     }
 
     #[test]

@@ -17,6 +17,6 @@ pub mod mesh;
 pub mod owner;
 
 pub use home::{Link, Withdrawn};
-pub use keys::{Keys, MeshKey, card_view, host_key, network_key};
+pub use keys::{Keys, MeshKey, card_view, half_view, host_key, network_key};
 pub use members::Members;
 pub use mesh::{Card, Config, Counters, Effect, Mesh, Misbehaved, Records};

@@ -119,7 +119,7 @@ impl Stitcher {
             return;
         }
         self.tuple.table.set_state(slot, state);
-        if let Some(own) = self.own_entry(entry, views) {
+        for own in self.entries_of(view_of(views, &entry), entry.handle) {
             self.isn.table.set_state(own, state);
         }
     }
@@ -128,23 +128,12 @@ impl Stitcher {
         let remembered = if rule == Rule::TcpClientIsn {
             self.isn.matched(slot, State::MatchedInPart)
         } else {
-            if let Some(own) = self.own_entry(entry, views) {
+            for own in self.entries_of(view_of(views, &entry), entry.handle) {
                 self.isn.matched(own, State::Matched);
             }
             self.tuple.matched(slot, State::Matched)
         };
         self.counters.not_remembered += u64::from(!remembered);
-    }
-
-    fn own_entry(&self, entry: Entry, views: &[(u32, HalfView)]) -> Option<Slot> {
-        match view_of(views, &entry)?.fingerprint {
-            Fingerprint::TcpIsn { client, .. } => self
-                .isn
-                .table
-                .find(client, entry.handle)
-                .map(|(slot, _)| slot),
-            Fingerprint::Unknown => None,
-        }
     }
 
     /// The view of an entry in the index by tuple, if the entry still stands for what it did.
@@ -153,13 +142,12 @@ impl Stitcher {
         if words(Key::Tuple(view.tuple_key())) != (entry.a, entry.b) || view.role != entry.role {
             return None;
         }
-        match view.fingerprint {
-            Fingerprint::TcpIsn { client, .. } if entry.state.waits() => {
-                let (_, own) = self.isn.table.find(client, entry.handle)?;
-                own.state.waits().then_some(view)
-            }
-            _ => Some(view),
+        if view.fingerprint == Fingerprint::Unknown || !entry.state.waits() {
+            return Some(view);
         }
+        let (a, _) = words(view.candidate(Handle(entry.handle)).key);
+        let (_, own) = self.isn.table.find(a, entry.handle)?;
+        own.state.waits().then_some(view)
     }
 }
 

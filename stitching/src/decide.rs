@@ -45,12 +45,7 @@ pub(crate) fn decide(
             .count()
     };
 
-    let waiting = |entries: Vec<(Slot, Entry)>| {
-        entries
-            .into_iter()
-            .filter(|(_, entry)| entry.state.waits())
-            .collect()
-    };
+    let spread = |entries| spread(entries, group, &fits);
     let mine = partners(&own.1, false);
     let known = mine
         .iter()
@@ -63,7 +58,9 @@ pub(crate) fn decide(
             .iter()
             .flat_map(|((_, entry), _)| partners(entry, true));
         let pair = distinct(pair.iter().copied().chain(theirs).map(|(other, _)| other));
-        return Decision::Contest(pair, waiting(distinct(known.chain([own]))));
+        let mut others = spread(distinct(pair.iter().copied().chain(known).chain([own])));
+        others.retain(|(_, entry)| !entry.state.remembered());
+        return Decision::Contest(pair, others);
     }
     let Some((partner, _)) = mine.iter().find(|(_, fit)| *fit != Fit::Later) else {
         return Decision::None;
@@ -82,7 +79,28 @@ pub(crate) fn decide(
         .iter()
         .filter(|(_, fit)| *fit != Fit::Later)
         .map(|(other, _)| *other);
-    Decision::Ambiguous(waiting(distinct(known.chain(theirs).chain([own]))))
+    Decision::Ambiguous(spread(distinct(known.chain(theirs).chain([own]))))
+}
+
+/// What would fit one that is ambiguous has no sure partner either, and so on: these, and all such, as far as they wait.
+pub(crate) fn spread(
+    mut entries: Vec<(Slot, Entry)>,
+    group: &[(Slot, Entry)],
+    fits: impl Fn(&Entry, &Entry) -> Fit,
+) -> Vec<(Slot, Entry)> {
+    let mut next = 0;
+    while let Some((_, x)) = entries.get(next).copied() {
+        for (slot, y) in group {
+            let known = entries.iter().any(|(_, entry)| entry.handle == y.handle);
+            let waits = y.state.waits() && y.state != State::Held;
+            if !known && waits && y.role != x.role && matches!(fits(&x, y), Fit::Yes(_)) {
+                entries.push((*slot, *y));
+            }
+        }
+        next += 1;
+    }
+    entries.retain(|(_, entry)| entry.state.waits());
+    entries
 }
 
 fn distinct(entries: impl Iterator<Item = (Slot, Entry)>) -> Vec<(Slot, Entry)> {

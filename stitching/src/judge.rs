@@ -3,7 +3,7 @@
 //! Everything here is a function of the two views alone, so that two homes that hold the same two ends come to the
 //! same verdict. That is also why the tolerances are constants and no configuration.
 
-use crate::view::{Fingerprint, HalfView, Role};
+use crate::view::{DatagramSort, Datagrams, Fingerprint, HalfView, Role};
 
 /// How far apart two ends may report the same moment: a round trip, delayed closing and what is left of clock skew.
 /// One that is smaller loses matches that lack a full fingerprint; a larger one lets more strangers look alike.
@@ -18,6 +18,10 @@ pub enum Rule {
     TcpClientIsn,
     /// The ISN is not known on at least one side; the addresses are exactly reversed in one network: no NAT.
     ReversedTuple,
+    /// The connection ids of QUIC's first packets agree.
+    QuicConnectionId,
+    /// The first datagrams agree, and what else must, see [`fit`].
+    UdpFirstDatagram,
 }
 
 impl Rule {
@@ -27,6 +31,8 @@ impl Rule {
             Self::TcpIsnPair => "tcp-isn-pair",
             Self::TcpClientIsn => "tcp-client-isn",
             Self::ReversedTuple => "reversed-tuple",
+            Self::QuicConnectionId => "quic-connection-id",
+            Self::UdpFirstDatagram => "udp-first-datagram",
         }
     }
 }
@@ -53,6 +59,18 @@ pub struct Verdict {
     pub confidence: Confidence,
 }
 
+impl Verdict {
+    /// Rests on a part of the fingerprint, or on bytes that others send too, and on circumstances that are known only when
+    /// both ends have closed.
+    pub fn in_part(self) -> bool {
+        match self.rule {
+            Rule::TcpIsnPair | Rule::ReversedTuple => false,
+            Rule::TcpClientIsn => true,
+            Rule::QuicConnectionId | Rule::UdpFirstDatagram => self.confidence < Confidence::High,
+        }
+    }
+}
+
 /// What can be said of two halves now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
@@ -74,6 +92,12 @@ pub fn judge(client: &HalfView, server: &HalfView) -> Option<Verdict> {
 }
 
 /// As [`judge`], telling "not yet" from "no".
+///
+/// Of UDP flows the client's first datagram must agree, and the server's unless an end saw none. Then they are one if
+/// - the addresses are exactly reversed in one network and both opened at about one time: no NAT ([`fit_in_place`]);
+/// - or both ends saw both, both take the bytes for such that tell flows apart, and the server's end opened while the client's
+///   was open (at about one time, where the bytes are neither of DNS nor of QUIC: those repeat themselves when one is lost);
+/// - or both opened at about one time, something of the addresses is left, and at the close bytes and datagrams agree.
 pub fn fit(client: &HalfView, server: &HalfView) -> Fit {
     if client.role != Role::Client || server.role != Role::Server {
         return Fit::No;
@@ -93,6 +117,14 @@ pub fn fit(client: &HalfView, server: &HalfView) -> Fit {
             (true, false) => fit_client_isn(client, server),
             (false, _) => Fit::No,
         },
+        (Fingerprint::Datagrams(_), Fingerprint::Datagrams(_)) => {
+            match fit_in_place(client, server) {
+                Fit::No => fit_datagrams(client, server),
+                fit => fit,
+            }
+        }
+        (Fingerprint::Datagrams(_), Fingerprint::TcpIsn { .. })
+        | (Fingerprint::TcpIsn { .. }, Fingerprint::Datagrams(_)) => Fit::No,
         _ => fit_tuple(client, server),
     }
 }
@@ -119,6 +151,84 @@ fn fit_client_isn(client: &HalfView, server: &HalfView) -> Fit {
         Closing::Together if carried_nothing(client) => Fit::No,
         Closing::Together => yes(Rule::TcpClientIsn, Confidence::Medium),
     }
+}
+
+/// Two ends of a UDP flow that no NAT touched.
+pub fn fit_in_place(client: &HalfView, server: &HalfView) -> Fit {
+    match first_datagrams(client, server) {
+        Some((rule, _))
+            if same_tuple(client, server) && near(client.opened_at, server.opened_at) =>
+        {
+            yes(rule, Confidence::High)
+        }
+        _ => Fit::No,
+    }
+}
+
+/// The rule, and whether the datagrams of both ways are known at both ends and tell flows apart. `None`: they do not agree.
+fn first_datagrams(client: &HalfView, server: &HalfView) -> Option<(Rule, bool)> {
+    let (Fingerprint::Datagrams(a), Fingerprint::Datagrams(b)) =
+        (client.fingerprint, server.fingerprint)
+    else {
+        return None;
+    };
+    let agree = |a: Datagrams, b: Datagrams| {
+        let answers = a.server == b.server || a.server == 0 || b.server == 0;
+        a.sort == b.sort && a.client == b.client && answers
+    };
+    let roles = client.role == Role::Client && server.role == Role::Server;
+    let rule = rule_of(Some(client.fingerprint));
+    let whole = a.distinct && b.distinct && a.server == b.server && a.server != 0;
+    (roles && agree(a, b)).then_some((rule, whole))
+}
+
+/// The rule for UDP flows that a fingerprint is for.
+pub(crate) fn rule_of(fingerprint: Option<Fingerprint>) -> Rule {
+    match fingerprint {
+        Some(Fingerprint::Datagrams(first)) if first.sort == DatagramSort::Quic => {
+            Rule::QuicConnectionId
+        }
+        _ => Rule::UdpFirstDatagram,
+    }
+}
+
+fn fit_datagrams(client: &HalfView, server: &HalfView) -> Fit {
+    let Some((rule, whole)) = first_datagrams(client, server) else {
+        return Fit::No;
+    };
+    let together = near(client.opened_at, server.opened_at);
+    if whole {
+        let repeats = !matches!(client.fingerprint, Fingerprint::Datagrams(first) if first.sort == DatagramSort::Other);
+        let opened = together || repeats && opened_meanwhile(client, server);
+        return match opened {
+            true => yes(rule, Confidence::High),
+            false => Fit::No,
+        };
+    }
+    if !together || !share_an_endpoint(client, server) {
+        return Fit::No;
+    }
+    match client.closed_at.is_some() && server.closed_at.is_some() {
+        false => Fit::Later,
+        true if bytes_agree(client, server) && datagrams_agree(client, server) => {
+            yes(rule, Confidence::Medium)
+        }
+        true => Fit::No,
+    }
+}
+
+/// The server's end opened while the client's was open.
+fn opened_meanwhile(client: &HalfView, server: &HalfView) -> bool {
+    let from = client.opened_at.saturating_sub(TOLERANCE_US);
+    let to = client
+        .closed_at
+        .map_or(i64::MAX, |at| at.saturating_add(TOLERANCE_US));
+    (from..=to).contains(&server.opened_at)
+}
+
+/// Datagrams sent at one end are datagrams received at the other, both ways.
+fn datagrams_agree(client: &HalfView, server: &HalfView) -> bool {
+    client.packets_sent == server.packets_received && server.packets_sent == client.packets_received
 }
 
 /// The same addresses seen from both ends in one network, and at one time.

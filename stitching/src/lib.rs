@@ -5,7 +5,7 @@
 //! Reading order: [`view`] (what is known of one half), [`judge`](mod@judge) (may these two be one connection, and how
 //! sure is that), [`mod@nat`] (what was rewritten between them, and what else should agree), [`stitcher`] (finds the pairs
 //! among millions), then the parts it is made of:
-//! `circumstances` (the rules below the first), `decide` (one pair, or several), `table` (with `lanes`) and `timers`. [`testing`] is for benchmarks.
+//! `circumstances` (the rules below the first), `datagrams` (those for UDP), `decide` (one pair, or several), `table` (with `lanes`) and `timers`. [`testing`] is for benchmarks.
 //!
 //! What must stay absent: wall clocks, hash maps with random seeds, tokio, and any rule that lets arrival order or
 //! chance choose between two possible partners.
@@ -16,6 +16,7 @@ pub mod judge;
 pub mod nat;
 pub mod stitcher;
 mod circumstances;
+mod datagrams;
 mod decide;
 mod lanes;
 mod table;
@@ -23,7 +24,9 @@ pub mod testing;
 mod timers;
 pub mod view;
 
-pub use judge::{Confidence, Fit, Rule, Verdict, judge};
+pub use judge::{Confidence, Fit, Rule, Verdict, fit_in_place, judge};
 pub use nat::{Check, Nat, checks, nat};
 pub use stitcher::{Candidate, Config, Counters, Handle, Key, Output, Reason, Stitcher};
-pub use view::{Fingerprint, HalfView, Halves, Role, scope_key};
+pub use view::{
+    DatagramSort, Datagrams, Fingerprint, HalfView, Halves, Role, scope_key, udp_scope,
+};

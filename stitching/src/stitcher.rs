@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
+use crate::datagrams::Blind;
 use crate::judge::Rule;
 use crate::table::{Entry, Met, Slot, State, Table, Walk};
 use crate::timers::{SEQUENCE_BITS, Timer, Timers, kept};
 #[cfg(doc)]
 use crate::view::HalfView;
-use crate::view::{Halves, Role};
+use crate::view::{Fingerprint, Halves, Role};
 
 /// The caller's name for a half: an index into its own table. Not used again for another half before the stitcher
 /// has let go of it; see [`Stitcher`].
@@ -26,6 +27,13 @@ pub enum Key {
     },
     /// [`HalfView::tuple_key`], where no ISN is known.
     Tuple(u64),
+    /// The first datagrams.
+    Datagrams {
+        /// A hash of the client's first and of [`HalfView::tuple_key`].
+        flow: [u32; 2],
+        /// A hash of the client's first alone.
+        client: u32,
+    },
 }
 
 /// A half, as far as the stitcher keeps it. [`HalfView::candidate`] makes one.
@@ -136,7 +144,8 @@ pub struct Counters {
     pub repeated: u64,
     /// Pairs not remembered for want of room: a third half would not be noticed.
     pub not_remembered: u64,
-    /// Offered halves with ISNs left out of the index by tuple for want of room: `reversed-tuple` cannot find them.
+    /// Offered halves with ISNs left out of the index by tuple for want of room: `reversed-tuple` cannot find them. And UDP
+    /// halves that can be found by their addresses alone: what begins like them is ambiguous for `expiry`.
     pub not_indexed: u64,
     /// Timers that ran early because there were too many.
     pub timers_early: u64,
@@ -170,6 +179,9 @@ pub struct Counters {
 /// - `tcp-client-isn`, for halves past their hold, both closed, when [`judge`](crate::judge()) says yes to the pair and no
 ///   to every other pair that either could make. While it would say "later" to another, it waits.
 /// - `reversed-tuple`, for halves past their hold of which at least one has no ISN, under the same condition.
+/// - `quic-connection-id` and `udp-first-datagram`, for halves past their hold, under the same condition: first among those
+///   with the same addresses, then among those whose client sent the same first datagram. More of these than
+///   64 are ambiguous, and so is every one for `expiry` after one of them found no room.
 ///
 /// **Ambiguity.** Two halves of one role with one fingerprint, known at the same time, make every half with that
 /// fingerprint ambiguous for as long as any of them is known: also those that come later. The order of arrival does
@@ -183,14 +195,15 @@ pub struct Counters {
 /// **Limits.** Fixed memory from [`Config::max_open`], taken when the table fills up. See [`Reason::Full`],
 /// [`Counters`].
 pub struct Stitcher {
-    config: Config,
-    now: i64,
-    /// Halves with ISNs, by (client ISN, server ISN).
+    pub(crate) config: Config,
+    pub(crate) now: i64,
+    /// Halves with ISNs, by (client ISN, server ISN), and UDP flows, by their first datagrams.
     pub(crate) isn: Index,
     /// Halves without, and offered ones with ISNs as hints, by tuple key.
     pub(crate) tuple: Index,
     out: VecDeque<Output>,
     pub(crate) counters: Counters,
+    pub(crate) blind: Blind,
     /// Reused between calls.
     group: Vec<(Slot, Entry)>,
 }
@@ -231,7 +244,7 @@ impl Index {
         }
     }
 
-    fn add(&mut self, entry: Entry, now: i64) -> bool {
+    pub(crate) fn add(&mut self, entry: Entry, now: i64) -> bool {
         if self.table.occupied() >= self.remember_up_to {
             return false;
         }
@@ -248,12 +261,12 @@ impl Index {
     }
 
     #[inline]
-    fn begin_hold(&mut self, slot: Slot, a: u32, now: i64) {
+    pub(crate) fn begin_hold(&mut self, slot: Slot, a: u32, now: i64) {
         let sequence = self.hold.push(now, a);
         self.table.set_sequence(slot, sequence);
     }
 
-    fn begin_expiry(&mut self, slot: Slot, a: u32, now: i64) {
+    pub(crate) fn begin_expiry(&mut self, slot: Slot, a: u32, now: i64) {
         let sequence = self.expiry.push(now, a);
         self.table.set_sequence(slot, sequence);
     }
@@ -300,6 +313,7 @@ impl Stitcher {
             tuple: Index::new(config.max_open / TUPLE_SHARE, (config.seed >> 32) as u32),
             out: VecDeque::new(),
             counters: Counters::default(),
+            blind: Blind::default(),
             group: Vec::new(),
             config,
         }
@@ -324,7 +338,13 @@ impl Stitcher {
         let (mut fresh, mut begun) = ([0; BLOCK], 0);
         for (half, walk) in block.iter().zip(walks) {
             let Key::Isn { client, server } = half.key else {
-                self.insert_tuple(half, half.key);
+                // What follows may start a timer too.
+                self.isn.hold.extend(self.now, &fresh[..begun]);
+                begun = 0;
+                match half.key {
+                    Key::Datagrams { flow, client } => self.insert_datagrams(half, flow, client),
+                    Key::Tuple(_) | Key::Isn { .. } => self.insert_tuple(half, half.key),
+                }
                 continue;
             };
             let new = Entry {
@@ -362,7 +382,6 @@ impl Stitcher {
                     self.counters.not_remembered += u64::from(!keep);
                 }
                 Met::Elsewhere => {
-                    // What follows may start a timer too.
                     self.isn.hold.extend(self.now, &fresh[..begun]);
                     begun = 0;
                     self.insert_isn(half, *walk, client, server);
@@ -376,11 +395,18 @@ impl Stitcher {
     pub fn closed(&mut self, now: i64, closed: &[Candidate], halves: &impl Halves) {
         self.now = self.now.max(now);
         for half in closed {
-            if let Key::Isn { client, .. } = half.key
-                && let Some((slot, entry)) = self.isn.table.find(client, half.handle.0)
-                && matches!(entry.state, State::Offered | State::Dormant)
-            {
-                self.try_client_isn(slot, entry, halves);
+            match half.key {
+                Key::Isn { client, .. } => {
+                    if let Some((slot, entry)) = self.isn.table.find(client, half.handle.0)
+                        && matches!(entry.state, State::Offered | State::Dormant)
+                    {
+                        self.try_client_isn(slot, entry, halves);
+                    }
+                }
+                Key::Datagrams { client, .. } => {
+                    self.try_first_datagram(client, half.handle.0, halves);
+                }
+                Key::Tuple(_) => {}
             }
         }
     }
@@ -395,6 +421,18 @@ impl Stitcher {
         {
             self.counters.not_remembered += 1;
         }
+        if let Some((twin, entry)) = self.twin(half)
+            && !entry.state.remembered()
+        {
+            self.isn.matched(twin, State::Matched);
+        }
+    }
+
+    fn twin(&self, half: &Candidate) -> Option<(Slot, Entry)> {
+        match half.key {
+            Key::Datagrams { client, .. } => self.isn.table.find(client, half.handle.0),
+            Key::Isn { .. } | Key::Tuple(_) => None,
+        }
     }
 
     /// The caller has forgotten the half: as if it had never been.
@@ -403,6 +441,9 @@ impl Stitcher {
         let index = self.index(half.key);
         if let Some((slot, _)) = index.table.find(a, half.handle.0) {
             index.clear(slot);
+        }
+        if let Some((twin, _)) = self.twin(half) {
+            self.isn.clear(twin);
         }
     }
 
@@ -485,11 +526,12 @@ impl Stitcher {
             + self.tuple.allocated_bytes()
             + self.out.capacity() * size_of::<Output>()
             + self.group.capacity() * size_of::<(Slot, Entry)>()
+            + self.blind.allocated_bytes()
     }
 
     fn index(&mut self, key: Key) -> &mut Index {
         match key {
-            Key::Isn { .. } => &mut self.isn,
+            Key::Isn { .. } | Key::Datagrams { .. } => &mut self.isn,
             Key::Tuple(_) => &mut self.tuple,
         }
     }
@@ -622,9 +664,15 @@ impl Stitcher {
         if view.is_self_connection() {
             self.pair(Rule::TcpIsnPair, entry, entry);
             self.isn.matched(slot, State::Matched);
-        } else if !self.try_client_isn(slot, entry, halves)
-            && !self.index_by_tuple(entry, view.tuple_key(), halves)
-        {
+            return;
+        }
+        let decided = match view.fingerprint {
+            Fingerprint::Datagrams(_) => self.datagrams_held(slot, entry, &view, halves),
+            Fingerprint::TcpIsn { .. } | Fingerprint::Unknown => {
+                self.try_client_isn(slot, entry, halves)
+            }
+        };
+        if !decided && !self.index_by_tuple(entry, view.tuple_key(), halves) {
             self.offer(handle);
         }
     }
@@ -658,7 +706,7 @@ impl Stitcher {
     }
 
     /// Expiry counts from insertion; its timer is started at the end of the hold.
-    fn now_of_insertion(&self) -> i64 {
+    pub(crate) fn now_of_insertion(&self) -> i64 {
         self.now.saturating_sub(self.config.hold_us)
     }
 
@@ -667,7 +715,23 @@ impl Stitcher {
         if entry.state == State::Held {
             return; // The timer was of another that is gone.
         }
+        match halves.view(Handle(handle)) {
+            Some(view) if matches!(view.fingerprint, Fingerprint::Datagrams(_)) => {
+                return self.datagrams_expired(slot, entry, &view, halves);
+            }
+            None if Self::is_twin(&entry) => return self.isn.clear(slot),
+            _ => {}
+        }
         if entry.state.waits() && self.try_client_isn(slot, entry, halves) {
+            // Kept, so that a third half is noticed.
+            if self
+                .isn
+                .table
+                .entry(slot)
+                .is_some_and(|left| left.handle == handle)
+            {
+                self.isn.begin_expiry(slot, a, self.now_of_insertion());
+            }
             return;
         }
         if entry.state.waits()
@@ -691,8 +755,7 @@ impl Stitcher {
             return; // The timer was of another that is gone.
         }
         let view = halves.view(Handle(handle));
-        let hint =
-            view.is_some_and(|view| matches!(view.candidate(Handle(handle)).key, Key::Isn { .. }));
+        let hint = view.is_some_and(|view| view.fingerprint != Fingerprint::Unknown);
         if entry.state.waits() && view.is_some_and(|view| view.closed_at.is_none()) {
             self.tuple.table.set_state(slot, State::Dormant);
             self.tuple.begin_expiry(slot, a, self.now_of_insertion());
@@ -746,7 +809,7 @@ impl Stitcher {
         self.out.push_back(Output::Offer(Handle(handle)));
     }
 
-    fn expired(&mut self, handle: u32, reason: Reason) {
+    pub(crate) fn expired(&mut self, handle: u32, reason: Reason) {
         self.counters.expired += 1;
         self.out.push_back(Output::Expired {
             handle: Handle(handle),
@@ -754,7 +817,7 @@ impl Stitcher {
         });
     }
 
-    fn full(&mut self, handle: Handle) {
+    pub(crate) fn full(&mut self, handle: Handle) {
         self.counters.full += 1;
         self.out.push_back(Output::Expired {
             handle,
@@ -782,5 +845,6 @@ pub(crate) fn words(key: Key) -> (u32, u32) {
     match key {
         Key::Isn { client, server } => (client, server),
         Key::Tuple(key) => ((key >> 32) as u32, key as u32),
+        Key::Datagrams { flow, .. } => (flow[0], flow[1]),
     }
 }

@@ -35,6 +35,32 @@ pub enum Fingerprint {
         /// The server's.
         server: u32,
     },
+    /// The first datagram each way.
+    Datagrams(Datagrams),
+}
+
+/// Hashes of the first datagram each way of a UDP flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Datagrams {
+    /// Which bytes were hashed; part of the hashes too.
+    pub sort: DatagramSort,
+    /// Of the client's first.
+    pub client: u64,
+    /// Of the server's first; 0: none was seen (yet).
+    pub server: u64,
+    /// This end takes the bytes for such that tell flows apart.
+    pub distinct: bool,
+}
+
+/// Which bytes of a datagram are hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DatagramSort {
+    /// Length and first bytes.
+    Other,
+    /// Id and question of a DNS message.
+    Dns,
+    /// Connection ids of a QUIC Initial.
+    Quic,
 }
 
 /// One end's view of an established connection. Small and `Copy`: made on the fly from the caller's record.
@@ -46,7 +72,8 @@ pub struct HalfView {
     pub role: Role,
     /// What NAT cannot change.
     pub fingerprint: Fingerprint,
-    /// The network in which the addresses mean something ([`scope_key`] of cloud, account and network name).
+    /// The network in which the addresses mean something ([`scope_key`] of cloud, account and network name; of UDP the
+    /// [`udp_scope`] of that).
     pub network: u64,
     /// The host's network namespace ([`scope_key`] of agent and namespace): the network of loopback and link-local
     /// addresses, which mean nothing outside it.
@@ -65,6 +92,10 @@ pub struct HalfView {
     pub bytes_sent: u64,
     /// Payload bytes received.
     pub bytes_received: u64,
+    /// Datagrams sent; of TCP not looked at.
+    pub packets_sent: u64,
+    /// Datagrams received.
+    pub packets_received: u64,
 }
 
 impl HalfView {
@@ -114,6 +145,14 @@ impl HalfView {
         let key = match self.fingerprint {
             Fingerprint::TcpIsn { client, server } => Key::Isn { client, server },
             Fingerprint::Unknown => Key::Tuple(self.tuple_key()),
+            Fingerprint::Datagrams(first) => {
+                let client = mix64(first.client ^ (first.sort as u64 + 1));
+                let flow = mix64(client ^ self.tuple_key());
+                Key::Datagrams {
+                    flow: [(flow >> 32) as u32, flow as u32],
+                    client: (client >> 32) as u32,
+                }
+            }
         };
         Candidate {
             handle,
@@ -147,6 +186,11 @@ pub fn scope_key<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> u64 {
             });
         key.wrapping_add(1)
     })
+}
+
+/// The same place for UDP, whose ports are others than TCP's: for [`HalfView::network`] and [`HalfView::host`].
+pub fn udp_scope(key: u64) -> u64 {
+    mix64(key ^ 17)
 }
 
 /// v4-mapped IPv6 is IPv4; flow label and scope id are not part of an address.
@@ -199,6 +243,8 @@ pub(crate) mod tests {
             seen_at: 0,
             bytes_sent: 0,
             bytes_received: 0,
+            packets_sent: 0,
+            packets_received: 0,
         }
     }
 

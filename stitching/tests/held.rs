@@ -24,6 +24,8 @@ fn half(role: Role, server_isn: u32) -> HalfView {
         seen_at: 5,
         bytes_sent: 0,
         bytes_received: 0,
+        packets_sent: 0,
+        packets_received: 0,
     }
 }
 

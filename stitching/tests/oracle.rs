@@ -53,29 +53,45 @@ fn run(views: &[HalfView], steps: &[u8]) -> BTreeMap<u32, Fate> {
 
 /// Pairs that fit by a rule below the first; a half in exactly one pair, whose partner is in no other, has a partner.
 fn settle(views: &[HalfView], fates: &mut [Fate], rule: Rule, candidates: impl Fn(Fate) -> bool) {
+    let fits = |client: &HalfView, server: &HalfView| {
+        judge(client, server)
+            .filter(|verdict| verdict.rule == rule)
+            .map(|verdict| verdict.rule)
+    };
+    settle_by(views, fates, fits, candidates);
+}
+
+fn settle_by(
+    views: &[HalfView],
+    fates: &mut [Fate],
+    fits: impl Fn(&HalfView, &HalfView) -> Option<Rule>,
+    candidates: impl Fn(Fate) -> bool,
+) {
     let mut edges = Vec::new();
     for (i, client) in views.iter().enumerate() {
         for (j, server) in views.iter().enumerate() {
-            let fits = judge(client, server).is_some_and(|verdict| verdict.rule == rule);
-            if fits && candidates(fates[i]) && candidates(fates[j]) {
-                edges.push((i, j));
+            if let Some(rule) = fits(client, server)
+                && candidates(fates[i])
+                && candidates(fates[j])
+            {
+                edges.push((i, j, rule));
             }
         }
     }
     let degree = |half: usize| {
         edges
             .iter()
-            .filter(|(i, j)| *i == half || *j == half)
+            .filter(|(i, j, _)| *i == half || *j == half)
             .count()
     };
-    for (i, j) in &edges {
+    for (i, j, rule) in &edges {
         let clear = degree(*i) == 1
             && degree(*j) == 1
             && fates[*i] == Fate::Alone
             && fates[*j] == Fate::Alone;
         for (half, other) in [(*i, *j), (*j, *i)] {
             fates[half] = if clear {
-                Fate::Stitched(other as u32, rule)
+                Fate::Stitched(other as u32, *rule)
             } else {
                 Fate::Ambiguous
             };
@@ -178,7 +194,101 @@ fn view(shape: &Shape) -> HalfView {
         seen_at: closed_at,
         bytes_sent: sent,
         bytes_received: received,
+        packets_sent: 0,
+        packets_received: 0,
     }
+}
+
+#[derive(Clone, Debug)]
+struct Flow {
+    server: bool,
+    first: (u64, u64),
+    sort: u8,
+    distinct: bool,
+    ports: (u16, u16),
+    network: u64,
+    opened: i64,
+    life: i64,
+    bytes: u64,
+}
+
+fn flow() -> impl Strategy<Value = Flow> {
+    let first = (1..3u64, 0..3u64);
+    let ports = (1..3u16, 1..3u16);
+    (
+        any::<bool>(),
+        first,
+        0..6u8,
+        any::<bool>(),
+        ports,
+        0..2u64,
+        0..5i64,
+        0..2i64,
+        0..2u64,
+    )
+        .prop_map(
+            |(server, first, sort, distinct, ports, network, opened, life, bytes)| Flow {
+                server,
+                first,
+                sort,
+                distinct,
+                ports,
+                network,
+                opened,
+                life,
+                bytes,
+            },
+        )
+}
+
+fn flow_view(flow: &Flow) -> HalfView {
+    let half = view(&Shape {
+        server: flow.server,
+        isns: (0, 0),
+        known: true,
+        ports: flow.ports,
+        network: flow.network,
+        closed: 0,
+        opened: 0,
+        bytes: flow.bytes,
+    });
+    let opened_at = 3 * SECOND * flow.opened / 2;
+    let (sent, received) = if flow.server { (0, 1) } else { (1, 0) };
+    HalfView {
+        fingerprint: Fingerprint::Datagrams(Datagrams {
+            sort: match flow.sort {
+                0 => DatagramSort::Quic,
+                1 => DatagramSort::Dns,
+                _ => DatagramSort::Other,
+            },
+            client: flow.first.0,
+            server: flow.first.1,
+            distinct: flow.distinct,
+        }),
+        opened_at,
+        closed_at: Some(opened_at + (1 + 5 * flow.life) * SECOND),
+        packets_sent: sent,
+        packets_received: received,
+        ..half
+    }
+}
+
+/// Those without NAT first, then the others.
+fn brute_force_of_flows(views: &[HalfView]) -> BTreeMap<u32, Fate> {
+    let mut fates = vec![Fate::Alone; views.len()];
+    let rule = |fit| match fit {
+        Fit::Yes(verdict) => Some(verdict.rule),
+        Fit::Later | Fit::No => None,
+    };
+    let no_pair = |fate| !matches!(fate, Fate::Stitched(..));
+    settle_by(views, &mut fates, |x, y| rule(fit_in_place(x, y)), no_pair);
+    settle_by(
+        views,
+        &mut fates,
+        |x, y| rule(weft_stitching::judge::fit(x, y)),
+        no_pair,
+    );
+    (0..).zip(fates).collect()
 }
 
 proptest! {
@@ -214,5 +324,12 @@ proptest! {
             view.fingerprint = if shape.known { isns } else { Fingerprint::Unknown };
         }
         prop_assert_eq!(run(&views, &steps), brute_force(&views, &[Rule::ReversedTuple]));
+    }
+
+    /// UDP flows: all known within one hold.
+    #[test]
+    fn by_first_datagrams(flows in prop::collection::vec(flow(), 1..10), steps in prop::collection::vec(0u8..15, 1..9)) {
+        let views: Vec<_> = flows.iter().map(flow_view).collect();
+        prop_assert_eq!(run(&views, &steps), brute_force_of_flows(&views));
     }
 }

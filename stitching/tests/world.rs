@@ -136,6 +136,8 @@ impl World {
             seen_at: life.closed + skew + SECOND / 5,
             bytes_sent: sent,
             bytes_received: received,
+            packets_sent: 0,
+            packets_received: 0,
         };
         let (open_report, close_report) = (
             found + random.below(4 * SECOND),

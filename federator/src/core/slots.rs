@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use weft_mesh::half_view;
 use weft_stitching::{self as stitching, Candidate, HalfView, Halves};
 use weft_wire::query::{Confidence, Unmatched};
-use weft_wire::{Fingerprint, Half, HalfId, Role};
+use weft_wire::{Half, HalfId};
 
 use super::names::Mixed;
 use crate::record::{AgentNumber, Side};
@@ -115,11 +116,9 @@ impl Slot {
 
     /// The half as the rules see it.
     pub fn view(&self) -> HalfView {
-        let half = view_of(&self.half);
+        let half = half_view(&self.half, self.network, self.host);
         let shift = |at: i64| at.saturating_sub(self.skew_us);
         HalfView {
-            network: self.network,
-            host: self.host,
             opened_at: shift(half.opened_at),
             closed_at: half.closed_at.map(shift),
             seen_at: shift(half.seen_at),
@@ -140,27 +139,7 @@ impl Slot {
 
 /// A half as the rules see it, its times by its agent's clock and its addresses in no network.
 pub fn view_of(half: &Half) -> HalfView {
-    HalfView {
-        role: match half.role {
-            Role::Client => stitching::Role::Client,
-            Role::Server => stitching::Role::Server,
-        },
-        fingerprint: match half.fingerprint {
-            Fingerprint::Unknown | Fingerprint::Datagrams(_) => stitching::Fingerprint::Unknown,
-            Fingerprint::TcpIsn { client, server } => {
-                stitching::Fingerprint::TcpIsn { client, server }
-            }
-        },
-        network: 0,
-        host: 0,
-        local: half.local,
-        remote: half.remote,
-        opened_at: half.opened_at.0,
-        closed_at: half.closed_at.map(|at| at.0),
-        seen_at: half.seen_at.0,
-        bytes_sent: half.bytes_sent,
-        bytes_received: half.bytes_received,
-    }
+    half_view(half, 0, 0)
 }
 
 /// All halves in memory; ours can be found by id.
