@@ -190,12 +190,12 @@ impl Api {
         })
     }
 
-    /// Watches. `Ok` is an orderly end, with the number of events that were too large and left out.
+    /// Watches, as long as `hear` says to go on. `Ok` is an orderly end, with the number of events that were too large and left out.
     pub async fn watch(
         &self,
         resource: &Resource,
         watch: &Watch,
-        mut hear: impl FnMut(Heard<'_>),
+        mut hear: impl FnMut(Heard<'_>) -> bool,
     ) -> Result<u64, Failed> {
         let mut query = Query::of(resource);
         query.add("watch", Some("true".into()));
@@ -203,7 +203,7 @@ impl Api {
         query.add("resourceVersion", Some(watch.version.clone()));
         query.add("timeoutSeconds", Some(watch.timeout_s.to_string()));
         let answer = self.ask(Method::GET, &query.path(), None).await?;
-        hear(Heard::Stands);
+        let mut go_on = hear(Heard::Stands);
         let mut body = answer.into_body();
         let mut lines = Lines::default();
         let longest = Duration::from_secs(watch.timeout_s.into()) + WATCH_SLACK;
@@ -216,12 +216,18 @@ impl Api {
                 return Ok(lines.skipped);
             };
             lines.push(&bytes, |line| {
-                if failed.is_none() {
-                    failed = pass_on(line, &mut hear).err();
+                if failed.is_none() && go_on {
+                    match pass_on(line, &mut hear) {
+                        Ok(more) => go_on = more,
+                        Err(error) => failed = Some(error),
+                    }
                 }
             });
             if let Some(failed) = failed {
                 return Err(failed);
+            }
+            if !go_on {
+                return Ok(lines.skipped);
             }
         }
     }
@@ -316,7 +322,7 @@ struct EventMeta {
 }
 
 /// Passes one line on; an error is what the server says instead of an event.
-fn pass_on(line: &[u8], hear: &mut impl FnMut(Heard<'_>)) -> Result<(), Failed> {
+fn pass_on(line: &[u8], hear: &mut impl FnMut(Heard<'_>) -> bool) -> Result<bool, Failed> {
     let read: Event =
         serde_json::from_slice(line).map_err(|error| other(format!("not an event: {error}")))?;
     let change = match read.sort.as_str() {
@@ -335,12 +341,11 @@ fn pass_on(line: &[u8], hear: &mut impl FnMut(Heard<'_>)) -> Result<(), Failed> 
             });
         }
     };
-    hear(Heard::Event {
+    Ok(hear(Heard::Event {
         change,
         version: &read.object.metadata.resource_version,
         line,
-    });
-    Ok(())
+    }))
 }
 
 /// A path with its query.

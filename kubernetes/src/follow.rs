@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{Api, Change, Failed, Heard, Resource};
-use crate::watch::{Paged, Step, Watcher};
+use crate::watch::{Failure, Paged, Step, Watcher};
 
 /// Takes what is listed and watched.
 pub trait Sink<T> {
@@ -22,6 +22,14 @@ pub trait Sink<T> {
     fn health(&mut self, health: Health<'_>);
     /// Objects that were too large or could not be read.
     fn skipped(&mut self, objects: u64);
+    /// Whether it took everything since the last [`Sink::begin`]. If not, everything is listed again.
+    fn is_whole(&self) -> bool {
+        true
+    }
+    /// Waits until it has room for a page.
+    fn ready(&mut self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// How following goes.
@@ -65,6 +73,7 @@ async fn turn<T: DeserializeOwned>(
             return;
         }
         Step::List(list) => {
+            sink.ready().await;
             if list.token.is_none() {
                 sink.begin();
             }
@@ -88,16 +97,19 @@ async fn turn<T: DeserializeOwned>(
         Step::Watch(watch) => {
             let mut unread = 0;
             let watched = api
-                .watch(resource, &watch, |heard| match heard {
-                    Heard::Stands => watcher.watching(start.elapsed()),
-                    Heard::Event {
-                        change,
-                        version,
-                        line,
-                    } => {
-                        watcher.event(version);
-                        unread += u64::from(!event(change, line, sink));
+                .watch(resource, &watch, |heard| {
+                    match heard {
+                        Heard::Stands => watcher.watching(start.elapsed()),
+                        Heard::Event {
+                            change,
+                            version,
+                            line,
+                        } => {
+                            watcher.event(version);
+                            unread += u64::from(!event(change, line, sink));
+                        }
                     }
+                    sink.is_whole()
                 })
                 .await;
             sink.skipped(unread);
@@ -107,7 +119,9 @@ async fn turn<T: DeserializeOwned>(
             })
         }
     };
-    if let Err(failed) = done {
+    if !sink.is_whole() {
+        watcher.failed(start.elapsed(), Failure::Gone);
+    } else if let Err(failed) = done {
         watcher.failed(start.elapsed(), failed.failure);
         sink.health(Health::Failing(&failed));
     }

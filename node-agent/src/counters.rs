@@ -63,6 +63,14 @@ counters! {
     pod_objects_skipped: "counter" "Pods that were too large or could not be read.",
     /// Requests for pods that failed.
     pod_failures: "counter" "Requests for pods that failed.",
+    /// Whether this agent is the one that watches the cluster's objects.
+    cluster_leads: "gauge" "Whether this agent is the one that watches the cluster's objects.",
+    /// Requests for the lease or for objects that failed.
+    cluster_failures: "counter" "Requests for the lease or for objects of the cluster that failed.",
+    /// Events dropped because the uplink did not take them; their kind was listed again.
+    cluster_dropped: "counter" "Events of the cluster dropped because too many waited; their kind was listed again.",
+    /// Objects that were too large or could not be read.
+    cluster_skipped: "counter" "Objects of the cluster that were too large or could not be read.",
     /// Bytes in the ring not yet consumed.
     ring_used: "gauge" "Bytes in the ring not yet consumed.",
     /// UDP flows now open.

@@ -13,6 +13,7 @@ pub mod places;
 pub mod flows;
 pub mod attribution;
 pub mod pods;
+pub mod cluster;
 pub mod calls;
 pub mod capture;
 pub mod snapshot;

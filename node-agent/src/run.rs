@@ -26,7 +26,7 @@ use crate::spool::shared::SharedSpool;
 use crate::spool::{Spool, SpoolLimits};
 use crate::table::{Identity, Table};
 use crate::uplink::Uplink;
-use crate::{metrics, pods, time};
+use crate::{cluster, metrics, pods, time};
 
 /// How often the ring is looked at: soon enough that the process behind a new connection is mostly still there.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -264,7 +264,17 @@ async fn serve(
         let (config, seed) = (config.clone(), certificate.key().0 ^ time::utc_ns());
         tokio::spawn(async move { pods::follow(&config, pods, seed).await });
     }
-    let uplink = uplink(config, certificate, spool.clone(), counters, connected)?;
+    let seed = certificate.key().0;
+    let watching = cluster::start(config, seed, stopped.clone());
+    let (feed, standing) = match watching {
+        Some((feed, counts, task)) => {
+            tokio::spawn(cluster::publish(counts, Arc::clone(counters)));
+            (Some(feed), Some(task))
+        }
+        None => (None, None),
+    };
+    let mut uplink = uplink(config, certificate, spool.clone(), counters, connected)?;
+    uplink.cluster = feed.map(tokio::sync::Mutex::new);
     let uplink = tokio::spawn(uplink.run(stopped));
     tokio::select! {
         _ = terminate.recv() => {}
@@ -281,6 +291,10 @@ async fn serve(
     spool.lock().sync().context("flush the spool")?;
     stop.send_replace(true);
     let _ = tokio::time::timeout(DRAIN_LIMIT, uplink).await;
+    if let Some(standing) = standing {
+        // Gives the lease back, so that another agent need not wait for its end.
+        let _ = tokio::time::timeout(DRAIN_LIMIT, standing).await;
+    }
     Ok(())
 }
 
@@ -302,6 +316,7 @@ fn uplink(
         clock: time::now,
         seed,
         connected,
+        cluster: None,
     })
 }
 

@@ -12,9 +12,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use weft_transport::{
     Dialler, Expect, Fault, FrameReceiver, FrameSender, Identity, Session, TransportError,
 };
+use weft_wire::cluster::ClusterBatch;
 use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION};
 use weft_wire::{AgentInfo, Timestamp};
 
+use crate::cluster::ClusterFeed;
 use crate::spool::shared::SharedSpool;
 use crate::spool::{Entry, SpoolError};
 use machine::{Machine, Misbehaviour, Step};
@@ -44,6 +46,8 @@ pub struct Uplink {
     pub seed: u64,
     /// Told whether a session stands.
     pub connected: watch::Sender<bool>,
+    /// What is told of the cluster, if this agent may be the one that does.
+    pub cluster: Option<tokio::sync::Mutex<ClusterFeed>>,
 }
 
 /// Why a session ended, as the log shows it.
@@ -108,7 +112,11 @@ impl Uplink {
                     link.session.clone(),
                     self.serve(link, &welcome, machine, start),
                 );
-                match served.await {
+                let served = served.await;
+                if let Some(feed) = &self.cluster {
+                    feed.lock().await.listening.send_replace(None);
+                }
+                match served {
                     Ok(never) => match never {},
                     Err(ended) => {
                         session.close(CloseCode::Done, "the uplink starts again");
@@ -152,6 +160,16 @@ impl Uplink {
         self.resume(&link.session, welcome)?;
         machine.connected(start.elapsed(), welcome.durable_seq);
         link.send.send(&self.status(), PEER_TIMEOUT).await?;
+        let mut feed = match &self.cluster {
+            Some(feed) => Some(feed.lock().await),
+            None => None,
+        };
+        let mut told_seq = 0;
+        if let Some(feed) = &feed {
+            // Unlike any before.
+            let session = start.elapsed().as_nanos() as u64;
+            feed.listening.send_replace(Some(session));
+        }
         let mut status = interval(STATUS_INTERVAL);
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -173,6 +191,10 @@ impl Uplink {
                     if machine.stalled(start.elapsed()) {
                         link.session.close(CloseCode::Limit, "no acknowledgement came");
                     }
+                }
+                batch = next(feed.as_deref_mut()) => {
+                    told_seq += 1;
+                    link.send.send_cluster(told_seq, &batch, PEER_TIMEOUT).await?;
                 }
                 () = self.spool.appended(), if machine.may_send() => {}
             }
@@ -238,6 +260,18 @@ impl Uplink {
         status.spool_bytes = totals.bytes;
         status.spool_dropped = totals.rows_dropped;
         status
+    }
+}
+
+/// What is told of the cluster next; never, where nothing is.
+async fn next(feed: Option<&mut ClusterFeed>) -> ClusterBatch {
+    let told = match feed {
+        Some(feed) => feed.next().await,
+        None => None,
+    };
+    match told {
+        Some(batch) => batch,
+        None => std::future::pending().await,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
+use weft_wire::cluster::ClusterBatch;
 use weft_wire::codec::{self, DecodeError, Message};
 use weft_wire::control::{CloseCode, PeerMessage};
 use weft_wire::frame::{Decoder, Frame};
@@ -337,6 +338,19 @@ impl FrameSender {
     ) -> Result<(), TransportError> {
         self.buffer.clear();
         codec::append_lookups(&mut self.buffer, seq, batch)
+            .map_err(|error| TransportError::Misuse(error.to_string()))?;
+        self.flush(within).await
+    }
+
+    /// Sends what happened in a cluster; see [`FrameSender::send`].
+    pub async fn send_cluster(
+        &mut self,
+        seq: u64,
+        batch: &ClusterBatch,
+        within: Duration,
+    ) -> Result<(), TransportError> {
+        self.buffer.clear();
+        codec::append_cluster(&mut self.buffer, seq, batch)
             .map_err(|error| TransportError::Misuse(error.to_string()))?;
         self.flush(within).await
     }

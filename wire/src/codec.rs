@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::cluster::ClusterBatch;
 use crate::control::{
     Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage,
 };
@@ -171,6 +172,23 @@ pub fn append_lookups(out: &mut Vec<u8>, seq: u64, batch: &[u8]) -> Result<(), T
 /// Sequence number and encoded lookups of a frame that must be such.
 pub fn split_lookups(frame: &Frame) -> Result<(u64, &[u8]), DecodeError> {
     split_seq(frame, Kind::LookupBatch)
+}
+
+/// Appends what happened in a cluster with its number to `out` as a whole frame.
+pub fn append_cluster(
+    out: &mut Vec<u8>,
+    seq: u64,
+    batch: &ClusterBatch,
+) -> Result<(), EncodeError> {
+    let body = to_bytes(Kind::ClusterObjects, batch)?;
+    frame::append(out, Kind::ClusterObjects, &[&seq.to_le_bytes(), &body])?;
+    Ok(())
+}
+
+/// Number and content of a frame that must tell what happened in a cluster.
+pub fn decode_cluster(frame: &Frame) -> Result<(u64, ClusterBatch), DecodeError> {
+    let (seq, body) = split_seq(frame, Kind::ClusterObjects)?;
+    Ok((seq, from_bytes(Kind::ClusterObjects, body)?))
 }
 
 /// Appends a message between federators with its sequence number to `out` as a whole frame.

@@ -22,6 +22,8 @@ pub const MAX_AGENT_STATUS: usize = 4 << 10;
 pub const MAX_HALF_BATCH: usize = 8 << 20;
 /// Largest payload of [`Kind::LookupBatch`]: sequence number and a batch of lookups.
 pub const MAX_LOOKUP_BATCH: usize = 8 << 20;
+/// Largest payload of [`Kind::ClusterObjects`]: one object with all its lists full is 2 MB.
+pub const MAX_CLUSTER_OBJECTS: usize = 4 << 20;
 /// Largest payload of [`Kind::Ack`].
 pub const MAX_ACK: usize = 64;
 /// Largest payload of [`Kind::PeerHello`].
@@ -57,11 +59,13 @@ pub enum Kind {
     Response = 9,
     /// Sequence number (`u64`, little-endian; the same numbers as half batches have), then encoded lookups.
     LookupBatch = 10,
+    /// Number (`u64`, little-endian, from 1 in each session), then a [`crate::cluster::ClusterBatch`].
+    ClusterObjects = 11,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::AgentHello,
         Self::AgentWelcome,
         Self::AgentStatus,
@@ -72,6 +76,7 @@ impl Kind {
         Self::Request,
         Self::Response,
         Self::LookupBatch,
+        Self::ClusterObjects,
     ];
 
     /// Largest payload in bytes.
@@ -87,6 +92,7 @@ impl Kind {
             Self::Request => MAX_REQUEST,
             Self::Response => MAX_RESPONSE,
             Self::LookupBatch => MAX_LOOKUP_BATCH,
+            Self::ClusterObjects => MAX_CLUSTER_OBJECTS,
         }
     }
 

@@ -49,6 +49,8 @@ pub struct State {
     pub requests: Vec<String>,
     /// Most connections that carried a watch at a time.
     pub watches: usize,
+    /// A path that the server does not have.
+    pub missing: Option<String>,
     /// Sends everything, whatever is selected.
     pub ignores_selectors: bool,
     /// So many writes meet a conflict.
@@ -303,6 +305,10 @@ impl Server {
         path: &str,
         query: &BTreeMap<String, String>,
     ) -> std::io::Result<bool> {
+        let missing = self.state.lock().unwrap().missing.as_deref() == Some(path);
+        if missing {
+            return answer(stream, "404 Not Found", "", "404 page not found\n").await;
+        }
         let (fault, body) = {
             let mut state = self.state.lock().unwrap();
             let node = query

@@ -96,6 +96,7 @@ impl World {
         };
         let (stop, stopped) = watch::channel(false);
         let uplink = Uplink {
+            cluster: None,
             federator: self.address.to_string(),
             identity,
             agent: AgentInfo {

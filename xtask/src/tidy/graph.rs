@@ -89,11 +89,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("weft-mesh", &["weft-stitching", "weft-wire"]),
     ("weft-cloud-context", &["weft-wire"]),
     ("weft-transport", &["weft-wire"]),
+    ("weft-kubernetes", &["weft-wire"]),
     (
         "weft-agent",
         &[
             "weft-agent-common",
             "weft-dns",
+            "weft-kubernetes",
             "weft-transport",
             "weft-wire",
         ],
@@ -244,7 +246,9 @@ impl Graph {
         let built_with = self.features.get(id).map_or(&[][..], Vec::as_slice);
         HARMLESS.iter().any(|(crate_, dependency, features)| {
             (self.name(id), self.name(next)) == (crate_, dependency)
-                && !built_with.iter().any(|built| features.contains(&built.as_str()))
+                && !built_with
+                    .iter()
+                    .any(|built| features.contains(&built.as_str()))
         })
     }
 
