@@ -280,6 +280,10 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         counters.table_dropped.store(self.table.dropped(), Relaxed);
         counters.open.store(self.table.open() as u64, Relaxed);
         counters.escaped.store(self.attribution.escaped, Relaxed);
+        if let Some(calls) = &self.calls {
+            counters.calls.store(calls.records, Relaxed);
+            counters.calls_dropped.store(calls.ring_full(), Relaxed);
+        }
         counters
             .escape_searches_skipped
             .store(self.attribution.searches_skipped, Relaxed);

@@ -81,6 +81,12 @@ pub struct Capture {
     pub max_connections: u32,
     /// Directory in bpffs for maps and links; by default one named after the agent.
     pub pin_dir: Option<PathBuf>,
+    /// Whether to hook calls (accept, send, receive, exec, exit) where the kernel lets: they name the process that really
+    /// speaks, and what is spoken.
+    pub calls: bool,
+    /// Size of the ring of calls in bytes, a power of two of at least a page. A use of a socket takes 328 bytes, a process
+    /// that begins or ends 856. Full: new ones are dropped and counted.
+    pub calls_ring_bytes: u32,
 }
 
 impl Default for Capture {
@@ -90,6 +96,8 @@ impl Default for Capture {
             update_interval_s: 10,
             max_connections: 262_144,
             pin_dir: None,
+            calls: true,
+            calls_ring_bytes: crate::calls::RING_BYTES,
         }
     }
 }

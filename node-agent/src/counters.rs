@@ -47,6 +47,10 @@ counters! {
     owners_gone: "counter" "Owners whose process was gone before it was looked at.",
     /// Times the owner cache was full and was emptied.
     owner_evictions: "counter" "Times the owner cache was full and was emptied.",
+    /// Uses of sockets and lives of processes that the kernel lost because the ring of calls was full.
+    calls_dropped: "counter" "Calls lost because the call hooks' ring buffer was full.",
+    /// Calls read from their ring.
+    calls: "counter" "Calls read from the call hooks' ring buffer.",
     /// Owners found outside of their container, or inside one from outside.
     escaped: "counter" "Processes found outside of their container's namespaces, or in a container's from outside.",
     /// Searches for a container's namespace left out because another was just before.

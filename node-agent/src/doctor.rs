@@ -6,10 +6,13 @@ use std::path::Path;
 use weft_transport::Identity;
 
 use crate::attribution::host::host_namespaces;
+use crate::calls::hooks::CallHooks;
 use crate::config::Config;
 use crate::kernel::hooks;
 use crate::{pods, run, snapshot};
 
+/// Size of a ring of calls that nobody reads.
+const TRIAL_CALLS_RING_BYTES: u32 = 1 << 16;
 /// Oldest kernel that is tested.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
@@ -61,6 +64,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         btf(),
     ];
     findings.extend(programs(config));
+    findings.push(calls(config));
     findings.push(socket_list());
     findings.push(namespaces());
     let (detail, verdict) = pods::examine(config);
@@ -232,6 +236,33 @@ fn programs(config: &Config) -> Vec<Finding> {
         ),
         process,
     ]
+}
+
+/// The call hooks are attached for a moment, beside those of a running agent.
+fn calls(config: &Config) -> Finding {
+    let subject = "call hooks";
+    if !config.capture.calls {
+        return finding(subject, "switched off (capture.calls)", Verdict::Good);
+    }
+    match CallHooks::attach(TRIAL_CALLS_RING_BYTES) {
+        Ok(hooks) => finding(
+            subject,
+            format!(
+                "by {}: accept, send, receive, exec, exit",
+                hooks.mode.name()
+            ),
+            Verdict::Good,
+        ),
+        Err(missing) => finding(
+            subject,
+            format!("not there: {missing}"),
+            Verdict::Reduced {
+                hint: "connections belong to the process that connected or listens; capture.calls = false says that \
+                       this is wanted"
+                    .into(),
+            },
+        ),
+    }
 }
 
 fn socket_list() -> Finding {

@@ -16,6 +16,7 @@ use weft_wire::AgentInfo;
 
 use crate::attribution::{Attribution, RealHost};
 use crate::capture::Capture;
+use crate::calls::Calls;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::Counters;
@@ -157,8 +158,29 @@ fn capture(
         spool,
         Arc::clone(counters),
     );
+    capture.calls = calls(config);
     capture.flows = flows;
     Ok(capture)
+}
+
+/// The call hooks, where the kernel has them. What it lacks is said once, in words, and the socket hooks' answers stand.
+fn calls(config: &Config) -> Option<Calls> {
+    if !config.capture.calls {
+        return None;
+    }
+    match Calls::attach(config.capture.calls_ring_bytes) {
+        Ok(calls) => {
+            tracing::info!(by = calls.mode().name(), "call hooks attached");
+            Some(calls)
+        }
+        Err(missing) => {
+            tracing::warn!(
+                "no call hooks: {missing}. Connections belong to the process that connected or listens; what is spoken on \
+                 them is not known, nor are processes that are gone at once"
+            );
+            None
+        }
+    }
 }
 
 /// What to watch of datagrams according to the configuration.

@@ -166,6 +166,9 @@ fn pipeline(world: &mut World) {
         assert_eq!(process.exe.as_deref(), Some(program));
         assert!(program.contains(&process.name) && !process.name.is_empty());
         assert!(process.started_at.0 > 0 && process.started_at <= half.opened_at);
+        let args = format!("{program} connect {address}");
+        assert_eq!(process.args.as_deref(), Some(args.as_str()));
+        assert_eq!(process.parent_name, "sh");
         assert_eq!((half.bytes_sent, half.state), (3, HalfState::Closed));
         pids.insert(process.pid);
     }
