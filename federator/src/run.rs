@@ -83,6 +83,8 @@ impl Federator {
             readers: pipeline.readers.clone(),
             submissions: pipeline.submissions.clone(),
             room: Semaphore::new(config.query.concurrent),
+            local_answers: Semaphore::new(config.query.concurrent),
+            mesh_answers: Semaphore::new(config.query.concurrent),
             peers: peers.clone(),
             vitals: vitals.clone(),
             limits: config.query.clone(),

@@ -126,13 +126,17 @@ impl Agent {
     }
 }
 
+/// Descriptions kept of one agent; one that changes more often is told as it was described last.
+pub const MAX_DESCRIPTIONS_OF_AN_AGENT: usize = 1024;
+
 /// Agents' descriptions, ours and peers'. A description that changes gets a new number, so that old rows keep the old
 /// one.
 #[derive(Debug, Default)]
 pub struct Agents {
     list: HashMap<AgentNumber, Agent>,
     by_key: HashMap<AgentKey, AgentNumber>,
-    by_name: HashMap<(String, String), AgentNumber>,
+    /// Of each, its descriptions, the one in force last.
+    by_name: HashMap<(String, String), Vec<AgentNumber>>,
     next: AgentNumber,
     fresh: Vec<AgentNumber>,
 }
@@ -148,16 +152,25 @@ impl Agents {
         }
     }
 
-    /// The number of this description; a new one if it is new or differs from the last of that agent.
+    /// The number of this description; a new one if that agent was never described so.
     pub fn number(&mut self, record: AgentRecord) -> AgentNumber {
         let name = (record.federator.clone(), record.info.name.clone());
-        if let Some(number) = self.by_name.get(&name)
-            && self
-                .list
-                .get(number)
-                .is_some_and(|agent| *agent.record == record)
-        {
-            return *number;
+        if let Some(numbers) = self.by_name.get_mut(&name) {
+            let list = &self.list;
+            let same = |number: &AgentNumber| {
+                list.get(number)
+                    .is_some_and(|agent| *agent.record == record)
+            };
+            let full = numbers.len() >= MAX_DESCRIPTIONS_OF_AN_AGENT;
+            let known = numbers.iter().rposition(same);
+            if let Some(at) = known.or_else(|| numbers.len().checked_sub(1).filter(|_| full)) {
+                let number = numbers.remove(at);
+                numbers.push(number);
+                if let Some(key) = record.key {
+                    self.by_key.insert(key, number);
+                }
+                return number;
+            }
         }
         let number = self.next;
         self.next += 1;
@@ -172,7 +185,9 @@ impl Agents {
             self.by_key.insert(key, number);
         }
         self.by_name
-            .insert((record.federator.clone(), record.info.name.clone()), number);
+            .entry((record.federator.clone(), record.info.name.clone()))
+            .or_default()
+            .push(number);
         self.list.insert(number, Agent { record, network });
     }
 
@@ -227,5 +242,45 @@ impl Hasher for MixedHasher {
         let wide =
             u128::from(self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
         self.0 = (wide >> 64) as u64 ^ wide as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_wire::AgentInfo;
+
+    fn described(zone: usize) -> AgentRecord {
+        let mut info = AgentInfo {
+            name: "a1".into(),
+            ..AgentInfo::default()
+        };
+        info.site.zone = format!("z{zone}");
+        AgentRecord {
+            key: Some(AgentKey(1)),
+            federator: "fed-a".into(),
+            info,
+        }
+    }
+
+    #[test]
+    fn labels_that_alternate_add_no_rows() {
+        let mut agents = Agents::default();
+        for turn in 0..100 {
+            let number = agents.number(described(turn % 2));
+            assert_eq!(number, (turn % 2) as AgentNumber);
+            assert_eq!(agents.of_key(AgentKey(1)), Some(number));
+        }
+        assert_eq!(agents.take_fresh().len(), 2);
+    }
+
+    #[test]
+    fn descriptions_of_an_agent_are_bounded() {
+        let mut agents = Agents::default();
+        for zone in 0..2 * MAX_DESCRIPTIONS_OF_AN_AGENT {
+            agents.number(described(zone));
+        }
+        assert_eq!(agents.take_fresh().len(), MAX_DESCRIPTIONS_OF_AN_AGENT);
+        assert_eq!(agents.number(described(3)), 3);
     }
 }

@@ -49,6 +49,10 @@ pub struct Queries {
     pub submissions: mpsc::Sender<Submission>,
     /// Questions that read at a time.
     pub room: Semaphore,
+    /// Answers of this federator alone that are being made or sent: they are in memory until the asker has them.
+    pub local_answers: Semaphore,
+    /// The same of the whole mesh; apart, so that two federators that ask each other do not wait for each other.
+    pub mesh_answers: Semaphore,
     /// The other federators.
     pub peers: Arc<Peers>,
     /// How this federator is.
@@ -88,6 +92,15 @@ impl Queries {
         mut sender: FrameSender,
         request: Request,
     ) -> Result<(), TransportError> {
+        let places = match request.scope {
+            Scope::Local { .. } => &self.local_answers,
+            Scope::Mesh => &self.mesh_answers,
+        };
+        // Closed never; health is short, and wanted most when there is no place.
+        let _place = match request.what {
+            Question::Health => None,
+            _ => places.acquire().await.ok(),
+        };
         let answer = match request.scope {
             Scope::Local { absent } => self.local(request.what, &absent).await,
             Scope::Mesh => self.mesh(request.what).await,

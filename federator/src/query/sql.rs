@@ -19,6 +19,8 @@ use super::failure;
 
 /// Most rows of one answer.
 pub const MAX_ROWS: u32 = 100_000;
+/// Most bytes of text in one answer.
+pub const MAX_ANSWER_BYTES: usize = 32 << 20;
 /// Connections copied at a time.
 const COPY_ROWS: usize = 2048;
 
@@ -292,8 +294,9 @@ fn collect(db: &Database, select: &str, limit: usize) -> Result<SqlAnswer, duckd
     let mut statement = db.prepare(select)?;
     let mut rows = statement.query([])?;
     let mut answer = SqlAnswer::default();
+    let mut bytes = 0;
     while let Some(row) = rows.next()? {
-        if answer.rows.len() == limit {
+        if answer.rows.len() == limit || bytes > MAX_ANSWER_BYTES {
             answer.truncated = true;
             break;
         }
@@ -301,11 +304,21 @@ fn collect(db: &Database, select: &str, limit: usize) -> Result<SqlAnswer, duckd
         let cells: Result<Vec<SqlValue>, duckdb::Error> = (0..width)
             .map(|at| Ok(told(row.get::<_, Value>(at)?)))
             .collect();
-        answer.rows.push(cells?);
+        let cells = cells?;
+        bytes += cells.iter().map(text_bytes).sum::<usize>();
+        answer.rows.push(cells);
     }
     drop(rows);
     answer.columns = statement.column_names();
     Ok(answer)
+}
+
+fn text_bytes(value: &SqlValue) -> usize {
+    if let SqlValue::Text(text) = value {
+        text.len()
+    } else {
+        0
+    }
 }
 
 fn told(value: Value) -> SqlValue {
@@ -487,6 +500,18 @@ mod tests {
         let mut list = vec![nothing(); 3000];
         list[7].client = Some(client);
         list
+    }
+
+    #[test]
+    fn an_answer_of_long_texts_is_cut() {
+        let long = "SELECT repeat('x', 500000) AS long FROM range(101)";
+        let limits = SqlLimits {
+            memory: "256MB".into(),
+            ..limits()
+        };
+        let answer = run(&some(), long, &limits).unwrap();
+        assert!(answer.truncated);
+        assert_eq!(answer.rows.len(), MAX_ANSWER_BYTES / 500_000 + 1);
     }
 
     #[test]

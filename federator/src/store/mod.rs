@@ -137,7 +137,7 @@ impl Store {
         match known {
             None => {
                 self.connection.execute(
-                    "INSERT INTO progress VALUES (?, 0, 0, ''::BLOB)",
+                    "INSERT INTO progress VALUES (?, 0, 0)",
                     params![schema::SCHEMA_VERSION],
                 )?;
                 Ok(())
@@ -160,17 +160,15 @@ impl Store {
 
     /// What may still change, with everything it refers to.
     pub fn load(&self) -> Result<Loaded, StoreError> {
-        let (position, held_from, held): (u64, u64, Vec<u8>) = self.connection.query_row(
-            "SELECT position, held_from, held FROM progress",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-        )?;
-        let held = held
-            .as_chunks()
-            .0
-            .iter()
-            .map(|id| HalfId(u64::from_le_bytes(*id)))
-            .collect();
+        let (position, held_from) =
+            self.connection
+                .query_row("SELECT position, held_from FROM progress", [], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })?;
+        let mut statement = self.connection.prepare("SELECT half FROM held")?;
+        let held = statement
+            .query_map([], |row| Ok(HalfId(row.get(0)?)))?
+            .collect::<Result<_, _>>()?;
         let live = read::rows(
             &self.connection,
             &format!("SELECT * FROM {} ORDER BY id", schema::LIVE),
@@ -268,14 +266,15 @@ impl Store {
             forget.execute(params![agent.0])?;
             remember.execute(params![agent.0, seq])?;
         }
-        let held: Vec<u8> = flush
-            .held
-            .iter()
-            .flat_map(|id| id.0.to_le_bytes())
-            .collect();
+        self.connection.execute_batch("DELETE FROM held")?;
+        let mut appender = self.connection.appender("held")?;
+        for id in &flush.held {
+            appender.append_row(params![id.0])?;
+        }
+        appender.flush()?;
         self.connection.execute(
-            "UPDATE progress SET position = ?, held_from = ?, held = ?",
-            params![flush.position, flush.held_from, held],
+            "UPDATE progress SET position = ?, held_from = ?",
+            params![flush.position, flush.held_from],
         )?;
         Ok(())
     }

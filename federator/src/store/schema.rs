@@ -6,8 +6,8 @@
 //! for the fields of a struct it keeps no estimate of how many values are distinct. Strings stand in `owners`, `agents` and
 //! `vias`. Addresses are two 64-bit columns, IPv4 mapped into IPv6.
 //!
-//! `progress` says which journal position all of it covers, and which halves below that are still to be taken from the
-//! journal (ids of 8 bytes, little endian).
+//! `progress` says which journal position all of it covers, and `held` which halves below that are still to be taken from the
+//! journal.
 //!
 //! The view `connections` is for people who open the file with their own tools; [`PLAIN`] is the same with the number of
 //! `via`, which spares a join.
@@ -158,8 +158,8 @@ pub fn create() -> String {
          CREATE TABLE IF NOT EXISTS links (half UBIGINT, peer VARCHAR, theirs UBIGINT, partial BOOLEAN, joined BOOLEAN,
              heard_final BOOLEAN, told_final BOOLEAN);
          CREATE TABLE IF NOT EXISTS sequences (agent UBIGINT, seq UBIGINT);
-         CREATE TABLE IF NOT EXISTS progress (schema_version UBIGINT, position UBIGINT, held_from UBIGINT,
-             held BLOB);"
+         CREATE TABLE IF NOT EXISTS progress (schema_version UBIGINT, position UBIGINT, held_from UBIGINT);
+         CREATE TABLE IF NOT EXISTS held (half UBIGINT);"
     ) + &format!(
         "CREATE OR REPLACE VIEW {LIVE} AS SELECT {view} FROM connections_live;
          CREATE OR REPLACE VIEW {PLAIN} AS

@@ -133,6 +133,8 @@ fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
     let flush = Flush {
         position: 20,
         rows: vec![done],
+        held: vec![HalfId(8), HalfId(9)],
+        held_from: 15,
         replaced: vec![HalfId(1)],
         sequences: vec![(AgentKey(77), 4)],
         ..Flush::default()
@@ -140,6 +142,9 @@ fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
     store.flush(&flush).unwrap();
     let loaded = store.load().unwrap();
     assert!(loaded.live.is_empty());
+    assert_eq!(loaded.held, HashSet::from([HalfId(8), HalfId(9)]));
+    assert_eq!(loaded.held_from, 15);
+    assert_eq!(loaded.departed, [HalfId(1), HalfId(2)]);
     assert_eq!(
         (loaded.position, loaded.sequences),
         (20, vec![(AgentKey(77), 4)])
