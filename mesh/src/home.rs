@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use weft_stitching::{HalfView, Role, Rule, Verdict, judge};
+use weft_stitching::judge::fit;
+use weft_stitching::{Fit, HalfView, Role, Verdict};
 use weft_wire::HalfId;
 use weft_wire::control::{EndpointCard, Handle, Offer};
 
@@ -88,6 +89,8 @@ struct LinkState {
     /// When it was first named, in this run of the program.
     named_at: i64,
     partial: bool,
+    /// A card has come, and it was too early to judge it.
+    early: bool,
     joined: bool,
     heard_final: bool,
     /// Acknowledged.
@@ -187,6 +190,7 @@ impl Home {
             theirs: link.theirs,
             named_at: now,
             partial: link.partial,
+            early: false,
             joined: link.joined,
             heard_final: link.heard_final,
             told,
@@ -238,11 +242,18 @@ impl Home {
         self.forget(id);
     }
 
-    /// Our half was reported on again.
-    pub(crate) fn updated(&mut self, id: HalfId, own: &HalfView) {
+    /// Our half was reported on again. Its keys may be others now: the answer to a first datagram was seen.
+    pub(crate) fn updated(&mut self, id: HalfId, own: &HalfView, offer: Offer) {
         let Some(half) = self.halves.get_mut(&id.0) else {
             return;
         };
+        if half.link.is_none()
+            && half.offer.routing_key == offer.routing_key
+            && half.offer.matching_key != offer.matching_key
+        {
+            half.offer = offer;
+            self.acts.push_back(Act::Offer(half.owner, offer));
+        }
         if half.finished || own.closed_at.is_none() {
             return;
         }
@@ -351,7 +362,11 @@ impl Home {
             }
             self.timers.pop_front();
             let joined = |half: &OwnHalf| half.link.as_ref().is_some_and(|link| link.joined);
-            let partial = |half: &OwnHalf| half.link.as_ref().is_some_and(|link| link.partial);
+            let partial = |half: &OwnHalf| {
+                half.link
+                    .as_ref()
+                    .is_some_and(|link| link.partial || link.early)
+            };
             match self.halves.get(&id.0) {
                 Some(half) if half.done => self.forget(id),
                 Some(half) if !joined(half) && partial(half) && !half.finished => {
@@ -451,18 +466,16 @@ impl Home {
         };
         let Some(link) = &mut half.link else { return };
         let other = card_view(&card);
-        let verdict = if own.role == Role::Client {
-            judge(own, &other)
+        let fit = if own.role == Role::Client {
+            fit(own, &other)
         } else {
-            judge(&other, own)
+            fit(&other, own)
         };
-        match verdict {
-            Some(verdict)
-                if card.partial == (verdict.rule == Rule::TcpClientIsn) || !link.partial =>
-            {
+        match fit {
+            Fit::Yes(verdict) if card.partial || !verdict.in_part() || !link.partial => {
                 link.heard_final |= card.half.state.finished();
                 self.counters.joined += u64::from(!link.joined);
-                let again = link.partial && !link.joined;
+                let again = (link.partial || verdict.in_part()) && !link.joined;
                 if !link.joined {
                     link.joined = true;
                     self.acts
@@ -479,7 +492,9 @@ impl Home {
                 self.send_card(id);
             }
             // Too early: ours is not finished. When it is, our card makes the other home send its own again.
-            None if link.partial && own.closed_at.is_none() => {}
+            Fit::Later | Fit::No if link.partial && own.closed_at.is_none() => {}
+            // The whole fingerprints agree, but they are of bytes that others send too.
+            Fit::Later if !link.joined => link.early = true,
             _ if link.joined => {
                 // Identity and fingerprint cannot change; an update that looks otherwise is kept out.
                 self.counters.rejected += 1;
@@ -523,6 +538,7 @@ impl LinkState {
             theirs,
             named_at: now,
             partial,
+            early: false,
             joined,
             heard_final,
             told: Told::Nothing,

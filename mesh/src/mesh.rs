@@ -261,9 +261,10 @@ impl Mesh {
         self.home.withdraw(now, half, why);
     }
 
-    /// A half that was offered has closed.
+    /// A half that was offered has closed, or the answer to its first datagram was seen.
     pub fn updated(&mut self, half: HalfId, view: &HalfView) {
-        self.home.updated(half, view);
+        let (offer, _) = self.describe(half, view);
+        self.home.updated(half, view, offer);
     }
 
     /// Our session to this peer begins; `instance` is from its hello.

@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use weft_mesh::{Card, Config, Effect, Link, Members, Mesh, MeshKey, Records, card_view};
 use weft_stitching::{HalfView, Rule};
 use weft_wire::control::{EndpointCard, Handle, PeerMessage};
-use weft_wire::{Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Site, Timestamp};
+use weft_wire::{
+    DatagramSort, Datagrams, Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Site,
+    Timestamp,
+};
 
 const NAMES: [&str; 3] = ["fed-a", "fed-b", "fed-c"];
 const SECOND: i64 = 1_000_000;
@@ -171,7 +174,10 @@ impl World {
     }
 
     fn connection(&mut self, i: u64, duplicates: bool) {
-        let kind = self.random.below(10);
+        let kind = self.random.below(15);
+        if kind >= 10 {
+            return self.flow(i, kind, duplicates);
+        }
         let (client, server) = (i * 10 + 1, i * 10 + 2);
         let isns = (7000 + i as u32, 9000 + i as u32);
         let (rule, server_isns) = match kind {
@@ -202,7 +208,62 @@ impl World {
         }
     }
 
+    /// A UDP flow.
+    fn flow(&mut self, i: u64, kind: usize, duplicates: bool) {
+        let (client, server) = (i * 10 + 1, i * 10 + 2);
+        let print = |client, server, distinct| {
+            Fingerprint::Datagrams(Datagrams {
+                sort: DatagramSort::Other,
+                client,
+                server,
+                distinct,
+            })
+        };
+        let whole = |distinct| print(500 + i, 700 + i, distinct);
+        let rule = Rule::UdpFirstDatagram;
+        let (to_client, to_server) = (Truth::Joined(client, rule), Truth::Joined(server, rule));
+        if kind == 10 && duplicates {
+            // A fleet that greets alike: who talks to whom cannot be told.
+            for j in 0..4 {
+                let role = [Role::Client, Role::Server][j % 2];
+                let id = i * 10 + 1 + j as u64;
+                self.any(id, role, whole(false), whole(false), 100, Truth::NotJoined);
+            }
+            return;
+        }
+        let (of_client, of_server) = match kind {
+            10 | 11 => (whole(true), whole(true)),
+            // One that greets as others might, and nobody else does.
+            12 => (whole(false), whole(false)),
+            // The answer was lost.
+            13 => (print(500 + i, 0, true), whole(true)),
+            _ => (whole(true), whole(true)),
+        };
+        // The answer comes after the half was offered.
+        let early = if kind == 14 {
+            print(500 + i, 0, true)
+        } else {
+            of_client
+        };
+        self.any(client, Role::Client, early, of_client, 100, to_server);
+        self.any(server, Role::Server, of_server, of_server, 100, to_client);
+    }
+
     fn half(&mut self, id: u64, role: Role, isns: (u32, u32), bytes: u64, truth: Truth) {
+        let (client, server) = isns;
+        let print = Fingerprint::TcpIsn { client, server };
+        self.any(id, role, print, print, bytes, truth);
+    }
+
+    fn any(
+        &mut self,
+        id: u64,
+        role: Role,
+        early: Fingerprint,
+        late: Fingerprint,
+        bytes: u64,
+        truth: Truth,
+    ) {
         let (client, server) = (([10, 0, 0, 1], 1000).into(), ([10, 0, 0, 2], 80).into());
         let (local, remote) = if role == Role::Client {
             (client, server)
@@ -212,13 +273,13 @@ impl World {
         let half = Half {
             id: HalfId(id),
             cookie: id,
-            protocol: Protocol::Tcp,
+            protocol: match early {
+                Fingerprint::Datagrams(_) => Protocol::Udp,
+                _ => Protocol::Tcp,
+            },
             role,
             state: HalfState::Open,
-            fingerprint: Fingerprint::TcpIsn {
-                client: isns.0,
-                server: isns.1,
-            },
+            fingerprint: early,
             local,
             remote,
             opened_at: Timestamp(0),
@@ -236,6 +297,7 @@ impl World {
         let at = Some(Timestamp(SECOND));
         let closed = Half {
             state: HalfState::Closed,
+            fingerprint: late,
             closed_at: at,
             bytes_sent: bytes,
             bytes_received: bytes,
@@ -571,13 +633,16 @@ fn an_offer_says_nothing_of_the_connection() {
         .iter()
         .flat_map(|federator| federator.now.halves.values())
         .flat_map(|own| {
-            let Fingerprint::TcpIsn { client, server } = own.half.fingerprint else {
-                panic!()
+            let (client, server) = match own.half.fingerprint {
+                Fingerprint::TcpIsn { client, server } => (client.into(), server.into()),
+                Fingerprint::Datagrams(first) => (first.client, first.server),
+                Fingerprint::Unknown => panic!(),
             };
+            let short = |word: u64| word.to_le_bytes()[..4].to_vec();
             [
                 own.half.id.0.to_le_bytes().to_vec(),
-                client.to_le_bytes().to_vec(),
-                server.to_le_bytes().to_vec(),
+                short(client),
+                short(server),
             ]
         })
         .chain([vec![10, 0, 0, 1], vec![10, 0, 0, 2]])
