@@ -71,12 +71,12 @@ pub struct WorkloadRule {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Capture {
-    /// Size of the ring buffer in bytes, a power of two of at least a page. A connection takes two records of 152 bytes.
+    /// Size of the ring buffer in bytes, a power of two of at least a page. A connection takes a record of 152 bytes at its end.
     /// Full: new records are dropped and counted. Changing it takes `weft-agent unload` first.
     pub ring_bytes: u32,
     /// Seconds between two updates of a connection that stays open.
     pub update_interval_s: u32,
-    /// Most connections tracked while open: 120 bytes of kernel memory each, taken at once, and about 400 of the agent's as
+    /// Most connections tracked while open: 150 bytes of kernel memory each, taken at once, and about 400 of the agent's as
     /// they come. Beyond it connections are not seen, and counted. Changing it takes `weft-agent unload` first.
     pub max_connections: u32,
     /// Directory in bpffs for maps and links; by default one named after the agent.

@@ -9,7 +9,7 @@ use crate::attribution::host::host_namespaces;
 use crate::calls::hooks::CallHooks;
 use crate::config::Config;
 use crate::kernel::hooks;
-use crate::{pods, run, snapshot};
+use crate::{pods, privileges, run, snapshot};
 
 /// Size of a ring of calls that nobody reads.
 const TRIAL_CALLS_RING_BYTES: u32 = 1 << 16;
@@ -58,7 +58,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut findings = vec![
         kernel(release.trim()),
-        root(),
+        capabilities(),
         cgroup(&config.cgroup),
         bpffs(config),
         btf(),
@@ -133,15 +133,26 @@ fn kernel(release: &str) -> Finding {
     finding("kernel", release, verdict)
 }
 
-fn root() -> Finding {
-    match nix::unistd::geteuid().is_root() {
-        true => finding("privileges", "root", Verdict::Good),
-        false => finding(
-            "privileges",
-            "not root",
-            bad("kernel programs need root", "sudo weft-agent doctor"),
-        ),
-    }
+fn capabilities() -> Finding {
+    let names = |missing: &[privileges::Use]| -> String {
+        let names = missing.iter().map(|(one, what)| format!("{one} ({what})"));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let needed = privileges::missing(&privileges::NEEDED);
+    let useful = privileges::missing(&privileges::USEFUL);
+    let held = privileges::NEEDED.len() + privileges::USEFUL.len() - needed.len() - useful.len();
+    let verdict = if !needed.is_empty() {
+        let hint = "give them in the unit (AmbientCapabilities=), or run as root";
+        bad(format!("missing {}", names(&needed)), hint)
+    } else if !useful.is_empty() {
+        Verdict::Reduced {
+            hint: format!("left out without {}", names(&useful)),
+        }
+    } else {
+        Verdict::Good
+    };
+    let detail = format!("{held} capabilities of those it has a use for");
+    finding("privileges", detail, verdict)
 }
 
 fn cgroup(path: &Path) -> Finding {

@@ -22,5 +22,6 @@ pub mod spool;
 pub mod uplink;
 pub mod counters;
 pub mod metrics;
+pub mod privileges;
 pub mod doctor;
 pub mod run;

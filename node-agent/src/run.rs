@@ -27,7 +27,7 @@ use crate::spool::shared::SharedSpool;
 use crate::spool::{Spool, SpoolLimits};
 use crate::table::{Identity, Table};
 use crate::uplink::Uplink;
-use crate::{cluster, metrics, pods, time};
+use crate::{cluster, metrics, pods, privileges, time};
 
 /// How often the ring is looked at: soon enough that the process behind a new connection is mostly still there.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -38,6 +38,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the agent until SIGTERM or SIGINT. The hooks stay: what happens until the next start is in their ring.
 pub fn run(config: &Config) -> Result<()> {
+    privileges::drop_the_rest()?;
     let certificate = Certificate::load(&config.identity)
         .with_context(|| format!("no usable identity in {}", config.identity.display()))?;
     if certificate.id().name() != config.name {
@@ -310,7 +311,7 @@ async fn serve(
     while *is_connected.borrow() && spool.lock().has_unread() && Instant::now() < deadline {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    spool.lock().sync().context("flush the spool")?;
+    spool.sync().context("flush the spool")?;
     stop.send_replace(true);
     let _ = tokio::time::timeout(DRAIN_LIMIT, uplink).await;
     if let Some(standing) = standing {

@@ -14,8 +14,8 @@
 //! entries were acknowledged and their segments deleted.
 //!
 //! **Durability.** An append is a `write`: it survives the death of the process at any moment (kill -9), for the
-//! page cache is the kernel's. A power loss may lose what was written since the last [`Spool::sync`] or the last
-//! change of segments. Sequence numbers are not used twice even then: each opening begins at a number taken
+//! page cache is the kernel's. A power loss may lose what was written since the last
+//! [`SharedSpool::sync`](shared::SharedSpool::sync). Sequence numbers are not used twice even then: each opening begins at a number taken
 //! from the clock, far above all that were used before. Where that fails (the directory or its tail was lost, and the
 //! clock went back), the federator's welcome shows it, and [`Spool::renumber`] mends it.
 //!
@@ -68,6 +68,9 @@ impl Default for SpoolLimits {
         }
     }
 }
+
+/// Most full segments that wait to be written to the disk. Beyond it the kernel writes them in its own time.
+const MAX_UNSYNCED: usize = 16;
 
 /// What went wrong with the spool.
 #[derive(Debug, Error)]
@@ -124,6 +127,8 @@ pub struct Spool {
     /// Oldest first; the last one is written to. Never empty.
     segments: VecDeque<Segment>,
     writing: File,
+    /// Full segments that may not be on the disk yet.
+    unsynced: Vec<File>,
     /// The reader's segment (by its base), its file and its place there.
     reading: Option<(u64, File, u64)>,
     next_seq: u64,
@@ -190,6 +195,7 @@ impl Spool {
             limits,
             segments,
             writing,
+            unsynced: Vec::new(),
             reading,
             next_seq,
             read_seq: acknowledged,
@@ -373,12 +379,15 @@ impl Spool {
         Ok(())
     }
 
-    /// Writes to the disk what a power loss could still take.
-    pub fn sync(&mut self) -> Result<(), SpoolError> {
-        self.writing.sync_data().map_err(|source| SpoolError::Io {
+    /// The files that a power loss could still take something from, to be written to the disk while others use the spool.
+    pub fn unsynced(&mut self) -> Result<Vec<File>, SpoolError> {
+        let writing = self.writing.try_clone().map_err(|source| SpoolError::Io {
             path: self.last_segment().path.clone(),
             source,
-        })
+        })?;
+        let mut files = std::mem::take(&mut self.unsynced);
+        files.push(writing);
+        Ok(files)
     }
 
     /// What happened, and how full it is.
@@ -447,7 +456,6 @@ impl Spool {
     }
 
     fn rotate(&mut self) -> Result<(), SpoolError> {
-        self.sync()?;
         let header = Header {
             base_seq: self.next_seq,
             ring_position: self.ring_position,
@@ -455,7 +463,10 @@ impl Spool {
         let (segment, writing) = segment::create(&self.dir, header)?;
         self.totals.bytes += segment.bytes;
         self.segments.push_back(segment);
-        self.writing = writing;
+        let full = std::mem::replace(&mut self.writing, writing);
+        if self.unsynced.len() < MAX_UNSYNCED {
+            self.unsynced.push(full);
+        }
         Ok(())
     }
 

@@ -187,7 +187,7 @@ impl Uplink {
                 }
                 _ = status.tick() => {
                     link.send.send(&self.status(), PEER_TIMEOUT).await?;
-                    self.spool.lock().sync()?;
+                    self.sync().await?;
                     if machine.stalled(start.elapsed()) {
                         link.session.close(CloseCode::Limit, "no acknowledgement came");
                     }
@@ -199,6 +199,14 @@ impl Uplink {
                 () = self.spool.appended(), if machine.may_send() => {}
             }
         }
+    }
+
+    /// A disk that hangs holds up the session, and nobody else.
+    async fn sync(&self) -> Result<(), SpoolError> {
+        let spool = self.spool.clone();
+        let synced = tokio::task::spawn_blocking(move || spool.sync()).await;
+        // It is only ever cancelled when the program ends.
+        synced.unwrap_or(Ok(()))
     }
 
     /// Brings the spool to where the federator is.

@@ -12,6 +12,7 @@ use super::cgroup::{self, Place};
 use super::namespaces::Namespaces;
 use super::resolver;
 use super::secrets::MAX_READ_BYTES;
+use super::users::Users;
 use crate::clock::Clock;
 use crate::kernel::sys;
 
@@ -77,6 +78,7 @@ pub struct RealHost {
     /// How much the machine slept: the clock of start times goes on then, the monotonic one does not. Renewed only when
     /// it slept again, so that a process's start time stays the same.
     suspended_ns: Cell<u64>,
+    users: Users,
 }
 
 impl RealHost {
@@ -94,6 +96,7 @@ impl RealHost {
                 .filter(|ticks| *ticks > 0)
                 .unwrap_or(100),
             suspended_ns: Cell::new(suspended_ns()),
+            users: Users::of_the_system(),
         }
     }
 
@@ -197,10 +200,7 @@ impl Host for RealHost {
     }
 
     fn user(&self, uid: u32) -> Option<String> {
-        nix::unistd::User::from_uid(uid.into())
-            .ok()
-            .flatten()
-            .map(|user| user.name)
+        self.users.name(uid)
     }
 }
 

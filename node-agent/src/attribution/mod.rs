@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod secrets;
+mod users;
 pub mod namespaces;
 pub mod host;
 mod resolver;
@@ -52,7 +53,7 @@ pub struct Attribution<H> {
     cache: HashMap<OwnerKey, Known>,
     /// Processes as the call hooks saw them begin, for those that are gone before they are looked at.
     pub processes: Processes,
-    users: HashMap<u32, Option<String>>,
+    users: HashMap<u32, String>,
     host_namespaces: Namespaces,
     /// Whether a container's process is in a mount namespace.
     mounts: HashMap<u64, bool>,
@@ -288,11 +289,12 @@ impl<H: Host> Attribution<H> {
 
     fn process(&mut self, key: &OwnerKey, facts: Option<ProcessFacts>, clock: &Clock) -> Process {
         let host = &self.host;
-        let user = self
-            .users
-            .entry(key.uid)
-            .or_insert_with(|| host.user(key.uid))
-            .clone();
+        let user = self.users.get(&key.uid).cloned().or_else(|| {
+            // One that is not known yet may be later.
+            let user = host.user(key.uid)?;
+            self.users.insert(key.uid, user.clone());
+            Some(user)
+        });
         let mut process = Process {
             pid: key.pid,
             name: comm(&key.comm),

@@ -345,6 +345,7 @@ fn forget_leaked<H: Host, S: BatchSink>(
     let alive: HashSet<u64> = listed
         .values()
         .flatten()
+        .filter(|socket| socket.state != diag::state::TIME_WAIT)
         .map(|socket| socket.cookie)
         .collect();
     let leaked = capture.hooks.kept(|key, kept| {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 use weft_wire::{HalfBatch, LookupBatch};
 
-use super::Spool;
+use super::{Spool, SpoolError};
 use crate::sink::BatchSink;
 
 /// A spool with two users. Cheap to clone.
@@ -31,6 +31,17 @@ impl SharedSpool {
         self.spool
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Writes to the disk what a power loss could still take. That takes the time the disk takes: the spool is not locked meanwhile.
+    pub fn sync(&self) -> Result<(), SpoolError> {
+        let files = self.lock().unsynced()?;
+        files.iter().try_for_each(|file| {
+            file.sync_data().map_err(|source| SpoolError::Io {
+                path: "the spool".into(),
+                source,
+            })
+        })
     }
 
     /// Waits until something was appended since the last wait.

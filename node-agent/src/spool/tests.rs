@@ -375,3 +375,22 @@ fn lookups_go_the_same_way_and_remember_their_own_ring() {
     assert_eq!(entries, [(false, 2), (true, large), (true, 5), (false, 1)]);
     assert_eq!(spool.last_lookup_position(), Some(777));
 }
+
+#[test]
+fn a_full_segment_waits_for_the_disk_without_keeping_anyone_waiting() {
+    let dir = TempDir::new().unwrap();
+    let limits = SpoolLimits {
+        max_bytes: 64 << 10,
+    };
+    let mut spool = open_with(&dir, limits);
+    assert_eq!(spool.unsynced().unwrap().len(), 1);
+    let segments = spool.segments.len();
+    let mut position = 0;
+    while spool.segments.len() == segments {
+        position += 1;
+        spool.append(&batch(position, 50), position).unwrap();
+    }
+    // The full one and the new one.
+    assert_eq!(spool.unsynced().unwrap().len(), 2);
+    assert_eq!(spool.unsynced().unwrap().len(), 1);
+}
