@@ -29,7 +29,7 @@ pub struct Repeats {
 impl Repeats {
     /// Whether another flow began with the same bytes; remembers that this one did.
     pub fn repeated(&mut self, hash: u64, seen: Seen) -> bool {
-        let key = mix64(hash ^ seen as u64);
+        let key = mix64(mix64(hash) ^ seen as u64);
         if self.young.contains(&key) {
             return true;
         }

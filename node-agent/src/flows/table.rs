@@ -146,6 +146,11 @@ impl Table {
                 state,
                 released_ns,
             } => {
+                // Another flow with its key was seen first, and closed it.
+                let newer = |flow: &Flow| flow.state.opened_ns > state.opened_ns;
+                if self.open.get(&key).is_some_and(newer) {
+                    return;
+                }
                 let flow = self.known(&key, state, owner, clock);
                 let closed_ns = released_ns.unwrap_or(state.last_ns);
                 self.finish(&key, flow, closed_ns, clock);

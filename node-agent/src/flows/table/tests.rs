@@ -217,10 +217,10 @@ fn a_next_agent_knows_by_the_notes() {
     let mut new = table(notes);
     sweep(
         &mut new,
-        &[(flow, state(SECOND, 3 * SECOND, 5, 0))],
-        3 * SECOND,
+        &[(flow, state(SECOND, 29 * SECOND, 5, 0))],
+        30 * SECOND,
     );
-    let after = drain(&mut new, 3 * SECOND);
+    let after = drain(&mut new, 30 * SECOND);
     assert_eq!(after[0].fingerprint, before[0].fingerprint);
     assert_eq!((after[0].id, after[0].packets_sent), (before[0].id, 5));
     // Without a note: that it is there, and no more.
