@@ -2,7 +2,8 @@
 
 use weft_wire::Timestamp;
 use weft_wire::query::{
-    Completeness, Connection, FederatorHealth, HalfCounts, ReportRow, Response, SqlValue, Unmatched,
+    Completeness, Connection, DnsRow, FederatorHealth, HalfCounts, ReportRow, Response, SqlValue,
+    Unmatched,
 };
 
 use crate::failure::Failure;
@@ -42,6 +43,8 @@ pub enum Rows {
     },
     /// Federators.
     Health(Vec<FederatorHealth>),
+    /// Rows of a report on lookups.
+    Dns(Vec<DnsRow>),
 }
 
 impl Answer {
@@ -128,6 +131,7 @@ impl Rows {
             (Self::Connections(rows), Response::Connections(more)) => rows.extend(more),
             (Self::Report(rows), Response::Report(more)) => rows.extend(more),
             (Self::Health(rows), Response::Health(more)) => rows.extend(more),
+            (Self::Dns(rows), Response::Dns(more)) => rows.extend(more),
             (Self::Sql { columns, rows }, Response::SqlRows(more)) => {
                 if more.iter().any(|row| row.len() != columns.len()) {
                     return Err(Failure::protocol(
@@ -139,6 +143,7 @@ impl Rows {
             (Self::None, Response::Connections(rows)) => *self = Self::Connections(rows),
             (Self::None, Response::Report(rows)) => *self = Self::Report(rows),
             (Self::None, Response::Health(rows)) => *self = Self::Health(rows),
+            (Self::None, Response::Dns(rows)) => *self = Self::Dns(rows),
             (Self::None, Response::SqlColumns(columns)) => {
                 *self = Self::Sql {
                     columns,

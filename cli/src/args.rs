@@ -115,6 +115,8 @@ pub enum Verb {
     Report(Report),
     /// Query with read-only SQL
     Sql(Sql),
+    /// Say who asks for which names, and what comes of it
+    Dns(Dns),
     /// Check federators and agents; exits like a Nagios plugin
     Health(Health),
     /// List federators; exits with 1 when one has a problem
@@ -215,7 +217,7 @@ pub enum By {
 /// `weft sql`
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Sql {
-    /// One SELECT over the table connection, the window's connections; - reads it from stdin
+    /// One SELECT over the tables connection and lookups, those of the window; - reads it from stdin
     #[arg(value_name = "SELECT")]
     pub statement: String,
     /// When.
@@ -230,6 +232,53 @@ pub struct Sql {
     /// Whom to ask, and how often.
     #[command(flatten)]
     pub asking: Asking,
+}
+
+/// `weft dns`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Dns {
+    /// Which report
+    #[arg(value_enum, value_name = "REPORT")]
+    pub which: WhichDns,
+    /// The name that explain is about; names below it count too
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// When.
+    #[command(flatten)]
+    pub window: Window,
+    /// Who asked: a workload, agent, process:NAME, cloud:aws, …
+    #[arg(long, value_name = "TERM", help_heading = "Scope (weft help filter)")]
+    pub from: Option<String>,
+    /// An expression over who asked, as client: client.namespace = shop
+    #[arg(
+        long = "where",
+        value_name = "EXPR",
+        help_heading = "Scope (weft help filter)"
+    )]
+    pub expression: Option<String>,
+    /// At most so many rows
+    #[arg(long, visible_alias = "limit", value_name = "N", default_value_t = 20)]
+    pub top: u32,
+    /// Whom to ask, and how often.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+/// The reports on lookups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WhichDns {
+    /// Who asks most
+    Top,
+    /// Which names are asked most, and by whom
+    Hotspots,
+    /// Domains outside, beside what is inside
+    External,
+    /// What failed, was not answered, or only tried the search path
+    Failures,
+    /// Names on a threat list, and who asked; exits with 1 when there are any
+    Threats,
+    /// All about one name
+    Explain,
 }
 
 /// `weft health`

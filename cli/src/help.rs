@@ -25,6 +25,7 @@ pub const SCHEMAS: &[(&str, &str)] = &[
     ("explain", include_str!("../schemas/explain.json")),
     ("report", include_str!("../schemas/report.json")),
     ("sql", include_str!("../schemas/sql.json")),
+    ("dns", include_str!("../schemas/dns.json")),
     ("health", include_str!("../schemas/health.json")),
     ("federators", include_str!("../schemas/federators.json")),
 ];

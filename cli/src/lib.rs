@@ -6,7 +6,7 @@
 //!
 //! What must stay absent: no view knows a format, no format knows a view, only [`live`] knows the network and the clock.
 //!
-//! Reading order: `args`, `plan`, `world`, `answer`, the views (`connections`, `explain`, `report`, `sql`, `health` with `diagnosis`),
+//! Reading order: `args`, `plan`, `world`, `answer`, the views (`connections`, `explain`, `report`, `sql`, `dns`, `health` with `diagnosis`),
 //! `output`, `table`, `figures`, `failure`, `help`, `pki`, `live`.
 
 pub mod args;
@@ -19,6 +19,7 @@ pub mod connections;
 pub mod explain;
 pub mod report;
 pub mod sql;
+pub mod dns;
 pub mod health;
 pub mod diagnosis;
 pub mod output;

@@ -257,6 +257,8 @@ impl Bar {
             Response::Report(rows) => rows.len(),
             Response::SqlRows(rows) => rows.len(),
             Response::Health(rows) => rows.len(),
+            Response::Dns(rows) => rows.len(),
+            Response::Lookups(rows) => rows.len(),
             Response::SqlColumns(_) | Response::End { .. } | Response::Error(_) => 0,
         };
         if let Some(bar) = &self.shown {

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_wire::control::PROTOCOL_VERSION;
-use weft_wire::query::{self, Filter, Question, ReportOrder, Request, Scope};
+use weft_wire::query::{self, DnsReport, Filter, Question, ReportOrder, Request, Scope};
 
 use crate::args::{
-    Args, Asking, By, Ends, Global, Pki, Report, Verb, Which, Window as TypedWindow,
+    Args, Asking, By, Dns, Ends, Global, Pki, Report, Verb, Which, WhichDns, Window as TypedWindow,
 };
 use crate::failure::Failure;
 use crate::when::{DEFAULT_SINCE_US, Span, When, Window, duration};
@@ -85,6 +85,15 @@ pub enum What {
         /// At most so many.
         limit: u32,
     },
+    /// `weft dns`
+    Dns {
+        /// Which.
+        report: DnsReport,
+        /// Asked by whom.
+        filter: Filter,
+        /// At most so many.
+        top: u32,
+    },
     /// `weft health`
     Health,
     /// `weft federators`
@@ -138,6 +147,7 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
             };
             ask(what, span(&typed.window)?, &typed.asking)
         }
+        Verb::Dns(typed) => ask(dns(typed)?, span(&typed.window)?, &typed.asking),
         Verb::Health(typed) => ask(What::Health, Span::ALL, &typed.asking),
         Verb::Federators(typed) => ask(What::Federators, Span::ALL, &typed.asking),
         Verb::Pki(work) => Ok(Plan::Pki(work.clone())),
@@ -182,6 +192,15 @@ impl Ask {
                 filter: within(filter),
                 limit: *limit,
             },
+            What::Dns {
+                report,
+                filter,
+                top,
+            } => Question::Dns {
+                report: report.clone(),
+                filter: within(filter),
+                top: *top,
+            },
             What::Health | What::Federators => Question::Health,
         };
         let scope = if self.local {
@@ -215,6 +234,43 @@ fn report(typed: &Report) -> Result<What, Failure> {
         which,
         filter: filter(&typed.ends)?,
         by,
+        top: rows("--top", typed.top)?,
+    })
+}
+
+fn dns(typed: &Dns) -> Result<What, Failure> {
+    let report = match (typed.which, &typed.name) {
+        (WhichDns::Explain, Some(name)) => DnsReport::Explain {
+            name: name.trim_end_matches('.').to_ascii_lowercase(),
+        },
+        (WhichDns::Explain, None) => {
+            return Err(Failure::value(
+                "NAME",
+                "weft dns explain needs a name",
+                "weft dns explain example.com",
+            ));
+        }
+        (_, Some(_)) => {
+            return Err(Failure::value(
+                "NAME",
+                "only weft dns explain takes a name",
+                "weft dns explain example.com",
+            ));
+        }
+        (WhichDns::Top, None) => DnsReport::Top,
+        (WhichDns::Hotspots, None) => DnsReport::Hotspots,
+        (WhichDns::External, None) => DnsReport::External,
+        (WhichDns::Failures, None) => DnsReport::Failures,
+        (WhichDns::Threats, None) => DnsReport::Threats,
+    };
+    let ends = Ends {
+        from: typed.from.clone(),
+        to: None,
+        expression: typed.expression.clone(),
+    };
+    Ok(What::Dns {
+        report,
+        filter: filter(&ends)?,
         top: rows("--top", typed.top)?,
     })
 }

@@ -6,7 +6,7 @@ use crate::answer::{Answer, Rows};
 use crate::failure::Failure;
 use crate::plan::{Ask, What};
 use crate::table::Table;
-use crate::{connections, explain, health, report, sql};
+use crate::{connections, dns, explain, health, report, sql};
 
 /// What is shown.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -71,6 +71,8 @@ pub fn of(ask: &Ask, answer: &Answer) -> Result<View, Failure> {
         (What::Report { which, by, .. }, Rows::None) => report::view(*which, *by, &[], answer),
         (What::Sql { .. }, Rows::Sql { columns, rows }) => sql::view(columns, rows, answer),
         (What::Sql { .. }, Rows::None) => sql::view(&[], &[], answer),
+        (What::Dns { report, top, .. }, Rows::Dns(rows)) => dns::view(report, rows, answer, *top),
+        (What::Dns { report, top, .. }, Rows::None) => dns::view(report, &[], answer, *top),
         (What::Health, Rows::Health(rows)) => health::view(rows, answer.asked_at),
         (What::Health, Rows::None) => health::view(&[], answer.asked_at),
         (What::Federators, Rows::Health(rows)) => health::federators(rows),

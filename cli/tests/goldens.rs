@@ -46,6 +46,10 @@ fn rows() -> Vec<Response> {
     vec![Response::Report(report_rows()), end()]
 }
 
+fn names() -> Vec<Response> {
+    vec![Response::Dns(dns_rows()), end_without_halves()]
+}
+
 fn sql() -> Vec<Response> {
     let columns = ["workload", "n", "n", "share"].map(str::to_owned).to_vec();
     let row = |w: SqlValue, n, share| {
@@ -184,6 +188,39 @@ golden!(report_json, pipe(), "report cross-cloud --json", [rows()]);
 golden!(sql_table, pipe(), "sql 'SELECT 1'", [sql()]);
 golden!(sql_json, pipe(), "sql 'SELECT 1' --json", [sql()]);
 golden!(sql_csv, pipe(), "sql 'SELECT 1' --format csv", [sql()]);
+golden!(dns_top, pipe(), "dns top", [names()]);
+golden!(
+    dns_top_on_a_terminal,
+    terminal(80),
+    "dns top --color never",
+    [names()]
+);
+golden!(dns_hotspots, pipe(), "dns hotspots --since 24h", [names()]);
+golden!(dns_external, pipe(), "dns external", [names()]);
+golden!(dns_failures, pipe(), "dns failures", [names()]);
+golden!(dns_threats, pipe(), "dns threats", [names()]);
+golden!(
+    dns_threats_none,
+    pipe(),
+    "dns threats",
+    [vec![end_without_halves()]]
+);
+golden!(
+    dns_explain,
+    pipe(),
+    "dns explain s3.amazonaws.com",
+    [names()]
+);
+golden!(
+    dns_explain_none,
+    pipe(),
+    "dns explain nobody.example",
+    [vec![end_without_halves()]]
+);
+golden!(dns_explain_what, pipe(), "dns explain", []);
+golden!(dns_json, pipe(), "dns failures --json", [names()]);
+golden!(dns_csv, pipe(), "dns top --format csv", [names()]);
+golden!(help_dns, pipe(), "help dns", []);
 golden!(
     health_ok,
     pipe(),

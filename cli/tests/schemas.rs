@@ -71,6 +71,16 @@ fn answers_are_what_their_schemas_say() {
             Response::Report(report_rows()),
         );
     }
+    for report in [
+        "top",
+        "hotspots",
+        "external",
+        "failures",
+        "threats",
+        "explain s3.amazonaws.com",
+    ] {
+        check("dns", &format!("dns {report}"), Response::Dns(dns_rows()));
+    }
     check(
         "health",
         "health",

@@ -38,6 +38,9 @@ pub struct Config {
     /// Questions.
     #[serde(default)]
     pub query: Query,
+    /// Names.
+    #[serde(default)]
+    pub dns: Dns,
     /// Metrics; none are served without it.
     pub metrics: Option<Metrics>,
 }
@@ -113,6 +116,16 @@ pub struct Query {
     pub sql_max_connections: u32,
     /// How long peers have to answer.
     pub peer_timeout_s: u64,
+}
+
+/// Names.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dns {
+    /// Suffixes of names that are internal, besides those that cannot be public.
+    pub internal: Vec<String>,
+    /// Files with names that somebody warns of.
+    pub threats: Vec<PathBuf>,
 }
 
 /// Metrics.

@@ -305,6 +305,12 @@ impl Vitals {
         );
         one(
             "counter",
+            "lookups_total",
+            "Lookups taken.",
+            load(&self.sessions.lookups),
+        );
+        one(
+            "counter",
             "batches_total",
             "Batches taken.",
             load(&self.sessions.batches),

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use weft_mesh::MeshKey;
-use weft_wire::batch::BatchDecoder;
+use weft_wire::batch::lookups::LookupDecoder;
+use weft_wire::batch::{BatchDecoder, BatchError};
 use weft_wire::control::PeerMessage;
 use weft_wire::{AgentInfo, AgentKey, Timestamp, codec, frame::Kind};
 
@@ -52,8 +53,10 @@ const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// What goes into the pipeline.
 pub enum Submission {
-    /// A valid batch of an agent.
+    /// A valid batch of an agent, of halves or of lookups.
     Batch {
+        /// Of what.
+        of: Rows,
         /// When it arrived.
         at: Timestamp,
         /// Whose it is; told when it is durable.
@@ -113,6 +116,15 @@ pub enum Submission {
     Barrier(oneshot::Sender<()>),
 }
 
+/// What a batch has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Halves.
+    Halves,
+    /// Lookups.
+    Lookups,
+}
+
 /// Sequence number before the batch in a frame's payload.
 pub const SEQ_BYTES: usize = 8;
 
@@ -128,6 +140,7 @@ pub async fn room(backlog: &Arc<Semaphore>, bytes: usize) -> Option<Room> {
 enum ToCore {
     /// A batch as it was received: it is short like that, and decoded when its turn comes.
     Batch {
+        of: Rows,
         position: u64,
         at: Timestamp,
         agent: AgentKey,
@@ -216,7 +229,7 @@ impl Pipeline {
         let (covered, from) = (loaded.position, loaded.held_from.min(loaded.position));
         let live = loaded.live.len();
         let mut core = Core::new(core_config(config)?, loaded);
-        let mut decoder = BatchDecoder::new();
+        let mut decoder = Decoders::default();
         let mut last = None;
         let (mut journal, recovery) = Journal::open(
             &config.journal_folder(),
@@ -412,8 +425,38 @@ pub fn random_seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
+/// Batches to what the core takes.
+#[derive(Debug, Default)]
+struct Decoders {
+    halves: BatchDecoder,
+    lookups: LookupDecoder,
+}
+
+impl Decoders {
+    fn input<B: AsRef<[u8]>>(
+        &mut self,
+        of: Rows,
+        entry: &BatchEntry<B>,
+    ) -> Result<Input, BatchError> {
+        let (agent, seq, bytes) = (entry.agent, entry.seq, entry.batch.as_ref());
+        Ok(match of {
+            Rows::Halves => Input::Batch {
+                agent,
+                seq,
+                skew_us: entry.skew_us,
+                batch: self.halves.decode_batch(bytes, agent)?,
+            },
+            Rows::Lookups => Input::Lookups {
+                agent,
+                seq,
+                batch: self.lookups.decode(bytes)?,
+            },
+        })
+    }
+}
+
 /// An entry of the journal as the core takes it. What was written was valid.
-fn replayed(entry: Entry, decoder: &mut BatchDecoder) -> (Timestamp, Option<Input>) {
+fn replayed(entry: Entry, decoders: &mut Decoders) -> (Timestamp, Option<Input>) {
     match entry {
         Entry::Start {
             arrived_at,
@@ -430,24 +473,8 @@ fn replayed(entry: Entry, decoder: &mut BatchDecoder) -> (Timestamp, Option<Inpu
                 info.map(|info| Input::Agent { key: agent, info }),
             )
         }
-        Entry::Batch(BatchEntry {
-            arrived_at,
-            agent,
-            seq,
-            skew_us,
-            batch: bytes,
-        }) => {
-            let batch = decoder.decode_batch(&bytes, agent).ok();
-            (
-                arrived_at,
-                batch.map(|batch| Input::Batch {
-                    agent,
-                    seq,
-                    skew_us,
-                    batch,
-                }),
-            )
-        }
+        Entry::Batch(entry) => (entry.arrived_at, decoders.input(Rows::Halves, &entry).ok()),
+        Entry::Lookups(entry) => (entry.arrived_at, decoders.input(Rows::Lookups, &entry).ok()),
         Entry::Peer(PeerEntry {
             arrived_at,
             message,
@@ -516,6 +543,7 @@ fn write_entry(
 ) -> anyhow::Result<()> {
     match submission {
         Submission::Batch {
+            of,
             at,
             agent,
             seq,
@@ -533,10 +561,14 @@ fn write_entry(
                 skew_us,
                 batch: bytes,
             };
-            let position = journal.append(EntryRef::Batch(entry))?;
+            let position = journal.append(match of {
+                Rows::Halves => EntryRef::Batch(entry),
+                Rows::Lookups => EntryRef::Lookups(entry),
+            })?;
             let newest = newest.map(|newest| Timestamp(newest.0.saturating_sub(skew_us)));
             durable.push(Durable::Agent(agent, seq, newest));
             onward.push(ToCore::Batch {
+                of,
                 position,
                 at,
                 agent: key,
@@ -616,7 +648,7 @@ fn run_core(
 ) -> anyhow::Result<()> {
     // Our sessions to peers by number: what is said is only right for the session that it was made for.
     let mut sessions = HashMap::new();
-    let mut decoder = BatchDecoder::new();
+    let mut decoders = Decoders::default();
     let mut flushed = Instant::now();
     let mut done = Vec::new();
     loop {
@@ -624,6 +656,7 @@ fn run_core(
         let ended = matches!(received, Err(RecvTimeoutError::Disconnected));
         match received {
             Ok(ToCore::Batch {
+                of,
                 position,
                 at,
                 agent,
@@ -632,15 +665,14 @@ fn run_core(
                 payload,
                 room,
             }) => {
-                let bytes = payload.get(SEQ_BYTES..).unwrap_or_default();
-                let batch = decoder.decode_batch(bytes, agent)?;
-                let input = Input::Batch {
+                let entry = BatchEntry {
+                    arrived_at: at,
                     agent,
                     seq,
                     skew_us,
-                    batch,
+                    batch: payload.get(SEQ_BYTES..).unwrap_or_default(),
                 };
-                core.apply(position, at, input);
+                core.apply(position, at, decoders.input(of, &entry)?);
                 drop(room);
             }
             Ok(ToCore::Entry {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use weft_mesh::Link;
 use weft_wire::query::{Confidence, ConnectionState, PathClass, Unmatched};
 use weft_wire::{
-    AgentInfo, AgentKey, Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Timestamp,
+    AgentInfo, AgentKey, Fingerprint, Half, HalfId, HalfState, Lookup, Owner, Protocol, Role,
+    Timestamp,
 };
 
 /// Number of an agent's description in the store's `agents` table.
@@ -61,6 +62,15 @@ pub struct AgentRecord {
     pub info: AgentInfo,
 }
 
+/// A lookup as it is stored; nothing about it changes any more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LookupRow {
+    /// Who saw it.
+    pub agent: AgentNumber,
+    /// The lookup; its `owner` is an [`OwnerNumber`].
+    pub lookup: Lookup,
+}
+
 /// Everything that changed since the last one: one transaction of the store.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Flush {
@@ -80,6 +90,8 @@ pub struct Flush {
     pub replaced_done: Vec<HalfId>,
     /// Rows.
     pub rows: Vec<Row>,
+    /// Lookups.
+    pub lookups: Vec<LookupRow>,
     /// Halves whose link to another home changed or is gone.
     pub links_changed: Vec<HalfId>,
     /// Links to other homes that are not done.

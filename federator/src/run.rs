@@ -17,6 +17,7 @@ use crate::metrics::serve;
 use crate::peers::Peers;
 use crate::pipeline::{BACKLOG_BYTES, Pipeline, Progress, random_seed};
 use crate::query::Queries;
+use crate::query::dns::Lists;
 use crate::server::{Server, ServerCounters};
 
 /// Longest wait for sessions to end when the program is told to.
@@ -88,6 +89,7 @@ impl Federator {
             peers: peers.clone(),
             vitals: vitals.clone(),
             limits: config.query.clone(),
+            lists: Arc::new(Lists::new(&config.dns)),
         });
         let server = Arc::new(Server {
             name: config.name.clone(),

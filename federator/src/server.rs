@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use weft_transport::{FrameReceiver, FrameSender, Listener, PeerRole, Session, TransportError};
+use weft_wire::batch::lookups::LookupDecoder;
 use weft_wire::batch::{BatchDecoder, BatchError};
 use weft_wire::control::{
     Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage,
@@ -22,7 +23,7 @@ use crate::agents::{AgentState, AgentStates};
 use crate::clock;
 use crate::core::Contact;
 use crate::peers::Peers;
-use crate::pipeline::{Progress, Room, SEQ_BYTES, Submission, room};
+use crate::pipeline::{Progress, Room, Rows, SEQ_BYTES, Submission, room};
 use crate::query::Queries;
 
 /// A peer that says nothing at first is turned away.
@@ -63,6 +64,8 @@ pub struct ServerCounters {
     pub batch_bytes: AtomicU64,
     /// Halves in them.
     pub halves: AtomicU64,
+    /// Lookups in them.
+    pub lookups: AtomicU64,
     /// Batches that had been taken before.
     pub repeated_batches: AtomicU64,
     /// Sessions refused because the journal is full.
@@ -154,7 +157,11 @@ impl Server {
     ) -> Result<(), TransportError> {
         while let Some(frame) = receiver.recv().await? {
             match frame.kind {
-                Kind::HalfBatch => self.take_batch(session, agent, frame).await?,
+                Kind::HalfBatch => self.take_batch(session, agent, Rows::Halves, frame).await?,
+                Kind::LookupBatch => {
+                    self.take_batch(session, agent, Rows::Lookups, frame)
+                        .await?
+                }
                 Kind::AgentStatus => {
                     let status: AgentStatus = session.decode(&frame)?;
                     agent.heard(Some(sent_at(status.now, session)), clock::now());
@@ -174,12 +181,17 @@ impl Server {
         &self,
         session: &Session,
         agent: &Arc<AgentState>,
+        of: Rows,
         frame: Frame,
     ) -> Result<(), TransportError> {
-        let (seq, bytes) =
-            codec::split_batch(&frame).map_err(|error| session.undecodable(&error))?;
-        let (halves, newest) = looked_at(bytes)
+        let split = match of {
+            Rows::Halves => codec::split_batch(&frame),
+            Rows::Lookups => codec::split_lookups(&frame),
+        };
+        let (seq, bytes) = split.map_err(|error| session.undecodable(&error))?;
+        let (rows, newest) = looked_at(of, bytes)
             .map_err(|error| session.misbehaved(error.close_code(), error.to_string()))?;
+        let halves = if of == Rows::Halves { rows } else { 0 };
         self.check_journal(session)?;
         let backlog = self.room(session, frame.payload.len()).await?;
         // Room first, then the claim: a number is only claimed for what is really submitted.
@@ -190,6 +202,7 @@ impl Server {
         let skew_us = agent.heard(None, at);
         let batch_bytes = (frame.payload.len() - SEQ_BYTES) as u64;
         let submission = Submission::Batch {
+            of,
             at,
             agent: agent.clone(),
             seq,
@@ -206,7 +219,11 @@ impl Server {
         }
         self.counters.batches.fetch_add(1, Relaxed);
         self.counters.batch_bytes.fetch_add(batch_bytes, Relaxed);
-        self.counters.halves.fetch_add(halves as u64, Relaxed);
+        let total = match of {
+            Rows::Halves => &self.counters.halves,
+            Rows::Lookups => &self.counters.lookups,
+        };
+        total.fetch_add(rows as u64, Relaxed);
         Ok(())
     }
 
@@ -389,11 +406,16 @@ impl Server {
     }
 }
 
-/// Checks a batch without making rows of it: how many halves, and when the newest was seen.
-fn looked_at(bytes: &[u8]) -> Result<(usize, Option<Timestamp>), BatchError> {
+/// Checks a batch: how many rows, and when the newest half was seen. Of halves, no rows are made.
+fn looked_at(of: Rows, bytes: &[u8]) -> Result<(usize, Option<Timestamp>), BatchError> {
     thread_local! {
         /// Its memory is worth keeping, and there are fewer threads than sessions.
         static DECODER: RefCell<BatchDecoder> = RefCell::new(BatchDecoder::new());
+        static LOOKUPS: RefCell<LookupDecoder> = RefCell::new(LookupDecoder::new());
+    }
+    if of == Rows::Lookups {
+        let batch = LOOKUPS.with_borrow_mut(|decoder| decoder.decode(bytes))?;
+        return Ok((batch.lookups.len(), None));
     }
     DECODER.with_borrow_mut(|decoder| {
         let columns = decoder.decode(bytes)?;

@@ -9,12 +9,12 @@ use weft_transport::{
 };
 use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, PROTOCOL_VERSION};
 use weft_wire::query::{
-    Completeness, Connection, Filter, QueryError, Question, ReportRow, Request, Response, Scope,
-    SqlValue,
+    Completeness, Connection, DnsRow, Filter, LookupRecord, QueryError, Question, ReportRow,
+    Request, Response, Scope, SqlValue,
 };
 use weft_wire::{
-    AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, Owner, Process, Protocol,
-    Role, Site, Timestamp, batch,
+    AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, LookupBatch, Owner,
+    Process, Protocol, Role, Site, Timestamp, batch,
 };
 
 use crate::clock;
@@ -185,6 +185,17 @@ impl Agent {
         Ok(self.sender.send_batch(seq, encoded, PATIENCE).await?)
     }
 
+    /// Sends lookups.
+    pub async fn send_lookups(&mut self, seq: u64, lookups: &LookupBatch) -> anyhow::Result<()> {
+        self.send_encoded_lookups(seq, &batch::lookups::encode(lookups)?)
+            .await
+    }
+
+    /// Sends lookups that are encoded already.
+    pub async fn send_encoded_lookups(&mut self, seq: u64, encoded: &[u8]) -> anyhow::Result<()> {
+        Ok(self.sender.send_lookups(seq, encoded, PATIENCE).await?)
+    }
+
     /// Sends its counters.
     pub async fn report(&mut self, status: &AgentStatus) -> anyhow::Result<()> {
         Ok(self.sender.send(status, PATIENCE).await?)
@@ -286,6 +297,10 @@ pub struct Answered {
     pub rows: Vec<Vec<SqlValue>>,
     /// Health.
     pub health: Vec<weft_wire::query::FederatorHealth>,
+    /// Rows of a report on lookups.
+    pub dns: Vec<DnsRow>,
+    /// Lookups.
+    pub lookups: Vec<LookupRecord>,
     /// What it rests on.
     pub completeness: Completeness,
     /// Whether there is more.
@@ -323,6 +338,8 @@ impl Operator {
                 Response::SqlColumns(columns) => answer.columns = columns,
                 Response::SqlRows(mut rows) => answer.rows.append(&mut rows),
                 Response::Health(mut federators) => answer.health.append(&mut federators),
+                Response::Dns(mut rows) => answer.dns.append(&mut rows),
+                Response::Lookups(mut rows) => answer.lookups.append(&mut rows),
                 Response::End {
                     completeness,
                     truncated,

@@ -5,9 +5,13 @@
 //!
 //! The answer types are also the product's JSON (`weft … --format json`): within a schema version fields are only added.
 
+mod dns;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use dns::*;
 
 use crate::control::CloseCode;
 use crate::model::{HalfId, Process, Protocol, Site, Timestamp};
@@ -73,6 +77,22 @@ pub enum Question {
     },
     /// The federation's health.
     Health,
+    /// An aggregate over lookups.
+    Dns {
+        /// Which report.
+        report: DnsReport,
+        /// Over which lookups: times, and the asker as the client's end; the server's end does not count.
+        filter: Filter,
+        /// At most this many rows.
+        top: u32,
+    },
+    /// Lookups, newest first.
+    Lookups {
+        /// Which; as [`Question::Dns`].
+        filter: Filter,
+        /// At most this many.
+        limit: u32,
+    },
 }
 
 /// The reports there are.
@@ -134,6 +154,10 @@ pub enum Response {
     SqlRows(Vec<Vec<SqlValue>>),
     /// [`Question::Health`]: a federator each.
     Health(Vec<FederatorHealth>),
+    /// Some rows of [`Question::Dns`].
+    Dns(Vec<DnsRow>),
+    /// Some rows of [`Question::Lookups`].
+    Lookups(Vec<LookupRecord>),
     /// The end of a complete answer.
     End {
         /// What the answer rests on.

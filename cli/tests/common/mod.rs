@@ -326,6 +326,90 @@ pub fn report_rows() -> Vec<ReportRow> {
     vec![row, second]
 }
 
+/// What no report would show together: each takes what it needs.
+pub fn dns_rows() -> Vec<DnsRow> {
+    let asker = Asker {
+        agent: "node-a7".into(),
+        federator: "fed-a".into(),
+        site: site("aws/use1", "prod-a", "web"),
+        workload: "checkout".into(),
+        pod: Some("checkout-7f9c-x2".into()),
+        container: Some("4f".repeat(32)),
+        process: Some("python3".into()),
+    };
+    let row = DnsRow {
+        name: "s3.amazonaws.com".into(),
+        kind: "external".into(),
+        threat: None,
+        outcome: "answered".into(),
+        asker: asker.clone(),
+        asker_lookups: 11_800,
+        askers: 3,
+        names: 2,
+        lookups: 12_345,
+        internal: 0,
+        failed: 12,
+        unanswered: 3,
+        wasted: 0,
+        repeated: 40,
+        timed: 12_342,
+        latency_us: Some(8_120),
+        latency_max_us: Some(1_204_000),
+        resolvers: vec!["10.96.0.10:53".into()],
+        answers: vec!["52.216.0.1/5".into(), "s3-1.amazonaws.com".into()],
+        first_seen: at("2026-11-22T15:02:11.000000Z"),
+        last_seen: at("2026-11-22T15:59:58.500000Z"),
+    };
+    let wasted = DnsRow {
+        name: "api.bad.example".into(),
+        threat: Some("bad.example".into()),
+        outcome: "search-path".into(),
+        asker: Asker {
+            site: Site::default(),
+            workload: "=cmd\x1b[31m".into(),
+            pod: None,
+            container: None,
+            process: None,
+            ..asker
+        },
+        asker_lookups: 300,
+        askers: 1,
+        lookups: 300,
+        failed: 300,
+        wasted: 300,
+        unanswered: 0,
+        latency_us: None,
+        latency_max_us: None,
+        timed: 0,
+        resolvers: vec![],
+        answers: vec![],
+        ..row.clone()
+    };
+    let inside = DnsRow {
+        name: String::new(),
+        kind: "reserved".into(),
+        lookups: 88,
+        internal: 88,
+        ..row.clone()
+    };
+    vec![row, wasted, inside]
+}
+
+/// The end of an answer that has nothing to do with halves.
+pub fn end_without_halves() -> Response {
+    let Response::End {
+        mut completeness, ..
+    } = end()
+    else {
+        unreachable!()
+    };
+    completeness.halves = HalfCounts::default();
+    Response::End {
+        completeness,
+        truncated: false,
+    }
+}
+
 pub fn healthy() -> FederatorHealth {
     FederatorHealth {
         name: "fed-a".into(),

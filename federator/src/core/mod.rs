@@ -29,7 +29,9 @@ use weft_mesh::{Link, Mesh, MeshKey, Withdrawn};
 use weft_stitching::{self as stitching, Candidate, Output, Reason, Rule, Stitcher, judge};
 use weft_wire::control::PeerMessage;
 use weft_wire::query::{Confidence, Unmatched};
-use weft_wire::{AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, Timestamp};
+use weft_wire::{
+    AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, LookupBatch, Timestamp,
+};
 
 use self::departed::Departed;
 pub use self::departed::GENERATION;
@@ -39,7 +41,7 @@ use self::names::{Agents, Owners};
 use self::overflow::Overflow;
 pub use self::slots::view_of;
 use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
-use crate::record::{AgentNumber, AgentRecord, Joined, Row, is_client};
+use crate::record::{AgentNumber, AgentRecord, Joined, LookupRow, Row, is_client};
 use crate::store::Loaded;
 
 /// How long a settled half stays in memory, in microseconds.
@@ -99,6 +101,15 @@ pub enum Input {
         /// The halves.
         batch: HalfBatch,
     },
+    /// Lookups of an agent.
+    Lookups {
+        /// Its key.
+        agent: AgentKey,
+        /// The batch's sequence number.
+        seq: u64,
+        /// The lookups.
+        batch: LookupBatch,
+    },
     /// A peer said something that outlives this process.
     Peer {
         /// Its name.
@@ -113,6 +124,8 @@ pub enum Input {
 pub struct CoreCounters {
     /// Rows of batches.
     pub rows: u64,
+    /// Lookups.
+    pub lookups: u64,
     /// Halves seen for the first time.
     pub halves: u64,
     /// Pairs made.
@@ -177,6 +190,8 @@ pub struct Core {
     replaced_done: Vec<HalfId>,
     /// Stored without ever having been in memory.
     overflow: Overflow,
+    /// Not yet in the store.
+    lookups: Vec<LookupRow>,
     /// When the other ends of halves joined since the last flush were named, by the federator's clock.
     named: Vec<Timestamp>,
     sequences: BTreeMap<AgentKey, u64>,
@@ -221,6 +236,7 @@ impl Core {
             replaced: Vec::new(),
             replaced_done: Vec::new(),
             overflow: Overflow::new(config.max_open, config.seed),
+            lookups: Vec::new(),
             named: Vec::new(),
             sequences: loaded.sequences.iter().copied().collect(),
             sequences_changed: BTreeMap::new(),
@@ -321,6 +337,10 @@ impl Core {
                 self.advance(at);
                 self.batch(agent, seq, skew_us, &batch);
             }
+            Input::Lookups { agent, seq, batch } => {
+                self.advance(at);
+                self.looked_up(agent, seq, batch);
+            }
             Input::Peer { peer, message } => {
                 self.advance(at);
                 self.heard(&peer, &message);
@@ -333,7 +353,7 @@ impl Core {
     pub fn recover(&mut self, position: u64, at: Timestamp, input: Input) {
         match input {
             Input::Start { down_us } => self.down_us += down_us.max(0),
-            Input::Agent { .. } | Input::Peer { .. } => {}
+            Input::Agent { .. } | Input::Lookups { .. } | Input::Peer { .. } => {}
             Input::Batch {
                 agent,
                 skew_us,
@@ -415,7 +435,7 @@ impl Core {
 
     /// Rows that the next flush will write, about.
     pub fn unflushed(&self) -> usize {
-        self.dirty.len() - self.held + self.overflow.unflushed()
+        self.dirty.len() - self.held + self.overflow.unflushed() + self.lookups.len()
     }
 
     /// Whether the next flush has anything to write.
@@ -428,18 +448,48 @@ impl Core {
         &self.sequences
     }
 
-    fn batch(&mut self, key: AgentKey, seq: u64, skew_us: i64, batch: &HalfBatch) {
+    /// Whether a batch is a new one, of an agent that said who it is.
+    fn taken(&mut self, key: AgentKey, seq: u64) -> bool {
         if self.agents.of_key(key).is_none() {
             self.counters.unknown_agent += 1;
-            return;
+            return false;
         }
         if self.sequences.get(&key).is_some_and(|last| *last >= seq) {
             self.counters.repeated_batches += 1;
-            return;
+            return false;
         }
         self.sequences.insert(key, seq);
         self.sequences_changed.insert(key, seq);
-        self.halves(key, skew_us, batch);
+        true
+    }
+
+    /// Lookups are stored as they are: nothing is decided about them.
+    fn looked_up(&mut self, key: AgentKey, seq: u64, batch: LookupBatch) {
+        if !self.taken(key, seq) {
+            return;
+        }
+        let Some(agent) = self.agents.of_key(key) else {
+            return;
+        };
+        let owners: Vec<u32> = batch
+            .owners
+            .iter()
+            .map(|owner| self.owners.number(owner))
+            .collect();
+        for mut lookup in batch.lookups {
+            let Some(owner) = owners.get(lookup.owner as usize) else {
+                continue;
+            };
+            lookup.owner = *owner;
+            self.counters.lookups += 1;
+            self.lookups.push(LookupRow { agent, lookup });
+        }
+    }
+
+    fn batch(&mut self, key: AgentKey, seq: u64, skew_us: i64, batch: &HalfBatch) {
+        if self.taken(key, seq) {
+            self.halves(key, skew_us, batch);
+        }
     }
 
     fn halves(&mut self, key: AgentKey, skew_us: i64, batch: &HalfBatch) {

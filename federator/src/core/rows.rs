@@ -72,6 +72,7 @@ impl Core {
             replaced: std::mem::take(&mut self.replaced),
             replaced_done: std::mem::take(&mut self.replaced_done),
             rows,
+            lookups: std::mem::take(&mut self.lookups),
             links_changed,
             links,
             sequences: std::mem::take(&mut self.sequences_changed)

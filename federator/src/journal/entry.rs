@@ -7,6 +7,8 @@ use weft_wire::{AgentKey, Timestamp};
 pub enum EntryRef<'a> {
     /// A batch of halves as it was received.
     Batch(BatchEntry<&'a [u8]>),
+    /// A batch of lookups as it was received.
+    Lookups(BatchEntry<&'a [u8]>),
     /// What an agent says of itself.
     Agent(AgentEntry<&'a [u8]>),
     /// Cards of a peer.
@@ -25,6 +27,8 @@ pub enum EntryRef<'a> {
 pub enum Entry {
     /// A batch of halves as it was received.
     Batch(BatchEntry<Vec<u8>>),
+    /// A batch of lookups as it was received.
+    Lookups(BatchEntry<Vec<u8>>),
     /// What an agent says of itself.
     Agent(AgentEntry<Vec<u8>>),
     /// Cards of a peer.
@@ -38,7 +42,7 @@ pub enum Entry {
     },
 }
 
-/// A batch of halves.
+/// A batch of halves or of lookups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchEntry<B> {
     /// When it arrived, by the federator's clock.
@@ -77,13 +81,17 @@ const BATCH: u8 = 1;
 const AGENT: u8 = 2;
 const PEER: u8 = 3;
 const START: u8 = 4;
+const LOOKUPS: u8 = 5;
 
 impl EntryRef<'_> {
     /// Appends the entry's bytes.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Batch(entry) => {
-                out.push(BATCH);
+            Self::Batch(entry) | Self::Lookups(entry) => {
+                out.push(match self {
+                    Self::Lookups(_) => LOOKUPS,
+                    _ => BATCH,
+                });
                 out.extend_from_slice(&entry.arrived_at.0.to_le_bytes());
                 out.extend_from_slice(&entry.agent.0.to_le_bytes());
                 out.extend_from_slice(&entry.seq.to_le_bytes());
@@ -124,15 +132,19 @@ impl Entry {
         };
         let arrived_at = Timestamp(word()?.cast_signed());
         Some(match *kind {
-            BATCH => {
+            BATCH | LOOKUPS => {
                 let (agent, seq, skew_us) = (AgentKey(word()?), word()?, word()?.cast_signed());
-                Self::Batch(BatchEntry {
+                let entry = BatchEntry {
                     arrived_at,
                     agent,
                     seq,
                     skew_us,
                     batch: rest.to_vec(),
-                })
+                };
+                match *kind {
+                    LOOKUPS => Self::Lookups(entry),
+                    _ => Self::Batch(entry),
+                }
             }
             AGENT => {
                 let agent = AgentKey(word()?);

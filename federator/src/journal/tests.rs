@@ -41,6 +41,23 @@ fn replays_what_is_above_the_position() {
 }
 
 #[test]
+fn lookups_are_not_taken_for_halves() {
+    let batch = BatchEntry {
+        arrived_at: Timestamp(1),
+        agent: AgentKey(2),
+        seq: 3,
+        skew_us: -4,
+        batch: [5, 6].as_slice(),
+    };
+    let mut bytes = Vec::new();
+    EntryRef::Lookups(batch).encode(&mut bytes);
+    let entry = Entry::decode(&bytes);
+    assert!(
+        matches!(entry, Some(Entry::Lookups(entry)) if entry.seq == 3 && entry.batch == [5, 6])
+    );
+}
+
+#[test]
 fn any_cut_in_the_tail_loses_only_what_was_cut() {
     let folder = tempfile::tempdir().unwrap();
     let (_, mut journal, _) = sequence_numbers(folder.path(), 0);

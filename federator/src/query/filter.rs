@@ -41,19 +41,23 @@ pub fn condition(filter: &Filter) -> Result<Condition, QueryError> {
         condition.sql.push_str(" AND k.opened_at < ?");
         condition.values.push(time(until));
     }
-    let expression = filter::compile(filter).map_err(|error| {
+    if let Some(expression) = compiled(filter)? {
+        condition.sql.push_str(" AND ");
+        condition.add(&expression);
+    }
+    Ok(condition)
+}
+
+/// A request's filter without its times.
+pub fn compiled(filter: &Filter) -> Result<Option<Expr>, QueryError> {
+    filter::compile(filter).map_err(|error| {
         failure(
             "E-FILTER",
             "the filter cannot be understood",
             &error.to_string(),
             &error.hint,
         )
-    })?;
-    if let Some(expression) = expression {
-        condition.sql.push_str(" AND ");
-        condition.add(&expression);
-    }
-    Ok(condition)
+    })
 }
 
 /// What a field is in SQL.
@@ -320,7 +324,8 @@ fn end_column(end: End, field: EndField) -> Column {
     }
 }
 
-fn time(at: Timestamp) -> Bound {
+/// A time as a parameter.
+pub fn time(at: Timestamp) -> Bound {
     Bound::Timestamp(TimeUnit::Microsecond, at.0)
 }
 

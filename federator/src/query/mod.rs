@@ -9,6 +9,7 @@ pub mod rows;
 pub mod report;
 pub mod sql;
 pub mod merge;
+pub mod dns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +20,8 @@ use tokio::time::timeout;
 use weft_transport::{FrameSender, TransportError};
 use weft_wire::control::PROTOCOL_VERSION;
 use weft_wire::query::{
-    Completeness, Connection, FederatorHealth, HalfCounts, QueryError, Question, Reach, ReportRow,
-    Request, Response, Scope, SqlValue,
+    Completeness, Connection, DnsRow, FederatorHealth, Filter, HalfCounts, LookupRecord,
+    QueryError, Question, Reach, ReportRow, Request, Response, Scope, SqlValue,
 };
 
 use self::report::Asked;
@@ -59,6 +60,8 @@ pub struct Queries {
     pub vitals: Arc<Vitals>,
     /// Limits.
     pub limits: config::Query,
+    /// What the configuration says of names.
+    pub lists: Arc<dns::Lists>,
 }
 
 /// An answer, whole.
@@ -74,6 +77,10 @@ pub struct Answer {
     pub rows: Vec<Vec<SqlValue>>,
     /// Health.
     pub health: Vec<FederatorHealth>,
+    /// Rows of a report on lookups.
+    pub dns: Vec<DnsRow>,
+    /// Lookups.
+    pub lookups: Vec<LookupRecord>,
     /// Who was asked, and answered or not.
     pub federators: Vec<Reach>,
     /// Halves by what became of them.
@@ -125,6 +132,7 @@ impl Queries {
         }
         self.bring_up_to_date().await?;
         let name = self.name.clone();
+        let counts_halves = !matches!(what, Question::Dns { .. } | Question::Lookups { .. });
         let mut answer = match what {
             Question::Connections { filter, limit } => {
                 let limit = limit.clamp(1, MAX_CONNECTIONS);
@@ -157,14 +165,35 @@ impl Queries {
                 limit,
             } => {
                 let most = self.limits.sql_max_connections;
-                let seen = self
+                let lookups = sql::names_lookups(&text).then(|| of_askers(&filter));
+                let mut seen = self
                     .read(move |db| rows::connections(db, &name, &filter, most))
                     .await?;
+                if let Some(filter) = lookups {
+                    let more = self.read(move |db| dns::lookups(db, &filter, most)).await?;
+                    seen.lookups = more.lookups;
+                    seen.truncated |= more.truncated;
+                }
                 self.sql(seen, text, limit).await?
+            }
+            Question::Dns {
+                report,
+                filter,
+                top,
+            } => {
+                let lists = self.lists.clone();
+                self.read(move |db| dns::report(db, &lists, &report, &filter, top))
+                    .await?
+            }
+            Question::Lookups { filter, limit } => {
+                self.read(move |db| dns::lookups(db, &filter, limit))
+                    .await?
             }
             Question::Health => Answer::default(),
         };
-        answer.halves.dropped = self.vitals.dropped();
+        if counts_halves {
+            answer.halves.dropped = self.vitals.dropped();
+        }
         answer.federators = vec![self.me()];
         Ok(answer)
     }
@@ -184,11 +213,20 @@ impl Queries {
                 limit,
             } => {
                 let most = self.limits.sql_max_connections;
+                let lookups = sql::names_lookups(&text).then(|| Question::Lookups {
+                    filter: of_askers(&filter),
+                    limit: most,
+                });
                 let question = Question::Connections {
                     filter,
                     limit: most,
                 };
-                let seen = self.everyones(question, most as usize).await?;
+                let mut seen = self.everyones(question, most as usize).await?;
+                if let Some(question) = lookups {
+                    let (more, cut) = self.ask_all(&question, &[]).await?.join();
+                    seen.truncated |= cut || more.lookups.len() > most as usize;
+                    seen.lookups = more.lookups;
+                }
                 self.sql(seen, text, limit).await
             }
             Question::Report {
@@ -221,6 +259,37 @@ impl Queries {
                 Ok(Answer {
                     report: rows,
                     truncated: truncated || cut,
+                    ..answer
+                })
+            }
+            Question::Dns {
+                report,
+                filter,
+                top,
+            } => {
+                let question = Question::Dns {
+                    report: report.clone(),
+                    filter,
+                    top: dns::MAX_ROWS,
+                };
+                let (mut answer, cut) = self.ask_all(&question, &[]).await?.join();
+                let (dns, truncated) =
+                    dns::merge(&report, std::mem::take(&mut answer.dns), top.max(1));
+                Ok(Answer {
+                    dns,
+                    truncated: truncated || cut,
+                    ..answer
+                })
+            }
+            Question::Lookups { limit, .. } => {
+                let (mut answer, cut) = self.ask_all(&what, &[]).await?.join();
+                answer
+                    .lookups
+                    .sort_by_key(|lookup| std::cmp::Reverse(lookup.asked_at));
+                let truncated = cut || answer.lookups.len() > limit as usize;
+                answer.lookups.truncate(limit as usize);
+                Ok(Answer {
+                    truncated,
                     ..answer
                 })
             }
@@ -280,7 +349,7 @@ impl Queries {
     async fn sql(&self, seen: Answer, text: String, limit: u32) -> Result<Answer, QueryError> {
         if seen.truncated {
             let cause = format!(
-                "it sees at most {} connections, the window has more",
+                "it sees at most {} connections, and as many lookups; the window has more",
                 self.limits.sql_max_connections
             );
             return Err(failure(
@@ -295,9 +364,9 @@ impl Queries {
             memory: self.limits.sql_memory_limit.clone(),
             rows: limit,
         };
-        let connections = seen.connections;
+        let (connections, lookups) = (seen.connections, seen.lookups);
         let answered = self
-            .blocking(move || sql::run(&connections, &text, &limits))
+            .blocking(move || sql::run(&connections, &lookups, &text, &limits))
             .await?;
         let sql::SqlAnswer {
             columns,
@@ -306,6 +375,7 @@ impl Queries {
         } = answered;
         Ok(Answer {
             connections: Vec::new(),
+            lookups: Vec::new(),
             columns: Some(columns),
             rows,
             truncated,
@@ -402,10 +472,21 @@ impl Parts {
             all.connections.extend(answer.connections);
             all.report.extend(answer.report);
             all.health.extend(answer.health);
+            all.dns.extend(answer.dns);
+            all.lookups.extend(answer.lookups);
             merge::add_counts(&mut all.halves, &answer.halves);
             cut |= answer.truncated;
         }
         (all, cut)
+    }
+}
+
+/// What of a filter on connections is about who asks: a lookup has no server's end.
+fn of_askers(filter: &Filter) -> Filter {
+    Filter {
+        to: None,
+        expression: None,
+        ..filter.clone()
     }
 }
 
@@ -437,6 +518,8 @@ async fn ask(link: &PeerLink, request: &Request) -> Result<Answer, String> {
             Response::Connections(mut rows) => answer.connections.append(&mut rows),
             Response::Report(mut rows) => answer.report.append(&mut rows),
             Response::Health(mut federators) => answer.health.append(&mut federators),
+            Response::Dns(mut rows) => answer.dns.append(&mut rows),
+            Response::Lookups(mut rows) => answer.lookups.append(&mut rows),
             Response::End {
                 completeness,
                 truncated,
@@ -454,6 +537,8 @@ async fn ask(link: &PeerLink, request: &Request) -> Result<Answer, String> {
         }
         if answer.connections.len() > MAX_CONNECTIONS as usize
             || answer.report.len() > 2 * report::MAX_ROWS as usize
+            || answer.dns.len() > 2 * dns::MAX_ROWS as usize
+            || answer.lookups.len() > dns::MAX_LOOKUPS as usize
         {
             return Err("an answer longer than was asked for".into());
         }
@@ -463,6 +548,8 @@ async fn ask(link: &PeerLink, request: &Request) -> Result<Answer, String> {
 async fn send(sender: &mut FrameSender, answer: Answer) -> Result<(), TransportError> {
     send_pieces(sender, answer.connections, Response::Connections).await?;
     send_pieces(sender, answer.report, Response::Report).await?;
+    send_pieces(sender, answer.dns, Response::Dns).await?;
+    send_pieces(sender, answer.lookups, Response::Lookups).await?;
     if let Some(columns) = answer.columns {
         sender
             .send(&Response::SqlColumns(columns), SEND_TIMEOUT)

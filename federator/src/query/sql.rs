@@ -1,7 +1,10 @@
 //! The user's SQL, fenced in: it runs in a DuckDB of its own, in memory, that holds a copy of the window's connections and
 //! nothing else, can reach neither files nor network, and is thrown away afterwards. Only one SELECT is taken.
 //!
-//! The one table is `connection`; its columns are those of a connection's JSON, flattened ([`columns`]).
+//! The table `connection` has the columns of a connection's JSON, flattened ([`columns`]); the table `lookups` is there when the
+//! statement names it ([`names_lookups`]).
+
+mod lookups;
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -13,7 +16,7 @@ use duckdb::arrow::record_batch::RecordBatch;
 use duckdb::types::{TimeUnit as ValueUnit, Value};
 use duckdb::{Config, Connection as Database};
 use weft_wire::Timestamp;
-use weft_wire::query::{Connection, Endpoint, QueryError, SqlValue};
+use weft_wire::query::{Connection, Endpoint, LookupRecord, QueryError, SqlValue};
 
 use super::failure;
 
@@ -50,6 +53,17 @@ enum Cell {
     Text(Option<String>),
     Number(Option<u64>),
     Time(Option<Timestamp>),
+}
+
+impl Cell {
+    /// Its type.
+    fn sql(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "VARCHAR",
+            Self::Number(_) => "UBIGINT",
+            Self::Time(_) => "TIMESTAMP",
+        }
+    }
 }
 
 type WholeColumn = (&'static str, fn(&Connection) -> Cell);
@@ -143,11 +157,7 @@ fn split(endpoint: &str) -> (String, Option<u64>) {
 
 /// Names and SQL types of the table `connection`.
 pub fn columns() -> Vec<(String, &'static str)> {
-    let sample = |cell: Cell| match cell {
-        Cell::Text(_) => "VARCHAR",
-        Cell::Number(_) => "UBIGINT",
-        Cell::Time(_) => "TIMESTAMP",
-    };
+    let sample = |cell: Cell| cell.sql();
     let nothing = nothing();
     let whole = WHOLE
         .iter()
@@ -162,14 +172,23 @@ pub fn columns() -> Vec<(String, &'static str)> {
         .collect()
 }
 
-/// Runs one statement over these connections.
+/// Whether a statement may ask for lookups: then they are fetched for it.
+pub fn names_lookups(statement: &str) -> bool {
+    statement.to_ascii_lowercase().contains("lookups")
+}
+
+/// Runs one statement over these connections and lookups.
 pub fn run(
     connections: &[Connection],
+    lookups: &[LookupRecord],
     statement: &str,
     limits: &SqlLimits,
 ) -> Result<SqlAnswer, QueryError> {
     let db = fenced(limits).map_err(refused)?;
     copy(&db, connections).map_err(refused)?;
+    if names_lookups(statement) {
+        lookups::copy(&db, lookups).map_err(refused)?;
+    }
     db.execute_batch("SET lock_configuration = true")
         .map_err(refused)?;
     let select = single_select(&db, statement)?;
@@ -283,7 +302,7 @@ fn refused(error: duckdb::Error) -> QueryError {
         .iter()
         .any(|word| first.contains(word));
     let hint = if fence {
-        "a statement can only see the table connection"
+        "a statement can only see the tables connection and lookups"
     } else {
         "weft sql 'SELECT * FROM connection LIMIT 1' shows the columns"
     };
@@ -364,14 +383,7 @@ fn copy(db: &Database, connections: &[Connection]) -> Result<(), duckdb::Error> 
         .map(|(name, kind)| format!("{name} {kind}"))
         .collect();
     db.execute_batch(&format!("CREATE TABLE connection ({})", list.join(", ")))?;
-    let fields = columns.iter().map(|(name, kind)| {
-        let kind = match *kind {
-            "UBIGINT" => DataType::UInt64,
-            "TIMESTAMP" => DataType::Timestamp(TimeUnit::Microsecond, None),
-            _ => DataType::Utf8,
-        };
-        Field::new(name, kind, true)
-    });
+    let fields = columns.iter().map(|(name, kind)| field(name, kind));
     let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
     let mut appender = db.appender("connection")?;
     for piece in connections.chunks(COPY_ROWS) {
@@ -398,6 +410,15 @@ fn copy(db: &Database, connections: &[Connection]) -> Result<(), duckdb::Error> 
         appender.append_record_batch(batch)?;
     }
     appender.flush()
+}
+
+fn field(name: &str, kind: &str) -> Field {
+    let kind = match kind {
+        "UBIGINT" => DataType::UInt64,
+        "TIMESTAMP" => DataType::Timestamp(TimeUnit::Microsecond, None),
+        _ => DataType::Utf8,
+    };
+    Field::new(name, kind, true)
 }
 
 fn array(cells: Vec<Cell>) -> ArrayRef {
@@ -438,7 +459,7 @@ fn null(cell: &Cell) -> Cell {
     }
 }
 
-fn nothing() -> Connection {
+pub(super) fn nothing() -> Connection {
     use weft_wire::query::{ConnectionState, Path, PathClass};
     Connection {
         id: weft_wire::HalfId(0),
@@ -458,7 +479,7 @@ fn nothing() -> Connection {
     }
 }
 
-fn nobody() -> Endpoint {
+pub(super) fn nobody() -> Endpoint {
     Endpoint {
         half: weft_wire::HalfId(0),
         agent: String::new(),
@@ -509,7 +530,7 @@ mod tests {
             memory: "256MB".into(),
             ..limits()
         };
-        let answer = run(&some(), long, &limits).unwrap();
+        let answer = run(&some(), &[], long, &limits).unwrap();
         assert!(answer.truncated);
         assert_eq!(answer.rows.len(), MAX_ANSWER_BYTES / 500_000 + 1);
     }
@@ -518,6 +539,7 @@ mod tests {
     fn a_select_sees_the_connections() {
         let answer = run(
             &some(),
+            &[],
             "SELECT client_workload, client_address, client_port, client_bytes_sent, opened_at, server_pid
              FROM connection WHERE client_agent IS NULL AND client_workload = 'web' -- a comment",
             &limits(),
@@ -539,15 +561,16 @@ mod tests {
         );
         let count = run(
             &some(),
+            &[],
             "WITH x AS (SELECT 1) SELECT count(*) AS n FROM connection, x;",
             &limits(),
         )
         .unwrap();
         assert_eq!(count.rows, [[SqlValue::Int(3000)]]);
-        let cut = run(&some(), "SELECT id FROM connection", &limits()).unwrap();
+        let cut = run(&some(), &[], "SELECT id FROM connection", &limits()).unwrap();
         assert_eq!((cut.rows.len(), cut.truncated), (100, true));
         assert_eq!(
-            run(&[], "SELECT id FROM connection", &limits())
+            run(&[], &[], "SELECT id FROM connection", &limits())
                 .unwrap()
                 .columns,
             ["id"]
@@ -597,7 +620,7 @@ mod tests {
             "SELEC 1",
             "",
         ] {
-            let error = run(&some(), attempt, &limits()).expect_err(attempt);
+            let error = run(&some(), &[], attempt, &limits()).expect_err(attempt);
             assert!(
                 error.code.starts_with("E-SQL") && !error.cause.is_empty(),
                 "{attempt}: {error:?}"
@@ -613,7 +636,7 @@ mod tests {
     #[test]
     fn time_and_memory_are_limited() {
         let endless = "SELECT count(*) FROM connection a, connection b, connection c, connection d WHERE a.id <> d.id || b.id";
-        let error = run(&some(), endless, &limits()).unwrap_err();
+        let error = run(&some(), &[], endless, &limits()).unwrap_err();
         assert_eq!(error.code, "E-SQL-TIME");
         let huge = "SELECT list(i) FROM range(100000000) t(i)";
         let long = SqlLimits {
@@ -621,10 +644,10 @@ mod tests {
             memory: "32MB".into(),
             ..limits()
         };
-        let error = run(&some(), huge, &long).unwrap_err();
+        let error = run(&some(), &[], huge, &long).unwrap_err();
         assert!(error.cause.contains("Out of Memory"), "{error:?}");
         let spills = "SELECT i FROM range(100000000) t(i) ORDER BY hash(i) OFFSET 99999999";
-        let error = run(&some(), spills, &long).unwrap_err();
+        let error = run(&some(), &[], spills, &long).unwrap_err();
         assert!(error.cause.contains("Out of Memory"), "{error:?}");
     }
 }

@@ -7,6 +7,7 @@
 //! Schema: [`schema`]. Rows as Arrow columns: [`append`], with their paths: `paths`; back: [`read`].
 
 pub mod append;
+pub mod lookups;
 mod paths;
 pub mod read;
 pub mod schema;
@@ -233,6 +234,7 @@ impl Store {
             "connections_done",
         )?;
         self.write_vias()?;
+        lookups::append(&self.connection, &flush.lookups)?;
         self.delete_ids(&flush.links_changed, "links", "half")?;
         let mut appender = self.connection.appender("links")?;
         for (half, link) in &flush.links {
@@ -308,7 +310,7 @@ impl Store {
         appender.flush()?;
         let mut appender = self.connection.appender("owners")?;
         for (number, owner) in &flush.owners {
-            let process = owner.process.as_ref();
+            let (process, pod) = (owner.process.as_ref(), owner.pod.as_ref());
             appender.append_row(params![
                 number,
                 process.map(|process| process.pid),
@@ -323,7 +325,21 @@ impl Store {
                 owner.cgroup,
                 owner.container,
                 owner.netns,
-                owner.workload
+                owner.workload,
+                process.and_then(|process| process.args.as_ref()),
+                process.map(|process| process.parent),
+                process.map(|process| &process.parent_name),
+                owner.unit,
+                owner.escaped,
+                pod.map(|pod| &pod.namespace),
+                pod.map(|pod| &pod.name),
+                pod.map(|pod| &pod.uid),
+                pod.map(|pod| &pod.owner_kind),
+                pod.map(|pod| &pod.owner_name),
+                pod.map(|pod| &pod.container),
+                pod.map(|pod| &pod.image),
+                pod.map(|pod| json(&pod.labels)),
+                (!owner.sharers.is_empty()).then(|| json(&owner.sharers))
             ])?;
         }
         appender.flush()?;
@@ -380,23 +396,29 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes settled connections last seen before `before`; returns how many. Their owners go when the store is opened
-    /// next.
+    /// Deletes settled connections last seen before `before`, and lookups asked before it; returns how many. Their owners go
+    /// when the store is opened next.
     pub fn retain(&mut self, before: Timestamp) -> Result<usize, StoreError> {
         let deleted = self.connection.execute(
             "DELETE FROM connections_done WHERE seen_at < make_timestamp(?)",
             params![before.0],
         )?;
+        let lookups = self.connection.execute(
+            "DELETE FROM lookups WHERE asked_at < make_timestamp(?)",
+            params![before.0],
+        )?;
+        let deleted = deleted + lookups;
         Ok(deleted)
     }
 
-    /// Deletes owners and paths that no connection refers to. Only before the core has loaded them: later it may give their
-    /// numbers to new halves.
+    /// Deletes owners and paths that no connection and no lookup refers to. Only before the core has loaded them: later it
+    /// may give their numbers to new halves.
     fn forget_names(&self) -> Result<(), StoreError> {
         Ok(self.connection.execute_batch(&format!(
             "DELETE FROM owners WHERE id NOT IN (
                  SELECT c_owner FROM {0} WHERE c_owner IS NOT NULL
-                 UNION SELECT s_owner FROM {0} WHERE s_owner IS NOT NULL)
+                 UNION SELECT s_owner FROM {0} WHERE s_owner IS NOT NULL
+                 UNION SELECT owner FROM lookups)
              AND id < (SELECT max(id) FROM owners);
              DELETE FROM vias WHERE id NOT IN (SELECT DISTINCT via FROM {0} WHERE via IS NOT NULL)
              AND id < (SELECT max(id) FROM vias)",
@@ -414,6 +436,11 @@ impl Readers {
             .map_err(|_| StoreError::Poisoned)?
             .try_clone()?)
     }
+}
+
+/// A list as a column of text keeps it.
+fn json<T: serde::Serialize>(list: &T) -> Option<String> {
+    serde_json::to_string(list).ok()
 }
 
 /// One end as the classification sees it.

@@ -12,7 +12,8 @@ use duckdb::{Connection, Params};
 use weft_mesh::Link;
 use weft_wire::control::Handle;
 use weft_wire::{
-    AgentInfo, AgentKey, Fingerprint, Half, HalfId, Owner, Process, Protocol, Role, Site, Timestamp,
+    AgentInfo, AgentKey, Fingerprint, Half, HalfId, Owner, Pod, Process, Protocol, Role, Site,
+    Timestamp,
 };
 
 use super::StoreError;
@@ -168,7 +169,9 @@ pub fn owners(
     for chunk in numbers.chunks(LOOKUP_CHUNK) {
         let list: Vec<String> = chunk.iter().map(u32::to_string).collect();
         let mut statement = connection.prepare(&format!(
-            "SELECT id, pid, epoch_us(started_at), process, exe, uid, username, cgroup, container, netns, workload
+            "SELECT id, pid, epoch_us(started_at), process, exe, uid, username, cgroup, container, netns, workload,
+                 args, parent, parent_name, unit, escaped, pod_namespace, pod, pod_uid, pod_owner_kind, pod_owner, pod_container,
+                 pod_image, pod_labels, sharers
              FROM owners WHERE id IN ({})",
             list.join(",")
         ))?;
@@ -183,7 +186,9 @@ pub fn owners(
                     exe: row.get(4)?,
                     uid: row.get(5)?,
                     user: row.get(6)?,
-                    ..Process::default()
+                    args: row.get(11)?,
+                    parent: row.get::<_, Option<u32>>(12)?.unwrap_or_default(),
+                    parent_name: row.get::<_, Option<String>>(13)?.unwrap_or_default(),
                 }),
             };
             let owner = Owner {
@@ -192,7 +197,10 @@ pub fn owners(
                 container: row.get(8)?,
                 netns: row.get(9)?,
                 workload: row.get(10)?,
-                ..Owner::default()
+                pod: pod(row)?,
+                unit: row.get(14)?,
+                escaped: row.get::<_, Option<bool>>(15)?.unwrap_or_default(),
+                sharers: self::list(row, 24)?,
             };
             found.insert(row.get(0)?, Arc::new(owner));
         }
@@ -251,6 +259,33 @@ pub fn latest_halves(connection: &Connection, rows: usize) -> Result<Vec<HalfId>
         halves.extend(ids.into_iter().flatten().flatten().map(HalfId));
     }
     Ok(halves)
+}
+
+fn pod(row: &duckdb::Row<'_>) -> Result<Option<Pod>, StoreError> {
+    let Some(namespace) = row.get::<_, Option<String>>(16)? else {
+        return Ok(None);
+    };
+    Ok(Some(Pod {
+        namespace,
+        name: row.get(17)?,
+        uid: row.get(18)?,
+        owner_kind: row.get(19)?,
+        owner_name: row.get(20)?,
+        container: row.get(21)?,
+        image: row.get(22)?,
+        labels: list(row, 23)?,
+    }))
+}
+
+/// A list that is kept as text.
+fn list<T: serde::de::DeserializeOwned>(
+    row: &duckdb::Row<'_>,
+    column: usize,
+) -> Result<Vec<T>, StoreError> {
+    let text: Option<String> = row.get(column)?;
+    Ok(text
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_default())
 }
 
 /// Links to other homes.

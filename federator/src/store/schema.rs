@@ -4,7 +4,7 @@
 //! moves to `connections_done`, which is only appended to. Both keep the columns below: those that a window is cut by as
 //! columns of their own, all others in three structs (`fact`, `c`, `s`), because DuckDB takes them a third faster like that:
 //! for the fields of a struct it keeps no estimate of how many values are distinct. Strings stand in `owners`, `agents` and
-//! `vias`. Addresses are two 64-bit columns, IPv4 mapped into IPv6.
+//! `vias`. Addresses are two 64-bit columns, IPv4 mapped into IPv6. `lookups` is only appended to.
 //!
 //! `progress` says which journal position all of it covers, and `held` which halves below that are still to be taken from the
 //! journal.
@@ -13,7 +13,7 @@
 //! `via`, which spares a join.
 
 /// The schema's version, kept in the file; another one is refused.
-pub const SCHEMA_VERSION: u64 = 2;
+pub const SCHEMA_VERSION: u64 = 3;
 
 /// View of all connections, flat.
 pub const PLAIN: &str = "connections_plain";
@@ -153,7 +153,15 @@ pub fn create() -> String {
              kernel VARCHAR, host VARCHAR, cloud VARCHAR, account VARCHAR, region VARCHAR, zone VARCHAR, network VARCHAR,
              cluster VARCHAR, namespace VARCHAR);
          CREATE TABLE IF NOT EXISTS owners (id UINTEGER, pid UINTEGER, started_at TIMESTAMP, process VARCHAR, exe VARCHAR,
-             uid UINTEGER, username VARCHAR, cgroup VARCHAR, container VARCHAR, netns UINTEGER, workload VARCHAR);
+             uid UINTEGER, username VARCHAR, cgroup VARCHAR, container VARCHAR, netns UINTEGER, workload VARCHAR,
+             args VARCHAR, parent UINTEGER, parent_name VARCHAR, unit VARCHAR, escaped BOOLEAN, pod_namespace VARCHAR, pod VARCHAR,
+             pod_uid VARCHAR, pod_owner_kind VARCHAR, pod_owner VARCHAR, pod_container VARCHAR, pod_image VARCHAR,
+             pod_labels VARCHAR, sharers VARCHAR);
+         CREATE TABLE IF NOT EXISTS lookups (agent UINTEGER, owner UINTEGER, role UTINYINT, protocol UTINYINT,
+             transport UTINYINT, local_high UBIGINT, local_low UBIGINT, local_port USMALLINT, resolver VARCHAR, asked_at TIMESTAMP,
+             latency_us UINTEGER, message USMALLINT, name VARCHAR, qtype USMALLINT, code USMALLINT, truncated BOOLEAN,
+             tries UTINYINT, answers VARCHAR, answer_total USMALLINT, request_bytes UINTEGER, response_bytes UINTEGER,
+             search_of VARCHAR);
          CREATE TABLE IF NOT EXISTS vias (id UINTEGER, addresses VARCHAR);
          CREATE TABLE IF NOT EXISTS links (half UBIGINT, peer VARCHAR, theirs UBIGINT, partial BOOLEAN, joined BOOLEAN,
              heard_final BOOLEAN, told_final BOOLEAN);

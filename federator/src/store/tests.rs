@@ -1,7 +1,9 @@
 use super::*;
-use crate::record::Joined;
+use crate::record::{Joined, LookupRow};
 use weft_wire::query::{Confidence, Unmatched};
-use weft_wire::{AgentInfo, Fingerprint, Half, HalfState, Process, Protocol, Role, Site};
+use weft_wire::{
+    AgentInfo, Answer, Fingerprint, Half, HalfState, Lookup, Pod, Process, Protocol, Role, Site,
+};
 
 fn options(folder: &Path) -> StoreOptions {
     StoreOptions {
@@ -53,11 +55,22 @@ fn names() -> Flush {
         exe: Some("/usr/sbin/nginx".into()),
         uid: 33,
         user: None,
-        ..Process::default()
+        args: Some("nginx -g daemon off;".into()),
+        parent: 1,
+        parent_name: "containerd-shim".into(),
     };
     let owner = Owner {
-        process: Some(process),
+        process: Some(process.clone()),
         workload: "web".into(),
+        unit: Some("nginx.service".into()),
+        escaped: true,
+        sharers: vec![process],
+        pod: Some(Pod {
+            namespace: "shop".into(),
+            name: "web-7f9".into(),
+            labels: vec![("app".into(), "web".into())],
+            ..Pod::default()
+        }),
         ..Owner::default()
     };
     let info = AgentInfo {
@@ -89,6 +102,42 @@ fn count(store: &Store, table: &str) -> u64 {
             row.get(0)
         })
         .unwrap()
+}
+
+#[test]
+fn lookups_are_kept_with_their_owners_until_they_are_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&options(folder.path())).unwrap();
+    let lookup = |asked_at| LookupRow {
+        agent: 0,
+        lookup: Lookup {
+            asked_at: Timestamp(asked_at),
+            name: "db.shop.svc.cluster.local".into(),
+            answers: vec![
+                Answer::Alias("db-0.shop".into()),
+                Answer::Address("10.0.0.9".parse().unwrap(), 30),
+            ],
+            ..Lookup::default()
+        },
+    };
+    store
+        .flush(&Flush {
+            lookups: vec![lookup(1_000_000), lookup(2_000_000)],
+            ..names()
+        })
+        .unwrap();
+    drop(store);
+    let mut store = Store::open(&options(folder.path())).unwrap();
+    assert_eq!((count(&store, "lookups"), count(&store, "owners")), (2, 1));
+    let row: (String, Option<u16>) = store
+        .connection
+        .query_row("SELECT answers, code FROM lookups", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    assert_eq!(row, ("db-0.shop 10.0.0.9/30".into(), None));
+    store.retain(Timestamp(1_500_000)).unwrap();
+    assert_eq!(count(&store, "lookups"), 1);
 }
 
 #[test]
