@@ -8,7 +8,8 @@ use weft_transport::Identity;
 use crate::attribution::host::host_namespaces;
 use crate::calls::hooks::CallHooks;
 use crate::config::Config;
-use crate::kernel::hooks;
+use crate::kernel::datagrams::{self, Sender};
+use crate::kernel::{Plan, hooks};
 use crate::{pods, privileges, run, snapshot};
 
 /// Size of a ring of calls that nobody reads.
@@ -238,7 +239,7 @@ fn programs(config: &Config) -> Vec<Finding> {
             },
         )
     };
-    vec![
+    let mut findings = vec![
         one("weft_create", "hook sock_create", "who creates a socket"),
         one(
             "weft_ops",
@@ -246,7 +247,9 @@ fn programs(config: &Config) -> Vec<Finding> {
             "connect, listen, established, closed, update",
         ),
         process,
-    ]
+    ];
+    findings.extend(datagram_programs(&plan));
+    findings
 }
 
 /// The call hooks are attached for a moment, beside those of a running agent.
@@ -274,6 +277,54 @@ fn calls(config: &Config) -> Finding {
             },
         ),
     }
+}
+
+/// The hooks for datagrams. Without them connections are seen all the same.
+fn datagram_programs(plan: &Plan) -> Vec<Finding> {
+    let what = |program| match program {
+        "weft_egress" => (
+            "hook skb egress",
+            "datagrams sent, questions to name servers",
+        ),
+        "weft_ingress" => ("hook skb ingress", "datagrams received, answers"),
+        "weft_udp_create" => ("hook udp sock_create", "who creates a UDP socket"),
+        _ => (
+            "hook udp sock_release",
+            "when a UDP flow's socket is closed",
+        ),
+    };
+    let mut sender = None;
+    let mut findings: Vec<Finding> = datagrams::programs()
+        .map(|program| {
+            let (subject, detail) = what(program);
+            match datagrams::try_program(plan, program) {
+                Ok(found) => {
+                    sender = sender.max(Some(found).filter(|_| program == "weft_egress"));
+                    finding(subject, detail, Verdict::Good)
+                }
+                Err(error) => finding(
+                    subject,
+                    format!("refused: no UDP, no DNS ({error})"),
+                    Verdict::Reduced {
+                        hint: "a kernel with CONFIG_CGROUP_BPF=y, 5.10 or later".into(),
+                    },
+                ),
+            }
+        })
+        .collect();
+    let named = |detail: &str| finding("process of a datagram", detail, Verdict::Good);
+    findings.extend(sender.map(|sender| match sender {
+        Sender::Helpers => named("the one that sends"),
+        Sender::Task => named("the one that sends (read from its task)"),
+        Sender::Creator => finding(
+            "process of a datagram",
+            "the process that created the socket is named",
+            Verdict::Reduced {
+                hint: "a kernel with CONFIG_DEBUG_INFO_BTF=y, or 6.16".into(),
+            },
+        ),
+    }));
+    findings
 }
 
 fn socket_list() -> Finding {

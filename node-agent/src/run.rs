@@ -15,8 +15,8 @@ use weft_transport::Identity as Certificate;
 use weft_wire::AgentInfo;
 
 use crate::attribution::{Attribution, RealHost};
-use crate::capture::Capture;
 use crate::calls::Calls;
+use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::Counters;

@@ -174,11 +174,12 @@ pub fn try_program(plan: &Plan, name: &'static str) -> Result<Sender, HookError>
     })
 }
 
-/// Which helpers a program type may call differs between kernels; the verifier is the one to ask.
+/// Which helpers a program type may call differs between kernels; the verifier is the one to ask. What it says of the last
+/// way, which takes the least, is why there is none.
 fn try_senders<T>(mut attempt: impl FnMut(Sender) -> Result<T, HookError>) -> Result<T, HookError> {
     attempt(Sender::Helpers)
-        .or_else(|first| attempt(Sender::Task).map_err(|_| first))
-        .or_else(|first| attempt(Sender::Creator).map_err(|_| first))
+        .or_else(|_| attempt(Sender::Task))
+        .or_else(|_| attempt(Sender::Creator))
 }
 
 fn attach_new(
