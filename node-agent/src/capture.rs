@@ -19,6 +19,7 @@ use crate::counters::Counters;
 use crate::decode::{ConnectionKey, decode, opening};
 use crate::flows::{Flows, is_flow_record};
 use crate::kernel::Hooks;
+use crate::lookups::{Lookups, name_rows};
 use crate::places::Places;
 use crate::sink::BatchSink;
 use crate::table::{Row, Table};
@@ -41,6 +42,8 @@ pub struct Capture<H, S> {
     pub calls: Option<Calls>,
     /// UDP, where this kernel has the hooks for it.
     pub flows: Option<Flows>,
+    /// DNS, where there is UDP.
+    pub lookups: Option<Lookups>,
     sink: S,
     counters: Arc<Counters>,
     position: u64,
@@ -71,6 +74,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             clock,
             calls: None,
             flows: None,
+            lookups: None,
             sink,
             counters,
             position,
@@ -107,6 +111,10 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
                             &self.clock,
                         );
                         self.table.apply(&event, &owner, &self.clock);
+                        if let Some(lookups) = &mut self.lookups {
+                            let ends = [event.local, event.remote];
+                            lookups.connection(event.key.cookie(), ends, &owner);
+                        }
                     }),
             };
             if let Err(error) = understood {
@@ -122,7 +130,16 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         self.counters.records.fetch_add(read, Relaxed);
         self.close_gone();
         if self.position >= end && self.unsent.is_empty() {
+            self.read_lookups(now_ns);
             self.sweep_flows(now_ns);
+        }
+    }
+
+    /// Reads the packets of name servers.
+    fn read_lookups(&mut self, now_ns: u64) {
+        if let (Some(lookups), Some(flows)) = (&mut self.lookups, &self.flows) {
+            let ring = &flows.datagrams.dns_ring;
+            lookups.poll(ring, &mut self.attribution, &self.clock, now_ns);
         }
     }
 
@@ -150,6 +167,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             attribution,
             clock,
             places,
+            lookups,
             ..
         } = self;
         let mut gone = Vec::new();
@@ -164,6 +182,9 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             };
             let owner = attribution.owner(&event.owner, event.at_ns, now_ns, clock);
             table.apply(&event, &owner, clock);
+            if let Some(lookups) = lookups {
+                lookups.connection(key.cookie(), [event.local, event.remote], &owner);
+            }
             true
         };
         places.look(
@@ -212,6 +233,8 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
     /// Hands over everything that is due. On an error nothing is lost: the same batch is offered again next time.
     pub fn flush(&mut self) -> io::Result<()> {
         if self.unsent.is_empty() {
+            // A name that was learnt before a connection is in its first row.
+            self.read_lookups(time::monotonic_ns());
             self.cut_batches();
         }
         while let Some((batch, position)) = self.unsent.front() {
@@ -228,6 +251,13 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         self.hooks.ring.consume(self.position);
         if let Some(flows) = &mut self.flows {
             flows.settle(&self.clock);
+        }
+        if let (Some(lookups), Some(flows)) = (&mut self.lookups, &self.flows) {
+            let now = self.clock.utc(time::monotonic_ns());
+            let flushed = lookups.flush(&flows.datagrams.dns_ring, &mut self.sink, now);
+            flushed.inspect_err(|_| {
+                self.counters.append_failures.fetch_add(1, Relaxed);
+            })?;
         }
         Ok(())
     }
@@ -250,8 +280,9 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             } else {
                 self.flushed
             };
-            self.unsent
-                .push_back((batch(self.table.identity().boot, rows), position));
+            let boot = self.table.identity().boot;
+            let batch = batch(boot, rows, self.lookups.as_mut());
+            self.unsent.push_back((batch, position));
             rows = rest;
         }
     }
@@ -305,6 +336,9 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         if let Some(flows) = &self.flows {
             flows.publish(counters);
         }
+        if let Some(lookups) = &self.lookups {
+            lookups.publish(counters);
+        }
         counters.owners_gone.store(self.attribution.gone, Relaxed);
         counters
             .owner_evictions
@@ -337,12 +371,13 @@ fn resume_at(hooks: &Hooks, sink: Option<u64>) -> u64 {
         .unwrap_or(consumed)
 }
 
-/// Rows to a batch: equal owners become one entry of its dictionary.
-fn batch(boot: u64, rows: Vec<Row>) -> HalfBatch {
+/// Rows to a batch: equal owners become one entry of its dictionary, and peers get their names.
+fn batch(boot: u64, mut rows: Vec<Row>, lookups: Option<&mut Lookups>) -> HalfBatch {
+    let named = rows.iter_mut().map(|row| (&mut row.half, &row.owner));
     let mut batch = HalfBatch {
         boot,
         owners: Vec::new(),
-        names: Vec::new(),
+        names: name_rows(lookups, named),
         halves: Vec::with_capacity(rows.len()),
     };
     let mut known: HashMap<*const Owner, u32> = HashMap::new();

@@ -95,6 +95,34 @@ counters! {
     dns_packets_dropped: "counter" "Packets of name servers lost because their ring buffer was full.",
     /// Name servers' packets longer than what is copied of one.
     dns_packets_cut: "counter" "Packets of name servers longer than what is copied of one.",
+    /// Packets of name servers read.
+    dns_packets: "counter" "Packets of name servers read.",
+    /// DNS messages in them.
+    dns_messages: "counter" "DNS messages read.",
+    /// Packets and messages that could not be read, or not to their end.
+    dns_malformed: "counter" "Packets and DNS messages that could not be read, or not to their end.",
+    /// Messages that are no question or answer of this host.
+    dns_other: "counter" "DNS messages that are no question or answer of this host: notifications, updates, multicast of others.",
+    /// Answers that came again.
+    dns_duplicates: "counter" "DNS answers that came again.",
+    /// Answers without a question.
+    dns_orphans: "counter" "DNS answers whose question was not seen.",
+    /// Questions not waited for because too many waited.
+    dns_questions_dropped: "counter" "DNS questions dropped because too many waited for their answer.",
+    /// Questions that wait for their answer.
+    dns_waiting: "gauge" "DNS questions that wait for their answer.",
+    /// Directions of TCP connections with name servers that could not be followed.
+    dns_streams_given_up: "counter" "Directions of TCP connections with name servers given up: a gap, or no message.",
+    /// Packets by TCP whose connection was not known.
+    dns_owners_unknown: "counter" "Packets of name servers by TCP whose connection was not known.",
+    /// Lookups handed over.
+    lookups: "counter" "Lookups handed to the spool.",
+    /// Names of addresses remembered.
+    names_known: "gauge" "Names of addresses remembered.",
+    /// Names of addresses or connections forgotten early because there were too many.
+    names_dropped: "counter" "Names of addresses, or of open connections, forgotten early because there were too many.",
+    /// Connections whose peer has a name.
+    connections_named: "counter" "Connections whose peer's name was known.",
     /// Sockets not looked at in a snapshot because it reached its limit or a namespace could not be entered.
     snapshot_skipped: "counter" "Sockets or namespaces a snapshot had to leave out.",
 }

@@ -1,7 +1,7 @@
 //! The Weft agent: sees connections in the kernel, knows the process behind each, reports them to its federator.
 //!
 //! Data flows one way, and the modules are in that order: [`kernel`] (hooks and their ring) -> [`decode`] ->
-//! [`table`] -> [`attribution`] -> [`capture`] (which drives them) -> [`sink`] -> [`spool`] -> [`uplink`].
+//! [`table`], [`flows`] and [`lookups`] -> [`attribution`] -> [`capture`] (which drives them) -> [`sink`] -> [`spool`] -> [`uplink`].
 
 pub mod config;
 pub mod kernel;
@@ -11,6 +11,7 @@ pub mod time;
 pub mod table;
 pub mod places;
 pub mod flows;
+pub mod lookups;
 pub mod attribution;
 pub mod pods;
 pub mod cluster;

@@ -22,6 +22,8 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::flows::Flows;
 use crate::kernel::{DatagramPlan, Datagrams, Hooks, Plan};
+use crate::lookups::Lookups;
+use crate::sink::BatchSink;
 use crate::snapshot::Snapshot;
 use crate::spool::shared::SharedSpool;
 use crate::spool::{Spool, SpoolLimits};
@@ -151,6 +153,17 @@ fn capture(
         attribution = attribution.with_pods(pods);
     }
     let flows = flows(config, &plan, &hooks, identity);
+    let lookups = flows.as_ref().filter(|_| config.lookups.enabled).map(|it| {
+        let (ring, base) = (&it.datagrams.dns_ring, it.datagrams.meta.dns_ring_base);
+        let sink = spool.last_lookup_position();
+        Lookups::new(
+            identity.boot,
+            ring,
+            base,
+            sink,
+            datagram_plan(config).dns_ports,
+        )
+    });
     let mut capture = Capture::new(
         hooks,
         table,
@@ -161,6 +174,7 @@ fn capture(
     );
     capture.calls = calls(config);
     capture.flows = flows;
+    capture.lookups = lookups;
     Ok(capture)
 }
 

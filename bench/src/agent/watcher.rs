@@ -59,7 +59,8 @@ impl Agent {
         let config = format!(
             "name = \"bench\"\nfederator = \"{SINK}\"\nidentity = \"{0}/bench\"\ndata_dir = \"{0}/spool\"\n\
              cgroup = \"{1}\"\n\n[site]\ncloud = \"bench\"\n\n\
-             [capture]\npin_dir = \"/sys/fs/bpf/weft/bench-{2}\"\n",
+             [capture]\npin_dir = \"/sys/fs/bpf/weft/bench-{2}\"\n\n\
+             [lookups]\nenabled = true\n",
             dir.path().display(),
             hosts.server.cgroup().display(),
             std::process::id()

@@ -9,6 +9,7 @@
 mod calls;
 mod cases;
 mod datagrams;
+mod lookups;
 mod programs;
 mod world;
 

@@ -18,12 +18,13 @@ use weft_agent::config::Config;
 use weft_agent::counters::Counters;
 use weft_agent::flows::Flows;
 use weft_agent::kernel::{DatagramPlan, Datagrams, Hooks, Plan, hooks};
+use weft_agent::lookups::Lookups;
 use weft_agent::sink::BatchSink;
 use weft_agent::snapshot::Snapshot;
 use weft_agent::table::{Identity, Table};
 use weft_agent::time;
 use weft_agent_common::{DnsPacket, SocketOwner};
-use weft_wire::{AgentKey, Half, HalfBatch, Owner};
+use weft_wire::{AgentKey, Half, HalfBatch, Lookup, LookupBatch, Owner, PeerName};
 
 /// A case: its name and what it does.
 pub type Case = (&'static str, fn(&mut World));
@@ -34,8 +35,11 @@ const CASE_LIMIT: Duration = Duration::from_secs(60);
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    let tcp = super::cases::ALL.iter().chain(super::calls::ALL);
-    tcp.chain(super::datagrams::ALL)
+    let all = super::cases::ALL
+        .iter()
+        .chain(super::datagrams::ALL)
+        .chain(super::calls::ALL);
+    all.chain(super::lookups::ALL)
 }
 
 /// Runs every case that a filter admits, one after the other: they share sysctls of one kernel.
@@ -243,6 +247,8 @@ pub struct Settings {
     pub update_interval_ns: u64,
     /// Of datagrams.
     pub datagrams: DatagramPlan,
+    /// Whether the packets of name servers are read.
+    pub lookups: bool,
 }
 
 impl Default for Settings {
@@ -256,6 +262,7 @@ impl Default for Settings {
                 dns_ring_bytes: 1 << 20,
                 ..DatagramPlan::default()
             },
+            lookups: false,
         }
     }
 }
@@ -276,6 +283,7 @@ pub struct World {
 #[derive(Default)]
 pub struct MemorySink {
     batches: Vec<HalfBatch>,
+    lookups: Vec<LookupBatch>,
     last: Option<u64>,
 }
 
@@ -288,6 +296,11 @@ impl BatchSink for MemorySink {
 
     fn last_ring_position(&self) -> Option<u64> {
         self.last
+    }
+
+    fn append_lookups(&mut self, batch: &LookupBatch, _position: u64) -> std::io::Result<()> {
+        self.lookups.push(batch.clone());
+        Ok(())
     }
 }
 
@@ -340,6 +353,14 @@ fn start<S: BatchSink>(
         sink,
         Arc::new(Counters::default()),
     );
+    capture.lookups = settings.lookups.then(|| {
+        let (ring, base) = (
+            &flows.datagrams.dns_ring,
+            flows.datagrams.meta.dns_ring_base,
+        );
+        let ports = settings.datagrams.dns_ports.clone();
+        Lookups::new(IDENTITY.boot, ring, base, None, ports)
+    });
     capture.flows = Some(flows);
     capture
 }
@@ -365,17 +386,9 @@ impl World {
         ));
     }
 
-    /// Lets go of the hooks, which stay.
-    pub fn forget(&mut self) {
-        (self.capture, self.snapshot) = (None, None);
-    }
-
-    /// Whether the hooks would attach.
-    pub fn try_watch(&self) -> Result<(), String> {
-        let plan = plan(&self.cgroup, &self.pins, &self.settings);
-        Hooks::attach(&plan)
-            .map(drop)
-            .map_err(|error| error.to_string())
+    /// The agent is gone; its hooks stay.
+    pub fn lose_agent(&mut self) {
+        self.capture = None;
     }
 
     /// Reads the kernel's map of flows, whatever the time.
@@ -420,9 +433,45 @@ impl World {
         packets
     }
 
+    /// Lets go of the hooks, which stay.
+    pub fn forget(&mut self) {
+        (self.capture, self.snapshot) = (None, None);
+    }
+
+    /// Whether the hooks would attach.
+    pub fn try_watch(&self) -> Result<(), String> {
+        let plan = plan(&self.cgroup, &self.pins, &self.settings);
+        Hooks::attach(&plan)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
     /// The running capture.
     pub fn capture(&mut self) -> &mut Capture<RealHost, MemorySink> {
         self.capture.as_mut().expect("watch() first")
+    }
+
+    /// Reads the rings once and gives every lookup so far.
+    pub fn lookups(&mut self) -> Vec<(Lookup, Owner)> {
+        self.rows();
+        let batches = self.capture().sink().lookups.iter();
+        let rows = batches.flat_map(|batch| {
+            let owner = |lookup: &Lookup| batch.owners[lookup.owner as usize].clone();
+            batch
+                .lookups
+                .iter()
+                .map(move |lookup| (lookup.clone(), owner(lookup)))
+        });
+        rows.collect()
+    }
+
+    /// The newest row of the connection with this end, and the name of its peer.
+    pub fn named(&mut self, local: SocketAddr) -> Option<(Half, PeerName)> {
+        self.rows();
+        let batches = self.capture().sink().batches.iter();
+        let rows = batches.flat_map(|batch| batch.halves.iter().map(move |half| (half, batch)));
+        let (half, batch) = rows.filter(|(half, _)| half.local == local).last()?;
+        Some((*half, batch.name_of(half)?.clone()))
     }
 
     /// Reads the ring once and gives every row so far, one for each update.
