@@ -432,7 +432,7 @@ impl LookupGenerator {
             }
             let choice = self.random.below(8);
             for record in 0..=name % 4 {
-                let bits = mix64(name << 8 | (choice + record) % 8);
+                let bits = mix64((name << 8) | ((choice + record) % 8));
                 let address = match v6 {
                     false => Ipv4Addr::from_bits(bits as u32).into(),
                     true => Ipv6Addr::from_bits(0x2600 << 112 | u128::from(bits)).into(),
