@@ -3,6 +3,8 @@
 //! Everything here is a function of the two views alone, so that two homes that hold the same two ends come to the
 //! same verdict. That is also why the tolerances are constants and no configuration.
 
+use std::net::{IpAddr, SocketAddr};
+
 use crate::view::{DatagramSort, Datagrams, Fingerprint, HalfView, Role};
 
 /// How far apart two ends may report the same moment: a round trip, delayed closing and what is left of clock skew.
@@ -97,7 +99,8 @@ pub fn judge(client: &HalfView, server: &HalfView) -> Option<Verdict> {
 /// - the addresses are exactly reversed in one network and both opened at about one time: no NAT ([`fit_in_place`]);
 /// - or both ends saw both, both take the bytes for such that tell flows apart, and the server's end opened while the client's
 ///   was open (at about one time, where the bytes are neither of DNS nor of QUIC: those repeat themselves when one is lost);
-/// - or both opened at about one time, something of the addresses is left, and at the close bytes and datagrams agree.
+/// - or both opened at about one time, address and port of one end are left as they were, and at the close bytes and
+///   datagrams agree.
 pub fn fit(client: &HalfView, server: &HalfView) -> Fit {
     if client.role != Role::Client || server.role != Role::Server {
         return Fit::No;
@@ -205,7 +208,7 @@ fn fit_datagrams(client: &HalfView, server: &HalfView) -> Fit {
             false => Fit::No,
         };
     }
-    if !together || !share_an_endpoint(client, server) {
+    if !together || !share_a_socket(client, server) {
         return Fit::No;
     }
     match client.closed_at.is_some() && server.closed_at.is_some() {
@@ -312,6 +315,27 @@ fn same_tuple(client: &HalfView, server: &HalfView) -> bool {
 fn share_an_endpoint(client: &HalfView, server: &HalfView) -> bool {
     let nat = crate::nat::nat(client, server);
     !(nat.source && nat.source_port && nat.destination && nat.destination_port)
+}
+
+/// NAT left address and port of one end standing, and they mean the same on both sides. A port alone says nothing here:
+/// thousands may send one greeting to one port of different servers.
+fn share_a_socket(client: &HalfView, server: &HalfView) -> bool {
+    let same = |a: SocketAddr, b: SocketAddr| {
+        a == b && (client.network == server.network || !is_private(a.ip()))
+    };
+    same(client.client_address(), server.client_address())
+        || same(client.server_address(), server.server_address())
+}
+
+/// Addresses that other networks have too.
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
+            ip.is_private() || ip.is_loopback() || ip.is_link_local() || shared
+        }
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_loopback() || ip.is_unicast_link_local(),
+    }
 }
 
 #[cfg(test)]
