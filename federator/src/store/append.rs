@@ -40,9 +40,9 @@ pub struct Columns {
     side: Fields,
 }
 
-impl Columns {
+impl Default for Columns {
     /// As in [`schema`](super::schema).
-    pub fn new() -> Self {
+    fn default() -> Self {
         let fields = |columns: &mut dyn Iterator<Item = (&'static str, Type)>| -> Fields {
             columns
                 .map(|(name, kind)| Field::new(name, data_type(kind), true))
@@ -63,7 +63,9 @@ impl Columns {
             side,
         }
     }
+}
 
+impl Columns {
     /// The rows as one record batch.
     pub fn batch(&self, rows: &[&Row], paths: &[StoredPath]) -> Result<RecordBatch, ArrowError> {
         let side = |of: fn(&Row) -> Option<&Side>| -> Result<ArrayRef, ArrowError> {

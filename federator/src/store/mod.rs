@@ -117,7 +117,7 @@ impl Store {
             connection,
             agents: HashMap::new(),
             paths: Paths::default(),
-            columns: Columns::new(),
+            columns: Columns::default(),
         };
         store.check_version(&options.path)?;
         store.forget_names()?;
