@@ -17,7 +17,7 @@ const PROCESSOR: &str = "max,cx16=off";
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic rdinit=/init \
                             mitigations=off random.trust_cpu=on";
 /// Longest a machine may run: a limit for a hang, no measurement.
-const LIMIT: Duration = Duration::from_secs(5 * 60);
+const LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Lines of the kernel's console that an error shows.
 const TAIL_LINES: usize = 25;
 
