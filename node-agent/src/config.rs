@@ -193,11 +193,17 @@ pub enum Enabled {
 }
 
 /// What is made of name servers' packets. Needs the hooks for datagrams.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lookups {
     /// Whether lookups are reported and peers named by them.
     pub enabled: bool,
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
 }
 
 /// UDP flows, and packets of name servers.
