@@ -60,6 +60,8 @@ pub struct AgentRecord {
     pub federator: String,
     /// What it says of itself.
     pub info: AgentInfo,
+    /// Its site's namespace is that of pods on its host, and not what it says of itself.
+    pub pods: bool,
 }
 
 /// A lookup as it is stored; nothing about it changes any more.
@@ -181,7 +183,14 @@ pub mod code {
     use super::*;
 
     /// Evidence codes by number.
-    pub const EVIDENCE: [&str; 4] = ["", "tcp-isn-pair", "tcp-client-isn", "reversed-tuple"];
+    pub const EVIDENCE: [&str; 6] = [
+        "",
+        "tcp-isn-pair",
+        "tcp-client-isn",
+        "reversed-tuple",
+        "quic-connection-id",
+        "udp-first-datagram",
+    ];
 
     /// Boundaries of a path by bit.
     pub const CROSSES: [&str; 7] = [

@@ -88,6 +88,7 @@ impl Federator {
             mesh_answers: Semaphore::new(config.query.concurrent),
             peers: peers.clone(),
             vitals: vitals.clone(),
+            clusters: Arc::default(),
             limits: config.query.clone(),
             lists: Arc::new(Lists::new(&config.dns)),
         });

@@ -162,6 +162,11 @@ impl Server {
                     self.take_batch(session, agent, Rows::Lookups, frame)
                         .await?
                 }
+                Kind::ClusterObjects => {
+                    let (_, batch) = codec::decode_cluster(&frame)
+                        .map_err(|error| session.undecodable(&error))?;
+                    self.queries.clusters.apply(clock::now(), batch);
+                }
                 Kind::AgentStatus => {
                     let status: AgentStatus = session.decode(&frame)?;
                     agent.heard(Some(sent_at(status.now, session)), clock::now());

@@ -18,7 +18,12 @@ fuzz_target!(|data: &[u8]| {
     };
     for place in [cgroup::place(text), cgroup::of_process(text)] {
         assert!(place.containers.len() <= cgroup::MAX_NESTED);
-        assert!(place.containers.iter().all(|container| text.contains(&container.id)));
+        assert!(
+            place
+                .containers
+                .iter()
+                .all(|container| text.contains(&container.id))
+        );
         assert!(place.unit.is_none_or(|unit| text.contains(&unit)));
     }
 });

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use dns::*;
 
 use crate::control::CloseCode;
-use crate::model::{HalfId, Process, Protocol, Site, Timestamp};
+use crate::model::{HalfId, Pod, Process, Protocol, Site, Timestamp};
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -236,6 +236,12 @@ pub struct Endpoint {
     pub process: Option<Process>,
     /// Container id.
     pub container: Option<String>,
+    /// Pod; null when it is not in one, or nobody said so.
+    pub pod: Option<Pod>,
+    /// systemd unit; null when it is in none.
+    pub unit: Option<String>,
+    /// Whether the process is outside of its container's namespaces, or in a container's from outside.
+    pub escaped: bool,
     /// Own address and port, `ip:port`, IPv6 in brackets.
     pub local: String,
     /// The peer as seen from here.

@@ -185,6 +185,9 @@ pub fn endpoint(agent: &str, site: Site, workload: &str, local: &str, remote: &s
             ..Process::default()
         }),
         container: None,
+        pod: None,
+        unit: None,
+        escaped: false,
         local: local.into(),
         remote: remote.into(),
         bytes_sent: 18_204,

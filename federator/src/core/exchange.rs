@@ -295,6 +295,7 @@ impl Core {
                 site: card.site.clone(),
                 ..AgentInfo::default()
             },
+            pods: false,
         });
         let half = Half {
             owner: self.owners.number(&card.owner),

@@ -326,6 +326,7 @@ impl Core {
                     key: Some(key),
                     federator,
                     info,
+                    pods: false,
                 });
             }
             Input::Batch {
@@ -363,7 +364,11 @@ impl Core {
                 batch
                     .halves
                     .retain(|half| self.to_recover.contains(&half.id));
-                if !batch.halves.is_empty() {
+                if let Some(agent) = self
+                    .agents
+                    .of_key(agent)
+                    .filter(|_| !batch.halves.is_empty())
+                {
                     self.advance(at);
                     self.halves(agent, skew_us, &batch);
                 }
@@ -448,65 +453,69 @@ impl Core {
         &self.sequences
     }
 
-    /// Whether a batch is a new one, of an agent that said who it is.
-    fn taken(&mut self, key: AgentKey, seq: u64) -> bool {
-        if self.agents.of_key(key).is_none() {
+    /// The agent whose batch this is, if it is a new one.
+    fn taken(&mut self, key: AgentKey, seq: u64) -> Option<AgentNumber> {
+        let Some(agent) = self.agents.of_key(key) else {
             self.counters.unknown_agent += 1;
-            return false;
-        }
+            return None;
+        };
         if self.sequences.get(&key).is_some_and(|last| *last >= seq) {
             self.counters.repeated_batches += 1;
-            return false;
+            return None;
         }
         self.sequences.insert(key, seq);
         self.sequences_changed.insert(key, seq);
-        true
+        Some(agent)
     }
 
     /// Lookups are stored as they are: nothing is decided about them.
     fn looked_up(&mut self, key: AgentKey, seq: u64, batch: LookupBatch) {
-        if !self.taken(key, seq) {
-            return;
-        }
-        let Some(agent) = self.agents.of_key(key) else {
+        let Some(agent) = self.taken(key, seq) else {
             return;
         };
-        let owners: Vec<u32> = batch
+        let owners: Vec<(u32, AgentNumber)> = batch
             .owners
             .iter()
-            .map(|owner| self.owners.number(owner))
+            .map(|owner| (self.owners.number(owner), self.agents.within(agent, owner)))
             .collect();
         for mut lookup in batch.lookups {
-            let Some(owner) = owners.get(lookup.owner as usize) else {
+            let Some((owner, agent)) = owners.get(lookup.owner as usize) else {
                 continue;
             };
             lookup.owner = *owner;
             self.counters.lookups += 1;
+            let agent = *agent;
             self.lookups.push(LookupRow { agent, lookup });
         }
     }
 
     fn batch(&mut self, key: AgentKey, seq: u64, skew_us: i64, batch: &HalfBatch) {
-        if self.taken(key, seq) {
-            self.halves(key, skew_us, batch);
+        if let Some(agent) = self.taken(key, seq) {
+            self.halves(agent, skew_us, batch);
         }
     }
 
-    fn halves(&mut self, key: AgentKey, skew_us: i64, batch: &HalfBatch) {
-        let Some(agent) = self.agents.of_key(key) else {
-            return;
-        };
+    fn halves(&mut self, agent: AgentNumber, skew_us: i64, batch: &HalfBatch) {
         let Some(known) = self.agents.find(agent) else {
             return;
         };
         let network = known.network;
-        let owners: Vec<(u32, u64)> = batch
+        let hosts: Vec<u64> = batch
             .owners
             .iter()
-            .map(|owner| (self.owners.number(owner), known.host(owner.netns)))
+            .map(|owner| known.host(owner.netns))
+            .collect();
+        let owners: Vec<(u32, u64, AgentNumber)> = batch
+            .owners
+            .iter()
+            .zip(hosts)
+            .map(|(owner, host)| {
+                let agent = self.agents.within(agent, owner);
+                (self.owners.number(owner), host, agent)
+            })
             .collect();
         for half in &batch.halves {
-            let Some((owner, host)) = owners.get(half.owner as usize) else {
+            let Some((owner, host, agent)) = owners.get(half.owner as usize) else {
                 continue;
             };
             let half = Half {
@@ -515,8 +524,8 @@ impl Core {
             };
             self.counters.rows += 1;
             match self.slots.of_id(half.id) {
-                Some(number) => self.update(number, agent, skew_us, &half),
-                None => self.add(Slot::new(half, agent, network, *host, skew_us)),
+                Some(number) => self.update(number, *agent, skew_us, &half),
+                None => self.add(Slot::new(half, *agent, network, *host, skew_us)),
             }
         }
         let candidates = std::mem::take(&mut self.candidates);
@@ -641,6 +650,7 @@ impl Core {
             if known_process {
                 self.owners.release(slot.half.owner);
                 self.owners.hold(new.owner);
+                slot.agent = agent;
             } else {
                 merged.owner = slot.half.owner;
             }
@@ -836,9 +846,15 @@ fn merge(known: &Half, new: &Half) -> Option<Half> {
         return None;
     }
     // A restarted agent finds an open connection again, but neither its sequence numbers nor its opening time.
-    let fingerprint = match known.fingerprint {
-        Fingerprint::Unknown => new.fingerprint,
-        first => first,
+    let fingerprint = match (known.fingerprint, new.fingerprint) {
+        (Fingerprint::Unknown, new) => new,
+        // The answer to the first datagram has come since.
+        (Fingerprint::Datagrams(first), Fingerprint::Datagrams(new))
+            if first.server == 0 && first.client == new.client =>
+        {
+            Fingerprint::Datagrams(new)
+        }
+        (first, _) => first,
     };
     let opened_at = known.opened_at.min(new.opened_at);
     let state = if known.state == HalfState::Closed {

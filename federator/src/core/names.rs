@@ -13,6 +13,10 @@ use crate::record::{AgentNumber, AgentRecord, OwnerNumber};
 /// come again.
 pub const MAX_IDLE_OWNERS: usize = 262_144;
 
+/// Descriptions of agents, for each namespace of pods on their hosts another, of some 500 bytes. Beyond it pods are told to
+/// be in the namespace that their agent's configuration names.
+pub const MAX_DESCRIPTIONS: usize = 262_144;
+
 /// An owner in memory.
 #[derive(Debug)]
 struct OwnerEntry {
@@ -135,8 +139,9 @@ pub const MAX_DESCRIPTIONS_OF_AN_AGENT: usize = 1024;
 pub struct Agents {
     list: HashMap<AgentNumber, Agent>,
     by_key: HashMap<AgentKey, AgentNumber>,
-    /// Of each, its descriptions, the one in force last.
-    by_name: HashMap<(String, String), Vec<AgentNumber>>,
+    /// By home, name and namespace (what the pods of a host do is told of their namespaces): its descriptions, the one in
+    /// force last.
+    by_name: HashMap<(String, String, String), Vec<AgentNumber>>,
     next: AgentNumber,
     fresh: Vec<AgentNumber>,
 }
@@ -154,7 +159,7 @@ impl Agents {
 
     /// The number of this description; a new one if that agent was never described so.
     pub fn number(&mut self, record: AgentRecord) -> AgentNumber {
-        let name = (record.federator.clone(), record.info.name.clone());
+        let name = name_of(&record);
         if let Some(numbers) = self.by_name.get_mut(&name) {
             let list = &self.list;
             let same = |number: &AgentNumber| {
@@ -166,7 +171,7 @@ impl Agents {
             if let Some(at) = known.or_else(|| numbers.len().checked_sub(1).filter(|_| full)) {
                 let number = numbers.remove(at);
                 numbers.push(number);
-                if let Some(key) = record.key {
+                if let Some(key) = record.key.filter(|_| !record.pods) {
                     self.by_key.insert(key, number);
                 }
                 return number;
@@ -179,13 +184,34 @@ impl Agents {
         number
     }
 
+    /// The description of an agent for an owner: what a pod does is done in the pod's namespace, wherever the host is said to
+    /// be.
+    pub fn within(&mut self, agent: AgentNumber, owner: &Owner) -> AgentNumber {
+        let Some(pod) = owner.pod.as_ref().filter(|pod| !pod.namespace.is_empty()) else {
+            return agent;
+        };
+        let Some(known) = self.list.get(&agent) else {
+            return agent;
+        };
+        if known.record.info.site.namespace == pod.namespace {
+            return agent;
+        }
+        let mut record = AgentRecord::clone(&known.record);
+        record.info.site.namespace.clone_from(&pod.namespace);
+        record.pods = true;
+        if self.list.len() >= MAX_DESCRIPTIONS && !self.by_name.contains_key(&name_of(&record)) {
+            return agent;
+        }
+        self.number(record)
+    }
+
     fn place(&mut self, number: AgentNumber, record: Arc<AgentRecord>) {
         let network = network_key(&record.federator, &record.info.site);
-        if let Some(key) = record.key {
+        if let Some(key) = record.key.filter(|_| !record.pods) {
             self.by_key.insert(key, number);
         }
         self.by_name
-            .entry((record.federator.clone(), record.info.name.clone()))
+            .entry(name_of(&record))
             .or_default()
             .push(number);
         self.list.insert(number, Agent { record, network });
@@ -209,6 +235,15 @@ impl Agents {
             .filter_map(|number| Some((*number, self.list.get(number)?.record.clone())))
             .collect()
     }
+}
+
+fn name_of(record: &AgentRecord) -> (String, String, String) {
+    let info = &record.info;
+    (
+        record.federator.clone(),
+        info.name.clone(),
+        info.site.namespace.clone(),
+    )
 }
 
 /// A hash function for keys that are well mixed already; the seed keeps agents from choosing collisions.
@@ -247,8 +282,74 @@ impl Hasher for MixedHasher {
 
 #[cfg(test)]
 mod tests {
+    use weft_wire::{AgentInfo, Pod, Site};
+
     use super::*;
-    use weft_wire::AgentInfo;
+
+    fn record(namespace: &str) -> AgentRecord {
+        AgentRecord {
+            key: Some(AgentKey(7)),
+            federator: "fed-a".into(),
+            info: AgentInfo {
+                name: "n1".into(),
+                site: Site {
+                    cluster: "prod-a".into(),
+                    namespace: namespace.into(),
+                    ..Site::default()
+                },
+                ..AgentInfo::default()
+            },
+            pods: false,
+        }
+    }
+
+    fn owner(namespace: &str) -> Owner {
+        Owner {
+            pod: Some(Pod {
+                namespace: namespace.into(),
+                ..Pod::default()
+            }),
+            ..Owner::default()
+        }
+    }
+
+    #[test]
+    fn what_a_pod_does_is_done_in_its_namespace() {
+        let mut agents = Agents::default();
+        let host = agents.number(record(""));
+        let shop = agents.within(host, &owner("shop"));
+        let pay = agents.within(host, &owner("pay"));
+        assert_eq!(agents.within(host, &owner("shop")), shop);
+        assert_eq!(agents.within(host, &Owner::default()), host);
+        assert_eq!(agents.within(host, &owner("")), host);
+        let namespace = |number| {
+            agents
+                .find(number)
+                .unwrap()
+                .record
+                .info
+                .site
+                .namespace
+                .clone()
+        };
+        assert_eq!(
+            (namespace(host), namespace(shop), namespace(pay)),
+            ("".into(), "shop".into(), "pay".into())
+        );
+        let stored: HashMap<_, _> = agents.take_fresh().into_iter().collect();
+        // The agent itself is still the one that its key names, after a restart too.
+        let mut again = Agents::default();
+        again.load(stored);
+        assert_eq!(
+            (agents.of_key(AgentKey(7)), again.of_key(AgentKey(7))),
+            (Some(host), Some(host))
+        );
+        assert_eq!(again.within(host, &owner("shop")), shop);
+        assert_eq!(again.number(record("")), host);
+        // The host's own namespace needs no other description.
+        let own = agents.number(record("infra"));
+        assert_eq!(agents.within(own, &owner("infra")), own);
+    }
 
     fn described(zone: usize) -> AgentRecord {
         let mut info = AgentInfo {
@@ -260,6 +361,7 @@ mod tests {
             key: Some(AgentKey(1)),
             federator: "fed-a".into(),
             info,
+            pods: false,
         }
     }
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::record::{Flush, code};
 use proptest::prelude::*;
-use weft_wire::{Owner, Protocol, Role, Site};
+use weft_wire::{DatagramSort, Datagrams, Owner, Protocol, Role, Site};
 
 fn config() -> CoreConfig {
     CoreConfig {
@@ -733,4 +733,77 @@ proptest! {
         let once = run_restarting(&steps, |_| false);
         prop_assert_eq!(states(&once), states(&run_restarting(&steps, |step| restarts[step])));
     }
+}
+
+fn flow(agent: u64, role: Role, server: u64, sort: DatagramSort, state: HalfState) -> Half {
+    Half {
+        protocol: Protocol::Udp,
+        fingerprint: Fingerprint::Datagrams(Datagrams {
+            sort,
+            client: 77,
+            server,
+            distinct: true,
+        }),
+        ..half(agent, 1, role, 9, state)
+    }
+}
+
+#[test]
+fn udp_halves_are_stitched_by_their_first_datagrams() {
+    for (sort, evidence) in [
+        (DatagramSort::Dns, "udp-first-datagram"),
+        (DatagramSort::Quic, "quic-connection-id"),
+    ] {
+        let mut core = core();
+        // The first report of the client comes before the answer does.
+        let early = flow(1, Role::Client, 0, sort, HalfState::Open);
+        batch(&mut core, 1, 1, 1, vec![early]);
+        let server = flow(2, Role::Server, 88, sort, HalfState::Open);
+        batch(&mut core, 2, 2, 1, vec![server]);
+        let client = flow(1, Role::Client, 88, sort, HalfState::Closed);
+        batch(&mut core, 3, 1, 2, vec![client]);
+        core.advance(Timestamp(2_000_000));
+        let flush = core.flush();
+        let joined = flush.rows.iter().find_map(|row| row.joined).unwrap();
+        assert_eq!(joined.evidence, evidence);
+        assert_eq!(joined.confidence, Confidence::High);
+        assert!(code::EVIDENCE.contains(&joined.evidence));
+        assert_eq!(core.counters().stitched, 1);
+    }
+}
+
+#[test]
+fn udp_and_tcp_on_the_same_ports_are_not_one_connection() {
+    let mut core = core();
+    let unknown = |agent, role, protocol| Half {
+        protocol,
+        fingerprint: Fingerprint::Unknown,
+        local: if role == Role::Client {
+            "10.0.0.1:53".parse().unwrap()
+        } else {
+            "10.0.0.2:53".parse().unwrap()
+        },
+        remote: if role == Role::Client {
+            "10.0.0.2:53".parse().unwrap()
+        } else {
+            "10.0.0.1:53".parse().unwrap()
+        },
+        ..half(agent, 1, role, 9, HalfState::Open)
+    };
+    batch(
+        &mut core,
+        1,
+        1,
+        1,
+        vec![unknown(1, Role::Client, Protocol::Tcp)],
+    );
+    batch(
+        &mut core,
+        2,
+        2,
+        1,
+        vec![unknown(2, Role::Server, Protocol::Udp)],
+    );
+    core.advance(Timestamp(2_000_000));
+    assert_eq!(core.counters().stitched, 0);
 }

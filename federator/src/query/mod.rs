@@ -26,6 +26,7 @@ use weft_wire::query::{
 
 use self::report::Asked;
 use self::sql::SqlLimits;
+use crate::clusters::Clusters;
 use crate::config;
 use crate::health::Vitals;
 use crate::peers::{PeerLink, Peers};
@@ -58,6 +59,8 @@ pub struct Queries {
     pub peers: Arc<Peers>,
     /// How this federator is.
     pub vitals: Arc<Vitals>,
+    /// What agents told of their clusters.
+    pub clusters: Arc<Clusters>,
     /// Limits.
     pub limits: config::Query,
     /// What the configuration says of names.
@@ -365,8 +368,12 @@ impl Queries {
             rows: limit,
         };
         let (connections, lookups) = (seen.connections, seen.lookups);
+        let objects = match sql::needs_objects(&text) {
+            true => self.clusters.all(),
+            false => Vec::new(),
+        };
         let answered = self
-            .blocking(move || sql::run(&connections, &lookups, &text, &limits))
+            .blocking(move || sql::run(&connections, &lookups, &objects, &text, &limits))
             .await?;
         let sql::SqlAnswer {
             columns,

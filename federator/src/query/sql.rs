@@ -2,7 +2,8 @@
 //! nothing else, can reach neither files nor network, and is thrown away afterwards. Only one SELECT is taken.
 //!
 //! The table `connection` has the columns of a connection's JSON, flattened ([`columns`]); the table `lookups` is there when the
-//! statement names it ([`names_lookups`]).
+//! statement names it ([`names_lookups`]). The table `cluster_objects` has what agents told of the Kubernetes clusters whose
+//! home this federator is.
 
 mod lookups;
 
@@ -15,10 +16,11 @@ use duckdb::arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use duckdb::arrow::record_batch::RecordBatch;
 use duckdb::types::{TimeUnit as ValueUnit, Value};
 use duckdb::{Config, Connection as Database};
-use weft_wire::Timestamp;
 use weft_wire::query::{Connection, Endpoint, LookupRecord, QueryError, SqlValue};
+use weft_wire::{Pod, Timestamp};
 
 use super::failure;
+use crate::clusters::Told;
 
 /// Most rows of one answer.
 pub const MAX_ROWS: u32 = 100_000;
@@ -107,7 +109,7 @@ const WHOLE: [WholeColumn; 13] = [
     }),
 ];
 
-const END: [EndColumn; 26] = [
+const END: [EndColumn; 34] = [
     ("agent", |e| known(&e.agent)),
     ("federator", |e| known(&e.federator)),
     ("cloud", |e| known(&e.site.cloud)),
@@ -133,7 +135,17 @@ const END: [EndColumn; 26] = [
     ("username", |e| {
         Cell::Text(e.process.as_ref().and_then(|p| p.user.clone()))
     }),
+    ("args", |e| {
+        Cell::Text(e.process.as_ref().and_then(|p| p.args.clone()))
+    }),
     ("container", |e| Cell::Text(e.container.clone())),
+    ("pod", |e| pod(e, |pod| &pod.name)),
+    ("pod_owner_kind", |e| pod(e, |pod| &pod.owner_kind)),
+    ("pod_owner", |e| pod(e, |pod| &pod.owner_name)),
+    ("pod_container", |e| pod(e, |pod| &pod.container)),
+    ("image", |e| pod(e, |pod| &pod.image)),
+    ("unit", |e| Cell::Text(e.unit.clone())),
+    ("escaped", |e| Cell::Number(Some(e.escaped.into()))),
     ("local", |e| text(&*e.local)),
     ("remote", |e| text(&*e.remote)),
     ("address", |e| text(split(&e.local).0)),
@@ -147,6 +159,16 @@ const END: [EndColumn; 26] = [
         Cell::Text(e.isn.as_ref().map(|isn| isn.join("/")))
     }),
 ];
+
+fn pod(end: &Endpoint, field: impl Fn(&Pod) -> &String) -> Cell {
+    Cell::Text(
+        end.pod
+            .as_ref()
+            .map(field)
+            .filter(|text| !text.is_empty())
+            .cloned(),
+    )
+}
 
 fn split(endpoint: &str) -> (String, Option<u64>) {
     match endpoint.parse::<std::net::SocketAddr>() {
@@ -181,6 +203,7 @@ pub fn names_lookups(statement: &str) -> bool {
 pub fn run(
     connections: &[Connection],
     lookups: &[LookupRecord],
+    objects: &[Told],
     statement: &str,
     limits: &SqlLimits,
 ) -> Result<SqlAnswer, QueryError> {
@@ -189,6 +212,7 @@ pub fn run(
     if names_lookups(statement) {
         lookups::copy(&db, lookups).map_err(refused)?;
     }
+    copy_objects(&db, objects).map_err(refused)?;
     db.execute_batch("SET lock_configuration = true")
         .map_err(refused)?;
     let select = single_select(&db, statement)?;
@@ -376,6 +400,43 @@ fn told(value: Value) -> SqlValue {
     }
 }
 
+/// Whether a statement may read `cluster_objects`.
+pub fn needs_objects(statement: &str) -> bool {
+    statement.to_ascii_lowercase().contains("cluster_objects")
+}
+
+/// What agents told of their clusters; a list is one text, its entries divided by spaces.
+fn copy_objects(db: &Database, objects: &[Told]) -> Result<(), duckdb::Error> {
+    db.execute_batch(
+        "CREATE TABLE cluster_objects (cluster VARCHAR, kind VARCHAR, namespace VARCHAR, name VARCHAR, uid VARCHAR,
+             belongs_to VARCHAR, sort VARCHAR, addresses VARCHAR, ports VARCHAR, hosts VARCHAR, refers_to VARCHAR,
+             told_at TIMESTAMP)",
+    )?;
+    let mut appender = db.appender("cluster_objects")?;
+    for Told {
+        cluster,
+        at,
+        object,
+    } in objects
+    {
+        appender.append_row(duckdb::params![
+            cluster,
+            object.kind.as_str(),
+            object.namespace,
+            object.name,
+            object.uid,
+            object.of,
+            object.sort,
+            object.addresses.join(" "),
+            object.ports.join(" "),
+            object.hosts.join(" "),
+            object.refers_to.join(" "),
+            Value::Timestamp(ValueUnit::Microsecond, at.0)
+        ])?;
+    }
+    appender.flush()
+}
+
 fn copy(db: &Database, connections: &[Connection]) -> Result<(), duckdb::Error> {
     let columns = columns();
     let list: Vec<String> = columns
@@ -488,6 +549,9 @@ pub(super) fn nobody() -> Endpoint {
         workload: String::new(),
         process: None,
         container: None,
+        pod: None,
+        unit: None,
+        escaped: false,
         local: String::new(),
         remote: String::new(),
         bytes_sent: 0,
@@ -530,7 +594,7 @@ mod tests {
             memory: "256MB".into(),
             ..limits()
         };
-        let answer = run(&some(), &[], long, &limits).unwrap();
+        let answer = run(&some(), &[], &[], long, &limits).unwrap();
         assert!(answer.truncated);
         assert_eq!(answer.rows.len(), MAX_ANSWER_BYTES / 500_000 + 1);
     }
@@ -539,6 +603,7 @@ mod tests {
     fn a_select_sees_the_connections() {
         let answer = run(
             &some(),
+            &[],
             &[],
             "SELECT client_workload, client_address, client_port, client_bytes_sent, opened_at, server_pid
              FROM connection WHERE client_agent IS NULL AND client_workload = 'web' -- a comment",
@@ -562,15 +627,41 @@ mod tests {
         let count = run(
             &some(),
             &[],
+            &[],
             "WITH x AS (SELECT 1) SELECT count(*) AS n FROM connection, x;",
             &limits(),
         )
         .unwrap();
         assert_eq!(count.rows, [[SqlValue::Int(3000)]]);
-        let cut = run(&some(), &[], "SELECT id FROM connection", &limits()).unwrap();
+        let object = weft_wire::cluster::ClusterObject {
+            kind: weft_wire::cluster::ObjectKind::Service,
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: "u".into(),
+            of: String::new(),
+            sort: "ClusterIP".into(),
+            addresses: vec!["10.0.0.9".into(), "fd00::9".into()],
+            ports: vec!["http:80/tcp".into()],
+            hosts: Vec::new(),
+            refers_to: Vec::new(),
+        };
+        let told = Told {
+            cluster: "prod-a".into(),
+            at: Timestamp(0),
+            object,
+        };
+        let asked = "SELECT kind, addresses, told_at FROM cluster_objects WHERE cluster = 'prod-a'";
+        assert!(needs_objects(asked) && !needs_objects("SELECT 1"));
+        let objects = run(&some(), &[], &[told], asked, &limits()).unwrap();
+        let time = SqlValue::Text("1970-01-01T00:00:00.000000Z".into());
+        assert_eq!(
+            objects.rows,
+            [vec![text("Service"), text("10.0.0.9 fd00::9"), time]]
+        );
+        let cut = run(&some(), &[], &[], "SELECT id FROM connection", &limits()).unwrap();
         assert_eq!((cut.rows.len(), cut.truncated), (100, true));
         assert_eq!(
-            run(&[], &[], "SELECT id FROM connection", &limits())
+            run(&[], &[], &[], "SELECT id FROM connection", &limits())
                 .unwrap()
                 .columns,
             ["id"]
@@ -620,7 +711,7 @@ mod tests {
             "SELEC 1",
             "",
         ] {
-            let error = run(&some(), &[], attempt, &limits()).expect_err(attempt);
+            let error = run(&some(), &[], &[], attempt, &limits()).expect_err(attempt);
             assert!(
                 error.code.starts_with("E-SQL") && !error.cause.is_empty(),
                 "{attempt}: {error:?}"
@@ -636,7 +727,7 @@ mod tests {
     #[test]
     fn time_and_memory_are_limited() {
         let endless = "SELECT count(*) FROM connection a, connection b, connection c, connection d WHERE a.id <> d.id || b.id";
-        let error = run(&some(), &[], endless, &limits()).unwrap_err();
+        let error = run(&some(), &[], &[], endless, &limits()).unwrap_err();
         assert_eq!(error.code, "E-SQL-TIME");
         let huge = "SELECT list(i) FROM range(100000000) t(i)";
         let long = SqlLimits {
@@ -644,10 +735,10 @@ mod tests {
             memory: "32MB".into(),
             ..limits()
         };
-        let error = run(&some(), &[], huge, &long).unwrap_err();
+        let error = run(&some(), &[], &[], huge, &long).unwrap_err();
         assert!(error.cause.contains("Out of Memory"), "{error:?}");
         let spills = "SELECT i FROM range(100000000) t(i) ORDER BY hash(i) OFFSET 99999999";
-        let error = run(&some(), &[], spills, &long).unwrap_err();
+        let error = run(&some(), &[], &[], spills, &long).unwrap_err();
         assert!(error.cause.contains("Out of Memory"), "{error:?}");
     }
 }

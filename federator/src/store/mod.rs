@@ -288,6 +288,7 @@ impl Store {
                 key,
                 federator,
                 info,
+                pods,
             } = &**agent;
             let site = &info.site;
             appender.append_row(params![
@@ -304,7 +305,8 @@ impl Store {
                 site.zone,
                 site.network,
                 site.cluster,
-                site.namespace
+                site.namespace,
+                pods
             ])?;
         }
         appender.flush()?;

@@ -124,7 +124,7 @@ pub fn agents(
 ) -> Result<HashMap<AgentNumber, Arc<AgentRecord>>, StoreError> {
     let mut statement = connection.prepare(
         "SELECT id, key, federator, name, version, kernel, host, cloud, account, region, zone, network, cluster,
-         namespace FROM agents ORDER BY id",
+         namespace, pods FROM agents ORDER BY id",
     )?;
     let mut rows = statement.query([])?;
     let mut found = HashMap::new();
@@ -151,6 +151,7 @@ pub fn agents(
                 key,
                 federator: row.get(2)?,
                 info,
+                pods: row.get(14)?,
             }),
         );
     }

@@ -151,7 +151,7 @@ pub fn create() -> String {
          CREATE TABLE IF NOT EXISTS connections_done ({columns});
          CREATE TABLE IF NOT EXISTS agents (id UINTEGER, key UBIGINT, federator VARCHAR, name VARCHAR, version VARCHAR,
              kernel VARCHAR, host VARCHAR, cloud VARCHAR, account VARCHAR, region VARCHAR, zone VARCHAR, network VARCHAR,
-             cluster VARCHAR, namespace VARCHAR);
+             cluster VARCHAR, namespace VARCHAR, pods BOOLEAN);
          CREATE TABLE IF NOT EXISTS owners (id UINTEGER, pid UINTEGER, started_at TIMESTAMP, process VARCHAR, exe VARCHAR,
              uid UINTEGER, username VARCHAR, cgroup VARCHAR, container VARCHAR, netns UINTEGER, workload VARCHAR,
              args VARCHAR, parent UINTEGER, parent_name VARCHAR, unit VARCHAR, escaped BOOLEAN, pod_namespace VARCHAR, pod VARCHAR,

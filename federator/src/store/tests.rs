@@ -85,6 +85,7 @@ fn names() -> Flush {
         key: Some(AgentKey(77)),
         federator: "fed-a".into(),
         info,
+        pods: false,
     };
     Flush {
         position: 10,

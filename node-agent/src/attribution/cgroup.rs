@@ -193,4 +193,6 @@ fn is_uuid(text: &str) -> bool {
 }
 
 #[cfg(test)]
+// Also where another crate takes this file by path.
+#[path = "cgroup/tests.rs"]
 mod tests;

@@ -68,6 +68,9 @@ fn endpoint(workload: &str, local: &str, remote: &str) -> Endpoint {
             ..Process::default()
         }),
         container: None,
+        pod: None,
+        unit: None,
+        escaped: false,
         local: local.into(),
         remote: remote.into(),
         bytes_sent: 900_000,
