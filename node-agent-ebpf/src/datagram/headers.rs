@@ -157,13 +157,15 @@ pub fn load<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Result<[u8; N],
 /// `to` must be memory of `room` bytes that the verifier lets this program write.
 #[inline(always)]
 pub unsafe fn copy(skb: *mut __sk_buff, offset: u32, to: *mut u8, length: u32, room: u32) {
-    let mut size = u64::from(length);
-    // The compiler may know already what is asked below, and would leave it out; the verifier does not.
+    let mut less = u64::from(length).wrapping_sub(1);
+    // The compiler may know already what is asked below, and would leave it out; the verifier does not. And the one of 5.10
+    // learns nothing from a comparison with zero: so the size less one is compared.
     // SAFETY: a register moved to itself.
-    unsafe { asm!("{size} = {size}", size = inout(reg) size) };
-    if size == 0 || size > u64::from(room) {
+    unsafe { asm!("{less} = {less}", less = inout(reg) less) };
+    if less >= u64::from(room) {
         return;
     }
+    let size = less + 1;
     // SAFETY: the caller's; the helper checks the packet's length.
     unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.cast(), size as u32) };
 }
