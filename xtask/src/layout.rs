@@ -48,7 +48,6 @@ impl Layout {
         self.root.join(".cache")
     }
 
-
     /// Tools installed with cargo, outside everybody's PATH.
     pub fn tools(&self) -> PathBuf {
         self.cache.join("tools")

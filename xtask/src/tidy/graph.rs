@@ -69,8 +69,6 @@ const TRANSPORT: &str = "weft-transport";
 /// Only [`CLOUD_CONTEXT`] may depend on these: no other crate knows a provider.
 const PROVIDERS: &[&str] = &[
     "aws-*",
-    "kube*",
-    "k8s-openapi",
     "azure*",
     "gcp*",
     "google-cloud*",
@@ -78,6 +76,10 @@ const PROVIDERS: &[&str] = &[
     "googleapis*",
 ];
 const CLOUD_CONTEXT: &str = "weft-cloud-context";
+
+/// Only [`KUBERNETES`] may depend on these: the client of a cluster's API, which the agent needs without any cloud's.
+const CLUSTER_API: &[&str] = &["kube*", "k8s-openapi"];
+const KUBERNETES: &str = "weft-kubernetes";
 
 /// Who may depend on whom, in the order in which data flows. Tests may use more.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -190,6 +192,11 @@ impl Graph {
                 if name != TRANSPORT && matches(declared, CERTIFICATES) {
                     findings.push(format!(
                         "{name} depends on {declared}: only {TRANSPORT} touches certificates"
+                    ));
+                }
+                if name != KUBERNETES && matches(declared, CLUSTER_API) {
+                    findings.push(format!(
+                        "{name} depends on {declared}: only {KUBERNETES} speaks with clusters"
                     ));
                 }
                 if name != CLOUD_CONTEXT && matches(declared, PROVIDERS) {
@@ -373,6 +380,17 @@ mod tests {
         );
         assert_eq!(
             graph(&[("weft-federator", "aws-sdk-ec2", None)])
+                .findings()
+                .len(),
+            1
+        );
+        assert!(
+            graph(&[("weft-kubernetes", "kube-client", None)])
+                .findings()
+                .is_empty()
+        );
+        assert_eq!(
+            graph(&[("weft-agent", "kube-client", None)])
                 .findings()
                 .len(),
             1
