@@ -83,10 +83,13 @@ fn call_hooks(mode: Mode) {
     }
 }
 
+/// Bytes of a program's name in the kernel.
+const NAME_LEN: usize = 15;
+
 /// The kernel cuts names off.
 fn is(program: &aya::programs::ProgramInfo, name: &str) -> bool {
     let known = program.name_as_str().unwrap_or_default();
-    !known.is_empty() && name.starts_with(known)
+    known == &name[..name.len().min(NAME_LEN)]
 }
 
 /// An error on one line; a verifier's log is long, and its end says what was wrong.
