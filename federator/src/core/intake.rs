@@ -1,0 +1,268 @@
+//! What batches say: new halves, news of known ones, lookups.
+
+use weft_mesh::Withdrawn;
+use weft_wire::query::Unmatched;
+use weft_wire::{AgentKey, Fingerprint, Half, HalfBatch, HalfState, LookupBatch};
+
+use super::Core;
+use super::slots::{Slot, SlotNumber, Stored};
+use crate::record::{AgentNumber, LookupRow, Row, is_client};
+
+impl Core {
+    /// The agent whose batch this is, if it is a new one.
+    fn taken(&mut self, key: AgentKey, seq: u64) -> Option<AgentNumber> {
+        let Some(agent) = self.agents.of_key(key) else {
+            self.counters.unknown_agent += 1;
+            return None;
+        };
+        if self.sequences.get(&key).is_some_and(|last| *last >= seq) {
+            self.counters.repeated_batches += 1;
+            return None;
+        }
+        self.sequences.insert(key, seq);
+        self.sequences_changed.insert(key, seq);
+        Some(agent)
+    }
+
+    /// Lookups are stored as they are: nothing is decided about them.
+    pub(super) fn looked_up(&mut self, key: AgentKey, seq: u64, batch: LookupBatch) {
+        let Some(agent) = self.taken(key, seq) else {
+            return;
+        };
+        let owners: Vec<(u32, AgentNumber)> = batch
+            .owners
+            .iter()
+            .map(|owner| (self.owners.number(owner), self.agents.within(agent, owner)))
+            .collect();
+        for mut lookup in batch.lookups {
+            let Some((owner, agent)) = owners.get(lookup.owner as usize) else {
+                continue;
+            };
+            lookup.owner = *owner;
+            self.counters.lookups += 1;
+            let agent = *agent;
+            self.lookups.push(LookupRow { agent, lookup });
+        }
+    }
+
+    pub(super) fn batch(&mut self, key: AgentKey, seq: u64, skew_us: i64, batch: &HalfBatch) {
+        if let Some(agent) = self.taken(key, seq) {
+            self.halves(agent, skew_us, batch);
+        }
+    }
+
+    pub(super) fn halves(&mut self, agent: AgentNumber, skew_us: i64, batch: &HalfBatch) {
+        let Some(known) = self.agents.find(agent) else {
+            return;
+        };
+        let network = known.network;
+        let hosts: Vec<u64> = batch
+            .owners
+            .iter()
+            .map(|owner| known.host(owner.netns))
+            .collect();
+        let owners: Vec<(u32, u64, AgentNumber)> = batch
+            .owners
+            .iter()
+            .zip(hosts)
+            .map(|(owner, host)| {
+                let agent = self.agents.within(agent, owner);
+                (self.owners.number(owner), host, agent)
+            })
+            .collect();
+        for half in &batch.halves {
+            let Some((owner, host, agent)) = owners.get(half.owner as usize) else {
+                continue;
+            };
+            let half = Half {
+                owner: *owner,
+                ..*half
+            };
+            self.counters.rows += 1;
+            match self.slots.of_id(half.id) {
+                Some(number) => self.update(number, *agent, skew_us, &half),
+                None => self.add(Slot::new(half, *agent, network, *host, skew_us)),
+            }
+        }
+        let candidates = std::mem::take(&mut self.candidates);
+        self.stitcher.insert(self.now, &candidates);
+        self.candidates = candidates;
+        self.candidates.clear();
+        self.decide();
+        let closed = std::mem::take(&mut self.closed);
+        if !closed.is_empty() {
+            self.stitcher.closed(self.now, &closed, &self.slots);
+            self.decide();
+        }
+        self.closed = closed;
+        self.closed.clear();
+    }
+
+    fn add(&mut self, mut slot: Slot) {
+        let id = slot.half.id;
+        if self.departed.contains(id) {
+            self.counters.late += 1;
+            return;
+        }
+        let known = self.overflow.known(id);
+        if let Some(known) = known {
+            if !self.same_agent(known.agent, slot.agent) {
+                self.counters.id_collisions += 1;
+                return;
+            }
+            let Some(merged) = known.merged(&slot.half) else {
+                self.counters.outdated += 1;
+                return;
+            };
+            slot.half = merged;
+        } else {
+            self.counters.halves += 1;
+        }
+        if self.slots.count() >= self.config.max_open {
+            self.leave(i64::MAX);
+        }
+        if self.slots.count() >= self.config.max_open {
+            self.counters.memory_full += u64::from(known.is_none());
+            self.store_unmatched(&slot, known.is_some_and(|known| known.stored));
+            return;
+        }
+        if let Some(known) = known {
+            self.overflow.forget(id);
+            if known.stored {
+                slot.stored = Stored::Live;
+            }
+        }
+        self.owners.hold(slot.half.owner);
+        let established = slot.half.state.established();
+        slot.came = (self.now, self.entry_from);
+        let number = self.slots.add(slot);
+        if established {
+            self.candidates.push(self.slots[number].candidate(number));
+            self.slots[number].waiting = true;
+            self.pend(number);
+        }
+        self.touch(number);
+    }
+
+    /// There is no room to let the half wait: it is stored as it is. What comes of it later replaces that if it was open and
+    /// there was room to remember it, and is late otherwise.
+    fn store_unmatched(&mut self, slot: &Slot, stored: bool) {
+        let id = slot.half.id;
+        if stored {
+            self.replaced.push(id);
+        }
+        let known = self.overflow.known(id).is_some();
+        let settled = slot.half.state.finished() || !(known || self.overflow.has_room());
+        if settled {
+            self.departed.insert(id);
+        }
+        let reason = if slot.half.state.established() {
+            Unmatched::NoPartner
+        } else {
+            Unmatched::NotEstablished
+        };
+        let (client, server) = if is_client(&slot.half) {
+            (Some(slot.side()), None)
+        } else {
+            (None, Some(slot.side()))
+        };
+        let row = Row {
+            client,
+            server,
+            joined: None,
+            unmatched: Some(reason),
+            card_due: false,
+            settled,
+        };
+        self.overflow.put(&slot.half, slot.agent, row);
+    }
+
+    /// Whether two numbers stand for one agent, before and after its description changed.
+    fn same_agent(&self, one: AgentNumber, other: AgentNumber) -> bool {
+        let key = |number| self.agents.find(number).map(|known| known.record.key);
+        one == other || key(one) == key(other)
+    }
+
+    fn update(&mut self, number: SlotNumber, agent: AgentNumber, skew_us: i64, new: &Half) {
+        if !self.same_agent(self.slots[number].agent, agent) {
+            self.counters.id_collisions += 1;
+            return;
+        }
+        let slot = &mut self.slots[number];
+        let Some(mut merged) = merge(&slot.half, new) else {
+            self.counters.outdated += 1;
+            return;
+        };
+        if merged.owner != slot.half.owner {
+            let known_process = self
+                .owners
+                .find(new.owner)
+                .is_some_and(|owner| owner.process.is_some());
+            if known_process {
+                self.owners.release(slot.half.owner);
+                self.owners.hold(new.owner);
+                slot.agent = agent;
+            } else {
+                merged.owner = slot.half.owner;
+            }
+        }
+        let (was_finished, before) = (slot.half.state.finished(), slot.candidate(number));
+        slot.half = merged;
+        slot.skew_us = skew_us;
+        let after = slot.candidate(number);
+        let other_key = before.key != after.key && slot.waiting && !slot.matched();
+        if other_key {
+            self.stitcher.remove(&before);
+            self.candidates.push(after);
+        }
+        if !was_finished && merged.state.finished() && slot.waiting && !slot.matched() {
+            self.closed.push(after);
+        }
+        if slot.offered
+            && let Some(mesh) = &mut self.mesh
+        {
+            mesh.updated(merged.id, &slot.view());
+            // Its owner looks for it under a key that its other end does not have. It is offered again after its hold.
+            if other_key && mesh.link(merged.id).is_none() {
+                self.withdraw(number, Withdrawn::Matched);
+            }
+        }
+        self.touch(number);
+    }
+}
+
+/// What is known of a half after a newer row about it; `None` when the row is not newer. The end is newer than all before it,
+/// whatever the agent's clock says: it may have been set back meanwhile.
+pub(super) fn merge(known: &Half, new: &Half) -> Option<Half> {
+    let older = match (known.state.finished(), new.state.finished()) {
+        (true, false) => true,
+        (false, true) => false,
+        _ => new.seen_at < known.seen_at,
+    };
+    if older || (known.role, known.local, known.remote) != (new.role, new.local, new.remote) {
+        return None;
+    }
+    // A restarted agent finds an open connection again, but neither its sequence numbers nor its opening time.
+    let fingerprint = match (known.fingerprint, new.fingerprint) {
+        (Fingerprint::Unknown, new) => new,
+        // The answer to the first datagram has come since.
+        (Fingerprint::Datagrams(first), Fingerprint::Datagrams(new))
+            if first.server == 0 && first.client == new.client =>
+        {
+            Fingerprint::Datagrams(new)
+        }
+        (first, _) => first,
+    };
+    let opened_at = known.opened_at.min(new.opened_at);
+    let state = if known.state == HalfState::Closed {
+        known.state
+    } else {
+        new.state
+    };
+    Some(Half {
+        fingerprint,
+        opened_at,
+        state,
+        ..*new
+    })
+}
