@@ -83,7 +83,8 @@ struct Flow {
     owner: Arc<Owner>,
     opened_at: Timestamp,
     seen_ns: u64,
-    reported_ns: u64,
+    /// When its last row was given; `None` before the first.
+    reported_ns: Option<u64>,
     /// `state.last_ns` when it was reported.
     reported_last_ns: u64,
     changed: bool,
@@ -235,7 +236,7 @@ impl Table {
                     owner: owner(&state.owner),
                     opened_at: clock.utc(state.opened_ns),
                     seen_ns: state.last_ns,
-                    reported_ns: 0,
+                    reported_ns: None,
                     reported_last_ns: 0,
                     changed: false,
                     noted: false,
@@ -354,7 +355,9 @@ impl Table {
             self.leave(key, flow, closed_ns, clock);
             return;
         }
-        let due = now_ns >= flow.reported_ns.saturating_add(self.settings.update_ns);
+        let due = flow.reported_ns.is_none_or(|reported_ns| {
+            now_ns >= reported_ns.saturating_add(self.settings.update_ns)
+        });
         let moved = flow.reported_last_ns < flow.state.last_ns;
         if moved && due && !flow.changed {
             flow.changed = true;
@@ -433,7 +436,7 @@ impl Table {
                 continue;
             };
             flow.changed = false;
-            flow.reported_ns = now_ns;
+            flow.reported_ns = Some(now_ns);
             flow.reported_last_ns = flow.state.last_ns;
             let flow = flow.clone();
             rows.push(self.row(&key, &flow, None, clock));

@@ -231,6 +231,24 @@ fn a_next_agent_knows_by_the_notes() {
 }
 
 #[test]
+fn a_flow_found_in_the_map_is_told_at_once_even_just_after_boot() {
+    let mut table = table(Vec::new());
+    let flow = key(1, 5);
+    sweep(
+        &mut table,
+        &[(flow, state(SECOND, SECOND, 1, 0))],
+        3 * SECOND,
+    );
+    assert_eq!(drain(&mut table, 3 * SECOND).len(), 1);
+    // The next one is an update, and comes when one is due.
+    let moved = state(SECOND, 4 * SECOND, 2, 0);
+    sweep(&mut table, &[(flow, moved)], 5 * SECOND);
+    assert!(drain(&mut table, 5 * SECOND).is_empty());
+    sweep(&mut table, &[(flow, moved)], 13 * SECOND);
+    assert_eq!(drain(&mut table, 13 * SECOND)[0].packets_sent, 2);
+}
+
+#[test]
 fn a_socket_older_than_the_hooks_has_fingerprints_only_after_the_idle_time() {
     for (opened_ns, known) in [(59 * SECOND, false), (61 * SECOND, true)] {
         let mut table = table(Vec::new());
