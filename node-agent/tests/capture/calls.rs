@@ -211,12 +211,15 @@ fn passed_on(world: &mut World, mode: Mode) {
     assert_eq!(sharers, [std::process::id()]);
 }
 
+/// A request in the buffers of one call, its answer, and what that is.
+type Exchange = (&'static [&'static [u8]], &'static [u8], Application);
+
 /// What is spoken is told by both ends, however the bytes are handed over.
 fn first_bytes(world: &mut World) {
     watch(world, Mode::Trampolines, RING_BYTES);
     let (listener, address) = listen();
     let mut expected = BTreeMap::new();
-    let requests: [(&[&[u8]], &[u8], Application); 4] = [
+    let requests: [Exchange; 4] = [
         (
             &[b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"],
             b"HTTP/1.1 204 No Content\r\n\r\n",

@@ -10,6 +10,7 @@ mod calls;
 mod cases;
 mod datagrams;
 mod lookups;
+mod losses;
 mod programs;
 mod world;
 

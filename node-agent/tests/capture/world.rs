@@ -37,6 +37,7 @@ const WAIT_LIMIT: Duration = Duration::from_secs(20);
 fn cases() -> impl Iterator<Item = &'static Case> {
     let all = super::cases::ALL
         .iter()
+        .chain(super::losses::ALL)
         .chain(super::datagrams::ALL)
         .chain(super::calls::ALL);
     all.chain(super::lookups::ALL)
@@ -475,7 +476,7 @@ impl World {
         self.rows();
         let batches = self.capture().sink().batches.iter();
         let rows = batches.flat_map(|batch| batch.halves.iter().map(move |half| (half, batch)));
-        let (half, batch) = rows.filter(|(half, _)| half.local == local).last()?;
+        let (half, batch) = rows.rev().find(|(half, _)| half.local == local)?;
         Some((*half, batch.name_of(half)?.clone()))
     }
 
