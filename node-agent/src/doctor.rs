@@ -218,9 +218,14 @@ fn btf() -> Finding {
 fn programs(config: &Config) -> Vec<Finding> {
     let plan = run::plan(config);
     let current = hooks::try_program(&plan, "weft_ops", true).is_ok();
-    let one = |program: &'static str, subject: &str, what: &str| match hooks::try_program(
-        &plan, program, current,
-    ) {
+    let attempt = |program: &'static str| {
+        hooks::try_program(&plan, program, current).or_else(|error| match program {
+            // Before 5.12; what is said of the better one is why there is none.
+            "weft_ops" => hooks::try_program(&plan, hooks::HASHED, false).map_err(|_| error),
+            _ => Err(error),
+        })
+    };
+    let one = |program: &'static str, subject: &str, what: &str| match attempt(program) {
         Ok(()) => finding(subject, what, Verdict::Good),
         Err(error) => finding(
             subject,

@@ -10,6 +10,7 @@ use weft_agent_common::calls::call_fact;
 
 use super::facts::facts;
 use crate::kernel::btf;
+use crate::kernel::hooks::brief;
 use crate::kernel::sys::Ring;
 
 /// The kernel programs, embedded at build time.
@@ -191,25 +192,4 @@ fn one(program: &mut Program, point: &str, types: &Btf) -> Result<(), ProgramErr
         }
         _ => Err(ProgramError::UnexpectedProgramType),
     }
-}
-
-/// Lines of a verifier's log that say what it did not like: the last ones.
-const LOG_LINES: usize = 5;
-
-/// An error and its causes on one line.
-fn brief(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text += &format!("\n{inner}");
-        cause = inner.source();
-    }
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with("processed "))
-        .collect();
-    let head = lines.len().min(1);
-    let tail = lines.len().saturating_sub(LOG_LINES).max(head);
-    [&lines[..head], &lines[tail..]].concat().join(" | ")
 }

@@ -110,7 +110,10 @@ impl Datagrams {
             Err(_) => hooks::remove(&dir, links().chain(OWN_MAPS)),
         }
         let attached = try_senders(|sender| attach_new(plan, datagrams, &dir, wanted, sender));
-        attached.inspect_err(|_| hooks::remove(&dir, links().chain(OWN_MAPS)))?;
+        attached.map_err(|error| {
+            hooks::remove(&dir, links().chain(OWN_MAPS));
+            explained(plan, error)
+        })?;
         Self::open(&dir)
     }
 
@@ -169,9 +172,22 @@ pub fn try_program(plan: &Plan, name: &'static str) -> Result<Sender, HookError>
         ..DatagramPlan::default()
     };
     try_senders(|sender| {
-        let mut object = load(&small, &datagrams, None, sender)?;
+        // The last way: what is wrong with it is wrong with all.
+        let log = match sender {
+            Sender::Creator => VerifierLogLevel::DEBUG,
+            _ => VerifierLogLevel::DISABLE,
+        };
+        let mut object = load(&small, &datagrams, None, sender, log)?;
         attach_program(&mut object, name, &cgroup).map(|_| sender)
     })
+}
+
+/// A program that was refused is tried once more, for the verifier's words.
+fn explained(plan: &Plan, error: HookError) -> HookError {
+    match error {
+        HookError::Program { name, .. } => try_program(plan, name).err().unwrap_or(error),
+        _ => error,
+    }
 }
 
 /// Which helpers a program type may call differs between kernels; the verifier is the one to ask. What it says of the last
@@ -190,7 +206,8 @@ fn attach_new(
     sender: Sender,
 ) -> Result<(), HookError> {
     let cgroup = open_cgroup(plan)?;
-    let mut object = load(plan, datagrams, Some(dir), sender)?;
+    let log = VerifierLogLevel::DISABLE;
+    let mut object = load(plan, datagrams, Some(dir), sender, log)?;
     remember_new(plan, &mut object, attachment)?;
     let links = || OWN_LINKS.map(|(link, _)| link).into_iter();
     for (link, program) in OWN_LINKS {
@@ -207,13 +224,14 @@ fn load(
     datagrams: &DatagramPlan,
     dir: Option<&Path>,
     sender: Sender,
+    log: VerifierLogLevel,
 ) -> Result<Ebpf, HookError> {
     let (socket_fields, task_fields) = (hooks::offsets(), task_offsets());
     let sender = sender as u8;
     let ports = port_set(&datagrams.dns_ports);
     let mut loader = EbpfLoader::new();
     loader
-        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .verifier_log_level(log)
         .override_global("FLOW_IDLE_NS", &datagrams.idle_ns, true)
         .override_global("DNS_IDLE_NS", &datagrams.dns_idle_ns, true)
         .override_global("CURRENT_IN_SKB", &sender, true)

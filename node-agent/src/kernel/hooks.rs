@@ -56,7 +56,7 @@ const WAYS: [Way; 3] = [
     },
 ];
 /// Follows sockets where there is no compare-and-exchange: every connection is in the hash map.
-const HASHED: &str = "weft_hashed_ops";
+pub const HASHED: &str = "weft_hashed_ops";
 /// Fewest places for connections; a mapping has a page at least.
 const LEAST_PLACES: u32 = 8;
 /// A connection finds no place when the next few are taken; so many of a hundred do when all places but these are.
@@ -137,7 +137,7 @@ pub enum HookError {
     #[error("load the kernel programs: {0}")]
     Load(#[from] aya::EbpfError),
     /// A program was refused, or does not attach.
-    #[error("program {name}: {error}")]
+    #[error("program {name}: {}", brief(error))]
     Program {
         /// Which.
         name: &'static str,
@@ -162,6 +162,27 @@ pub enum HookError {
     /// The tags could not be mapped.
     #[error("map the places for connections: {0}")]
     Mapping(io::Error),
+}
+
+/// Lines of a verifier's log that say what it did not like: the last ones.
+const LOG_LINES: usize = 5;
+
+/// An error and its causes on one line.
+pub fn brief(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text += &format!("\n{inner}");
+        cause = inner.source();
+    }
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("processed "))
+        .collect();
+    let head = lines.len().min(1);
+    let tail = lines.len().saturating_sub(LOG_LINES).max(head);
+    [&lines[..head], &lines[tail..]].concat().join(" | ")
 }
 
 /// Attached hooks and their maps. Dropping it leaves them attached.
@@ -367,7 +388,8 @@ pub fn try_program(plan: &Plan, name: &'static str, current: bool) -> Result<(),
     small.ring_bytes = TRIAL_RING_BYTES;
     small.max_connections = 1;
     let way = Way { ops: name, current };
-    attach_program(&mut load(&small, None, way)?, name, &cgroup).map(drop)
+    let mut object = load(&small, None, way, VerifierLogLevel::DEBUG)?;
+    attach_program(&mut object, name, &cgroup).map(drop)
 }
 
 /// Attaches in the first way that the kernel takes.
@@ -383,17 +405,24 @@ fn attach_any(plan: &Plan, dir: &Path, attachment: u64, resumed: bool) -> Result
                     // Another way has maps of other sizes.
                     remove(dir, MAPS.into_iter());
                 }
-                first.get_or_insert(error);
+                first.get_or_insert((error, way));
             }
         }
     }
-    Err(first.unwrap_or(HookError::NoProgram("weft_ops")))
+    Err(match first {
+        // Once more, for the verifier's words.
+        Some((error @ HookError::Program { name, .. }, way)) => {
+            try_program(plan, name, way.current).err().unwrap_or(error)
+        }
+        Some((error, _)) => error,
+        None => HookError::NoProgram("weft_ops"),
+    })
 }
 
 /// Loads everything and pins maps and links.
 fn attach_new(plan: &Plan, dir: &Path, attachment: u64, way: Way) -> Result<(), HookError> {
     let cgroup = File::open(&plan.cgroup).map_err(|error| path(&plan.cgroup, error))?;
-    let mut object = load(plan, Some(dir), way)?;
+    let mut object = load(plan, Some(dir), way, VerifierLogLevel::DISABLE)?;
     remember_new(plan, &mut object, attachment)?;
     for (link, program) in way.programs() {
         attach_program(&mut object, program, &cgroup)?.pin(dir.join(link))?;
@@ -417,7 +446,13 @@ fn places(plan: &Plan, dir: Option<&Path>, way: Way) -> u32 {
         })
 }
 
-fn load(plan: &Plan, dir: Option<&Path>, way: Way) -> Result<Ebpf, HookError> {
+/// With a log the verifier takes longer over a program that it refuses; of others there is none.
+fn load(
+    plan: &Plan,
+    dir: Option<&Path>,
+    way: Way,
+    log: VerifierLogLevel,
+) -> Result<Ebpf, HookError> {
     let offsets = offsets();
     let current = u8::from(way.current);
     let syn_met_is_hidden = u8::from(
@@ -432,7 +467,7 @@ fn load(plan: &Plan, dir: Option<&Path>, way: Way) -> Result<Ebpf, HookError> {
     };
     let mut loader = EbpfLoader::new();
     loader
-        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .verifier_log_level(log)
         .override_global("UPDATE_INTERVAL_NS", &plan.update_interval_ns, true)
         .override_global("CURRENT_IN_SOCK_OPS", &current, true)
         .override_global("SYN_MET_IS_HIDDEN", &syn_met_is_hidden, true)
