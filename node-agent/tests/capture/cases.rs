@@ -34,6 +34,7 @@ pub const ALL: &[Case] = &[
     ("listeners_that_share_a_port", shared_port),
     ("open_is_seen_and_updated", open_and_updated),
     ("receiver_is_updated", receiver_is_updated),
+    ("without_the_hooks_for_datagrams", without_datagrams),
 ];
 
 /// A connection that carries 5,000 bytes one way and 70,000 the other; the client closes first.
@@ -60,6 +61,13 @@ fn exchange(world: &mut World, listen: IpAddr, call: IpAddr) {
     check_pair(&at_client, &at_server, client, server);
     check_bytes(&at_client.0, 5_000, 70_000);
     check_bytes(&at_server.0, 70_000, 5_000);
+}
+
+/// A kernel that refuses what is for datagrams (here: a map of that size) shows connections all the same.
+fn without_datagrams(world: &mut World) {
+    world.settings.datagrams.max_flows = u32::MAX;
+    exchange(world, loopback(4), loopback(4));
+    assert!(world.capture().flows.is_none());
 }
 
 pub fn check_pair(

@@ -21,16 +21,25 @@ pub fn list() -> ExitCode {
         .flatten()
         .map(|program| program.id())
         .collect();
-    let attached = Hooks::attach(&plan).and_then(|hooks| {
-        let datagrams = Datagrams::attach(&plan, &settings.datagrams, &hooks)?;
-        Ok((hooks, datagrams))
-    });
-    let error = attached.as_ref().err().map(ToString::to_string);
-    for name in hooks::programs().chain(datagrams::programs()) {
-        let found = aya::programs::loaded_programs()
-            .flatten()
-            .find(|program| !before.contains(&program.id()) && is(program, name));
-        match (found, &error) {
+    let sockets = Hooks::attach(&plan);
+    let datagrams = sockets
+        .as_ref()
+        .map_err(ToString::to_string)
+        .and_then(|hooks| {
+            Datagrams::attach(&plan, &settings.datagrams, hooks).map_err(|error| error.to_string())
+        });
+    let loaded: Vec<_> = aya::programs::loaded_programs()
+        .flatten()
+        .filter(|program| !before.contains(&program.id()))
+        .collect();
+    let refusals = [
+        sockets.as_ref().err().map(ToString::to_string),
+        datagrams.as_ref().err().cloned(),
+    ];
+    let of_sockets = hooks::programs().map(|name| (name, &refusals[0]));
+    let of_datagrams = datagrams::programs().map(|name| (name, &refusals[1]));
+    for (name, refusal) in of_sockets.chain(of_datagrams) {
+        match (loaded.iter().find(|program| is(program, name)), refusal) {
             (Some(program), _) => {
                 let count = program.verified_instruction_count();
                 let count = count.map(|count| format!(" {count}")).unwrap_or_default();
@@ -43,7 +52,7 @@ pub fn list() -> ExitCode {
     for mode in [Mode::Trampolines, Mode::Probes] {
         call_hooks(mode);
     }
-    if error.is_none() {
+    if refusals == [None, None] {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -335,7 +335,7 @@ fn start<S: BatchSink>(
     let hooks = Hooks::attach(&plan).unwrap_or_else(|error| panic!("{error}"));
     // A kernel that refuses the hooks for datagrams must see connections all the same.
     let case = std::env::args().nth(2).unwrap_or_default();
-    let required = case.starts_with("udp_") || case.starts_with("dns_");
+    let required = settings.lookups || case.starts_with("udp_") || case.starts_with("dns_");
     let flows = match Datagrams::attach(&plan, &settings.datagrams, &hooks) {
         Ok(datagrams) => Some(Flows::new(
             datagrams,
