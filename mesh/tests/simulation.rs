@@ -264,7 +264,8 @@ impl World {
         bytes: u64,
         truth: Truth,
     ) {
-        let (client, server) = (([10, 0, 0, 1], 1000).into(), ([10, 0, 0, 2], 80).into());
+        // The server has a public address, the same in every network; a private one would say nothing in another.
+        let (client, server) = (([10, 0, 0, 1], 1000).into(), ([198, 51, 100, 2], 80).into());
         let (local, remote) = if role == Role::Client {
             (client, server)
         } else {
