@@ -1,5 +1,6 @@
 //! What the core hands to the store: rows whose strings have been replaced by numbers.
 
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -101,6 +102,31 @@ pub struct Flush {
     /// When the other ends of halves that are joined with this were named to us, by our clock; some of them, if many.
     pub named: Vec<Timestamp>,
     /// Highest sequence number of each agent that is covered.
+    pub sequences: Vec<(AgentKey, u64)>,
+}
+
+/// What a new core starts with.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// Journal position that the rows cover.
+    pub position: u64,
+    /// Halves below it that are still to be taken from the journal.
+    pub held: HashSet<HalfId>,
+    /// Position above which these are.
+    pub held_from: u64,
+    /// Halves of the rows that settled last, oldest first.
+    pub departed: Vec<HalfId>,
+    /// Rows that may still change.
+    pub live: Vec<Row>,
+    /// All agents' descriptions.
+    pub agents: HashMap<AgentNumber, Arc<AgentRecord>>,
+    /// Owners of the live rows.
+    pub owners: HashMap<OwnerNumber, Arc<Owner>>,
+    /// First owner number that was never used.
+    pub next_owner: OwnerNumber,
+    /// Links to other homes that are not done.
+    pub links: HashMap<HalfId, Link>,
+    /// Durable sequence numbers.
     pub sequences: Vec<(AgentKey, u64)>,
 }
 

@@ -40,8 +40,7 @@ use self::names::{Agents, Owners};
 use self::overflow::Overflow;
 pub use self::slots::view_of;
 use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
-use crate::record::{AgentRecord, Joined, LookupRow, Row};
-use crate::store::Loaded;
+use crate::record::{AgentRecord, Joined, Loaded, LookupRow, Row};
 
 /// How long a settled half stays in memory, in microseconds.
 pub const LINGER_US: i64 = 10_000_000;

@@ -12,19 +12,20 @@ mod paths;
 pub mod read;
 pub mod schema;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use duckdb::{Config, Connection, params};
 use weft_cloud_context::End;
 use weft_mesh::Link;
-use weft_wire::{AgentKey, HalfId, Owner, Timestamp};
+use weft_wire::{AgentKey, HalfId, Timestamp};
 
 use self::append::{Columns, VECTOR_ROWS};
 use self::paths::Paths;
 use crate::core::GENERATION;
-use crate::record::{AgentNumber, AgentRecord, Flush, OwnerNumber, Row, Side};
+pub use crate::record::Loaded;
+use crate::record::{AgentNumber, AgentRecord, Flush, Row, Side};
 
 /// Write-ahead log size at which DuckDB folds it into the file.
 const CHECKPOINT_THRESHOLD: &str = "64MB";
@@ -62,31 +63,6 @@ pub struct StoreOptions {
     pub threads: u32,
     /// DuckDB's memory limit, `1GB` for one.
     pub memory_limit: String,
-}
-
-/// What a new core starts with.
-#[derive(Clone, Debug, Default)]
-pub struct Loaded {
-    /// Journal position that the rows cover.
-    pub position: u64,
-    /// Halves below it that are still to be taken from the journal.
-    pub held: HashSet<HalfId>,
-    /// Position above which these are.
-    pub held_from: u64,
-    /// Halves of the rows that settled last, oldest first.
-    pub departed: Vec<HalfId>,
-    /// Rows that may still change.
-    pub live: Vec<Row>,
-    /// All agents' descriptions.
-    pub agents: HashMap<AgentNumber, Arc<AgentRecord>>,
-    /// Owners of the live rows.
-    pub owners: HashMap<OwnerNumber, Arc<Owner>>,
-    /// First owner number that was never used.
-    pub next_owner: OwnerNumber,
-    /// Links to other homes that are not done.
-    pub links: HashMap<HalfId, Link>,
-    /// Durable sequence numbers.
-    pub sequences: Vec<(AgentKey, u64)>,
 }
 
 /// The writer.

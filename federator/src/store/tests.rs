@@ -1,3 +1,7 @@
+use std::collections::HashSet;
+
+use weft_wire::Owner;
+
 use super::*;
 use crate::record::{Joined, LookupRow};
 use weft_wire::query::{Confidence, Unmatched};
