@@ -94,6 +94,8 @@ pub mod socket_origin {
     pub const CREATED: u32 = 1;
     /// Older than the hooks; the agent found the process that has it.
     pub const ADOPTED: u32 = 2;
+    /// The agent's own, for its session with its federator. Only the agent writes this.
+    pub const AGENT: u32 = 3;
 }
 
 /// What the kernel counts for a flow.

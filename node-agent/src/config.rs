@@ -220,6 +220,9 @@ pub struct Datagrams {
     pub idle_timeout_s: u32,
     /// The same for a flow with a name server of at most one datagram each way.
     pub dns_idle_timeout_s: u32,
+    /// Whether the agent's own session with its federator is reported. Where agents watch the hosts of federators too, all of them
+    /// must, for the other end to find its partner.
+    pub own_session: bool,
     /// Ports of name servers, beside 53 and 5353: their packets are copied whole.
     pub dns_ports: Vec<u16>,
     /// Size in bytes of the ring for those packets, a power of two of at least 16384. Full: packets are dropped and counted.
@@ -234,6 +237,7 @@ impl Default for Datagrams {
             max_flows: 65_536,
             idle_timeout_s: 60,
             dns_idle_timeout_s: 10,
+            own_session: false,
             dns_ports: Vec::new(),
             dns_ring_bytes: 8 << 20,
         }

@@ -81,6 +81,8 @@ counters! {
     flows_open: "gauge" "UDP flows now open.",
     /// UDP flows not tracked because the flow table was full.
     flows_dropped: "counter" "UDP flows not tracked because the flow table was full.",
+    /// UDP flows of the agent's own session, which are not reported.
+    flows_own: "counter" "UDP flows of the agent's own session with its federator, which are not reported.",
     /// First datagrams and ends of flows that the kernel's ring had no room for.
     flow_records_dropped: "counter" "First datagrams and ends of UDP flows lost because the ring buffer was more than half full.",
     /// Datagrams that belong to no flow because the kernel's map was full.

@@ -1,6 +1,7 @@
 //! The daemon: builds everything, runs until it is told to stop, drains.
 
 use std::fs::File;
+use std::net::UdpSocket;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
 use weft_kubernetes::Pods;
-use weft_transport::Identity as Certificate;
+use weft_transport::{Dialler, Identity as Certificate};
 use weft_wire::AgentInfo;
 
 use crate::attribution::{Attribution, RealHost};
@@ -62,7 +63,16 @@ pub fn run(config: &Config) -> Result<()> {
     let spool = SharedSpool::new(spool);
     let counters = Arc::new(Counters::default());
     let pods = pods::unknown(config);
-    let capture = capture(config, &certificate, spool.clone(), &counters, pods.clone())?;
+    let socket = Dialler::socket().context("a socket for the uplink")?;
+    let mut capture = capture(config, &certificate, spool.clone(), &counters, pods.clone())?;
+    if let Some(flows) = capture
+        .flows
+        .as_mut()
+        .filter(|_| !config.datagrams.own_session)
+        && let Err(error) = flows.leave_out(&socket)
+    {
+        tracing::warn!(%error, "the agent's own session will be among the flows");
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let capturing = {
         let (stop, flush) = (
@@ -81,10 +91,14 @@ pub fn run(config: &Config) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(serve(config, certificate, spool, &counters, pods, || {
-            stop.store(true, Relaxed);
-            capturing.join().is_ok()
-        }));
+        .block_on(async {
+            let uplink = uplink(config, certificate, spool.clone(), &counters, socket);
+            serve(config, uplink, spool, &counters, pods, || {
+                stop.store(true, Relaxed);
+                capturing.join().is_ok()
+            })
+            .await
+        });
     stop.store(true, Relaxed);
     result
 }
@@ -277,7 +291,7 @@ fn drive(
 /// Everything that talks to the network, until told to stop.
 async fn serve(
     config: &Config,
-    certificate: Certificate,
+    mut uplink: Uplink,
     spool: SharedSpool,
     counters: &Arc<Counters>,
     pods: Option<Pods>,
@@ -285,7 +299,7 @@ async fn serve(
 ) -> Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let (stop, stopped) = watch::channel(false);
-    let (connected, is_connected) = watch::channel(false);
+    let is_connected = uplink.connected.subscribe();
     if let Some(settings) = &config.metrics {
         let listener = tokio::net::TcpListener::bind(settings.listen)
             .await
@@ -298,10 +312,10 @@ async fn serve(
         ));
     }
     if let Some(pods) = pods {
-        let (config, seed) = (config.clone(), certificate.key().0 ^ time::utc_ns());
+        let (config, seed) = (config.clone(), uplink.seed);
         tokio::spawn(async move { pods::follow(&config, pods, seed).await });
     }
-    let seed = certificate.key().0;
+    let seed = uplink.identity.key().0;
     let watching = cluster::start(config, seed, stopped.clone());
     let (feed, standing) = match watching {
         Some((feed, counts, task)) => {
@@ -310,7 +324,6 @@ async fn serve(
         }
         None => (None, None),
     };
-    let mut uplink = uplink(config, certificate, spool.clone(), counters, connected)?;
     uplink.cluster = feed.map(tokio::sync::Mutex::new);
     let uplink = tokio::spawn(uplink.run(stopped));
     tokio::select! {
@@ -340,21 +353,22 @@ fn uplink(
     identity: Certificate,
     spool: SharedSpool,
     counters: &Arc<Counters>,
-    connected: watch::Sender<bool>,
-) -> Result<Uplink> {
+    socket: UdpSocket,
+) -> Uplink {
     let counters = Arc::clone(counters);
     let seed = identity.key().0 ^ time::utc_ns();
-    Ok(Uplink {
+    Uplink {
         federator: config.federator.clone(),
         identity,
+        socket,
         agent: info(config),
         spool,
         status: Arc::new(move || counters.status(time::now())),
         clock: time::now,
         seed,
-        connected,
+        connected: watch::Sender::new(false),
         cluster: None,
-    })
+    }
 }
 
 fn info(config: &Config) -> AgentInfo {

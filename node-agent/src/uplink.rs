@@ -4,6 +4,7 @@
 
 pub mod machine;
 
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct Uplink {
     pub federator: String,
     /// Certificate and key.
     pub identity: Identity,
+    /// What it dials from.
+    pub socket: UdpSocket,
     /// What the agent says of itself.
     pub agent: AgentInfo,
     /// Where batches wait.
@@ -69,7 +72,7 @@ impl Uplink {
     /// Runs until `stop` says true (or its sender is gone), then closes the session.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let dialler = loop {
-            match Dialler::new(&self.identity) {
+            match self.dialler() {
                 Ok(dialler) => break dialler,
                 // No sockets or memory: may pass.
                 Err(error) => tracing::error!(%error, "the uplink has no socket"),
@@ -84,6 +87,12 @@ impl Uplink {
             () = stopped(&mut stop) => {}
         }
         dialler.wait_idle().await;
+    }
+
+    fn dialler(&self) -> Result<Dialler, TransportError> {
+        let socket = self.socket.try_clone();
+        let socket = socket.map_err(|error| TransportError::Misuse(error.to_string()))?;
+        Dialler::with_socket(&self.identity, socket)
     }
 
     async fn keep_connected(&self, dialler: &Dialler) {

@@ -309,17 +309,25 @@ pub struct Dialler {
 }
 
 impl Dialler {
-    /// Binds a socket for both address families, or for IPv4 where there is no IPv6. Must be called within a tokio
-    /// runtime.
+    /// Binds a socket for both address families, or for IPv4 where there is no IPv6.
+    pub fn socket() -> Result<UdpSocket, TransportError> {
+        socket((Ipv6Addr::UNSPECIFIED, 0).into())
+            .or_else(|_| socket((Ipv4Addr::UNSPECIFIED, 0).into()))
+            .map_err(|error| TransportError::Misuse(error.to_string()))
+    }
+
+    /// With a socket of its own. Must be called within a tokio runtime.
     pub fn new(identity: &Identity) -> Result<Self, TransportError> {
+        Self::with_socket(identity, Self::socket()?)
+    }
+
+    /// With this socket, as [`Dialler::socket`] binds it. Must be called within a tokio runtime.
+    pub fn with_socket(identity: &Identity, socket: UdpSocket) -> Result<Self, TransportError> {
         let misuse = |error: &dyn std::fmt::Display| TransportError::Misuse(error.to_string());
         let crypto =
             QuicClientConfig::try_from(identity.client.clone()).map_err(|error| misuse(&error))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(transport_config());
-        let socket = socket((Ipv6Addr::UNSPECIFIED, 0).into())
-            .or_else(|_| socket((Ipv4Addr::UNSPECIFIED, 0).into()))
-            .map_err(|error| misuse(&error))?;
         let endpoint = quinn::Endpoint::new(
             EndpointConfig::default(),
             None,

@@ -11,10 +11,11 @@ pub mod repeats;
 pub mod table;
 
 use std::collections::HashMap;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use weft_agent_common::{FlowKey, FlowNote, SocketOwner, datagram_counter};
+use weft_agent_common::{FlowKey, FlowNote, SocketOwner, datagram_counter, socket_origin};
 use weft_wire::Owner;
 
 pub use record::is_flow_record;
@@ -23,6 +24,7 @@ use crate::attribution::{Attribution, Host};
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::decode::OwnerKey;
+use crate::kernel::hooks::HookError;
 use crate::kernel::{DatagramPlan, Datagrams};
 use crate::snapshot::processes::{Holder, Resident};
 use crate::table::{Identity, Row};
@@ -74,6 +76,14 @@ impl Flows {
     /// Names the processes of sockets older than the hooks, and says how many were left out.
     pub fn adopt(&mut self, residents: &[Resident], holders: &HashMap<u32, Holder>) -> u64 {
         adopt::adopt(&mut self.datagrams, residents, holders)
+    }
+
+    /// Reports none of a socket's flows: the agent's own session with its federator is nobody's workload. Noted with the
+    /// socket, in the kernel, so that the next agent knows it too where this one is killed. To be called before anything is sent.
+    pub fn leave_out(&mut self, socket: &impl AsRawFd) -> Result<(), HookError> {
+        let mut state = self.datagrams.socket(socket).unwrap_or_default();
+        state.owner.origin = socket_origin::AGENT;
+        self.datagrams.adopt(socket, state)
     }
 
     /// Takes a record. `now_ns` is monotonic.
@@ -209,6 +219,7 @@ impl Flows {
             ),
             (&counters.dns_packets_cut, lost(datagram_counter::DNS_CUT)),
             (&counters.flows_dropped, self.table.dropped()),
+            (&counters.flows_own, self.table.own()),
             (&counters.flow_failures, self.failures),
         ] {
             counter.store(value, Relaxed);

@@ -73,6 +73,7 @@ pub struct Table {
     released: HashMap<u64, u64>,
     round: u64,
     dropped: u64,
+    own: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -120,6 +121,7 @@ impl Table {
             released: HashMap::new(),
             round: 0,
             dropped: 0,
+            own: 0,
         }
     }
 
@@ -242,6 +244,7 @@ impl Table {
                     noted: false,
                     round: self.round,
                 };
+                self.own += u64::from(flow.is_own());
                 if let Some(note) = self.restored.remove(key)
                     && note.opened_ns == state.opened_ns
                 {
@@ -406,6 +409,9 @@ impl Table {
     }
 
     fn finish(&mut self, key: &FlowKey, flow: Flow, closed_ns: u64, clock: &Clock) {
+        if flow.is_own() {
+            return;
+        }
         let row = self.row(key, &flow, Some(closed_ns), clock);
         self.finished.push(row);
     }
@@ -438,6 +444,9 @@ impl Table {
             flow.changed = false;
             flow.reported_ns = Some(now_ns);
             flow.reported_last_ns = flow.state.last_ns;
+            if flow.is_own() {
+                continue;
+            }
             let flow = flow.clone();
             rows.push(self.row(&key, &flow, None, clock));
         }
@@ -492,6 +501,11 @@ impl Table {
     /// Flows not tracked because the table was full.
     pub fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    /// Flows of the agent's own session: followed as others are, never handed out.
+    pub fn own(&self) -> u64 {
+        self.own
     }
 
     fn row(&self, key: &FlowKey, flow: &Flow, closed_ns: Option<u64>, clock: &Clock) -> Row {
@@ -560,6 +574,10 @@ impl Table {
 }
 
 impl Flow {
+    fn is_own(&self) -> bool {
+        self.state.owner.origin == socket_origin::AGENT
+    }
+
     fn is(&self, state: &FlowState) -> bool {
         self.state.opened_ns == state.opened_ns
     }

@@ -97,6 +97,7 @@ impl World {
         let (stop, stopped) = watch::channel(false);
         let uplink = Uplink {
             cluster: None,
+            socket: weft_transport::Dialler::socket().unwrap(),
             federator: self.address.to_string(),
             identity,
             agent: AgentInfo {

@@ -352,3 +352,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_agents_own_session_is_followed_and_not_told() {
+    let mut own = state(SECOND, 2 * SECOND, 3, 3);
+    own.owner.origin = socket_origin::AGENT;
+    let flow = key(1, 7443);
+    let mut table = table(Vec::new());
+    apply(&mut table, first(flow, own, direction::SENT, b"hello"));
+    assert!(drain(&mut table, 3 * SECOND).is_empty());
+    own.last_ns = 40 * SECOND;
+    sweep(&mut table, &[(flow, own)], 40 * SECOND);
+    assert!(drain(&mut table, 41 * SECOND).is_empty());
+    assert_eq!((table.open(), table.own()), (1, 1));
+    apply(
+        &mut table,
+        FlowEvent::End {
+            key: flow,
+            state: own,
+            released_ns: Some(42 * SECOND),
+        },
+    );
+    assert!(drain(&mut table, 43 * SECOND).is_empty());
+    assert_eq!((table.open(), table.own()), (0, 1));
+    // The agent before this one had it, and was killed: only its end is left.
+    let mut next = Table::new(IDENTITY, settings(), Vec::new());
+    apply(
+        &mut next,
+        FlowEvent::End {
+            key: flow,
+            state: own,
+            released_ns: Some(42 * SECOND),
+        },
+    );
+    assert!(drain(&mut next, 43 * SECOND).is_empty());
+}
