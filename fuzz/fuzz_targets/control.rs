@@ -38,6 +38,19 @@ fn check_peer(frame: &Frame) {
     assert_eq!(codec::decode_peer(&frame), Ok((seq, message)));
 }
 
+fn check_cluster(frame: &Frame) {
+    let Ok((seq, batch)) = codec::decode_cluster(frame) else {
+        return;
+    };
+    let mut bytes = Vec::new();
+    codec::append_cluster(&mut bytes, seq, &batch).expect("what decodes encodes");
+    let frame = Frame {
+        kind: frame.kind,
+        payload: bytes[HEADER_BYTES..].to_vec(),
+    };
+    assert_eq!(codec::decode_cluster(&frame), Ok((seq, batch)));
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((kind, payload)) = data.split_first() else {
         return;
@@ -54,11 +67,13 @@ fuzz_target!(|data: &[u8]| {
         Kind::AgentHello => check::<AgentHello>(&frame),
         Kind::AgentWelcome => check::<AgentWelcome>(&frame),
         Kind::AgentStatus => check::<AgentStatus>(&frame),
-        Kind::HalfBatch | Kind::LookupBatch => drop(codec::split_batch(&frame).map(|(_, batch)| batch.len())),
+        Kind::HalfBatch => drop(codec::split_batch(&frame).map(|(_, batch)| batch.len())),
+        Kind::LookupBatch => drop(codec::split_lookups(&frame).map(|(_, batch)| batch.len())),
         Kind::Ack => check::<Ack>(&frame),
         Kind::PeerHello => check::<PeerHello>(&frame),
         Kind::PeerMessages => check_peer(&frame),
         Kind::Request => check::<Request>(&frame),
         Kind::Response => check::<Response>(&frame),
+        Kind::ClusterObjects => check_cluster(&frame),
     }
 });
