@@ -37,7 +37,7 @@ fn frames(mut bodies: &[u8]) -> Vec<u8> {
 
 fn read() -> (Vec<(u64, Entry)>, Recovery) {
     let mut entries = Vec::new();
-    let (journal, recovery) = Journal::open(&FOLDER, 0, |position, entry| {
+    let (journal, recovery) = Journal::open(&FOLDER, 0, 0, |position, entry| {
         entries.push((position, entry));
     })
     .expect("the last segment's damage is cut off");
