@@ -1,6 +1,6 @@
 //! The home's part: what became of our halves that are matched, or looked for, through the mesh.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use weft_stitching::judge::fit;
 use weft_stitching::{Fit, HalfView, Role, Verdict};
@@ -113,6 +113,8 @@ struct OwnHalf {
 pub(crate) struct Home {
     halves: Map<u64, OwnHalf>,
     handles: Map<u64, HalfId>,
+    /// Ids by the peer that has the next word on them: the partner's home, else the owner.
+    by_peer: BTreeMap<HomeIndex, BTreeSet<u64>>,
     /// When to forget: halves that are done, and links that stay silent.
     timers: VecDeque<(i64, HalfId)>,
     acts: VecDeque<Act>,
@@ -125,6 +127,7 @@ impl Home {
         Self {
             halves: Map::default(),
             handles: Map::default(),
+            by_peer: BTreeMap::new(),
             timers: VecDeque::new(),
             acts: VecDeque::new(),
             max_halves,
@@ -156,6 +159,7 @@ impl Home {
         }
         self.counters.offered += 1;
         self.handles.insert(offer.handle.0, id);
+        self.file(id, owner);
         self.halves.insert(
             id.0,
             OwnHalf {
@@ -198,6 +202,7 @@ impl Home {
             round: 0,
         };
         self.handles.insert(offer.handle.0, id);
+        self.file(id, peer);
         self.halves.insert(
             id.0,
             OwnHalf {
@@ -313,9 +318,8 @@ impl Home {
 
     /// A session to this peer begins: says everything that it has not acknowledged.
     pub(crate) fn session_begins(&mut self, peer: HomeIndex) {
-        let mut ids: Vec<_> = self.halves.keys().copied().collect();
-        ids.sort_unstable();
-        for id in ids {
+        let ids = self.by_peer.get(&peer).cloned();
+        for id in ids.into_iter().flatten() {
             let Some(half) = self.halves.get_mut(&id) else {
                 continue;
             };
@@ -402,6 +406,25 @@ impl Home {
 
     /// Whether this is (now) the half's partner.
     fn name_partner(
+        &mut self,
+        now: i64,
+        id: HalfId,
+        theirs: Handle,
+        peer: HomeIndex,
+        partial: bool,
+    ) -> bool {
+        let before = self.halves.get(&id.0).map(OwnHalf::peer);
+        let named = self.weigh_partner(now, id, theirs, peer, partial);
+        if let (Some(before), Some(after)) = (before, self.halves.get(&id.0).map(OwnHalf::peer))
+            && before != after
+        {
+            self.unfile(id, before);
+            self.file(id, after);
+        }
+        named
+    }
+
+    fn weigh_partner(
         &mut self,
         now: i64,
         id: HalfId,
@@ -512,6 +535,19 @@ impl Home {
         }
     }
 
+    fn file(&mut self, id: HalfId, peer: HomeIndex) {
+        self.by_peer.entry(peer).or_default().insert(id.0);
+    }
+
+    fn unfile(&mut self, id: HalfId, peer: HomeIndex) {
+        if let Some(ids) = self.by_peer.get_mut(&peer) {
+            ids.remove(&id.0);
+            if ids.is_empty() {
+                self.by_peer.remove(&peer);
+            }
+        }
+    }
+
     fn undo(&mut self, id: HalfId) {
         self.counters.undone += 1;
         self.acts.push_back(Act::Undo(id));
@@ -523,10 +559,18 @@ impl Home {
             return;
         };
         self.handles.remove(&half.offer.handle.0);
+        self.unfile(id, half.peer());
         if !half.done {
             self.acts
                 .push_back(Act::Withdraw(half.owner, half.offer.handle));
         }
+    }
+}
+
+impl OwnHalf {
+    /// Who has the next word on it.
+    fn peer(&self) -> HomeIndex {
+        self.link.as_ref().map_or(self.owner, |link| link.peer)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The state machine of one federator in the mesh.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use weft_stitching::{HalfView, Verdict};
 use weft_wire::control::{EndpointCard, Handle, MatchNotice, Offer, PeerMessage};
@@ -26,11 +26,11 @@ pub struct Config {
     /// Longer than agents and homes need to report both ends; a match by `tcp-client-isn` is late by this or by the
     /// connection's life, whichever is longer.
     pub partial_delay_us: i64,
-    /// Offers kept as owner; about 150 bytes each. Beyond it offers are refused, and their halves find no partner.
+    /// Offers kept as owner; about 170 bytes each. Beyond it offers are refused, and their halves find no partner.
     pub max_offers: usize,
     /// Of these, from one home.
     pub max_offers_per_home: usize,
-    /// Own halves given to the mesh and not yet done; about 150 bytes each. Beyond it [`Mesh::offer`] refuses.
+    /// Own halves given to the mesh and not yet done; about 170 bytes each. Beyond it [`Mesh::offer`] refuses.
     pub max_halves: usize,
 }
 
@@ -159,6 +159,8 @@ pub struct Mesh {
     home: Home,
     owner: Owner,
     peers: Vec<Peer>,
+    /// Peers for which something may be ready to be sent: with a thousand of them, to look at each is too much.
+    ready: BTreeSet<HomeIndex>,
     effects: VecDeque<Effect>,
     overflowed: u64,
     now: i64,
@@ -226,6 +228,7 @@ impl Mesh {
             home: Home::new(config.max_halves),
             owner: Owner::new(homes, limits),
             peers: (0..homes).map(|_| Peer::default()).collect(),
+            ready: BTreeSet::new(),
             effects: VecDeque::new(),
             overflowed: 0,
             now: i64::MIN,
@@ -296,6 +299,7 @@ impl Mesh {
             doubts: doubts.into(),
             ..Peer::default()
         };
+        self.ready.insert(index);
         self.home.session_begins(index);
         self.owner.tell_again(index);
     }
@@ -392,6 +396,7 @@ impl Mesh {
         let Some(session) = &mut self.peers[index].session else {
             return;
         };
+        self.ready.insert(index);
         while session
             .in_flight
             .front()
@@ -429,7 +434,7 @@ impl Mesh {
             };
             self.tell(home, word);
         }
-        for peer in 0..self.peers.len() {
+        for peer in std::mem::take(&mut self.ready) {
             self.send(peer, records);
         }
     }
@@ -496,7 +501,7 @@ impl Mesh {
             }
             Act::Card(to, half) => self.queue(to, |peer| peer.cards.push_back(half)),
             Act::Doubt(to, handle) if to == self.name => self.home.doubted(to, handle),
-            Act::Doubt(to, handle) => self.peers[to].doubts.push_back(handle),
+            Act::Doubt(to, handle) => self.doubt(to, handle),
             Act::Join(half, card, verdict, named_at) => {
                 self.effects.push_back(Effect::Join {
                     half,
@@ -511,6 +516,12 @@ impl Mesh {
         }
     }
 
+    /// Queues a doubt, which is kept until a session takes it.
+    fn doubt(&mut self, to: HomeIndex, handle: Handle) {
+        self.peers[to].doubts.push_back(handle);
+        self.ready.insert(to);
+    }
+
     /// Queues for a peer that can be reached; one that cannot is told when its session begins.
     fn queue(&mut self, to: HomeIndex, item: impl FnOnce(&mut Peer)) {
         let peer = &mut self.peers[to];
@@ -518,6 +529,8 @@ impl Mesh {
             return;
         }
         item(peer);
+        self.ready.insert(to);
+        let peer = &self.peers[to];
         let asks = self.config.max_halves.saturating_mul(WAITING_FOR_EACH);
         let notices = self
             .config
@@ -566,7 +579,7 @@ impl Mesh {
                 };
                 self.queue(home, |peer| peer.notices.push_back(notice));
             }
-            Word::Ambiguous(yours) => self.peers[home].doubts.push_back(yours),
+            Word::Ambiguous(yours) => self.doubt(home, yours),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The owner's part: which offers belong together.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use weft_wire::Role;
@@ -138,7 +138,8 @@ pub(crate) struct Owner {
     limits: Limits,
     groups: Map<u64, Vec<Entry>>,
     routing: Map<(HomeIndex, Handle), u64>,
-    per_home: Vec<usize>,
+    /// The handles that each home offered.
+    per_home: Vec<BTreeSet<Handle>>,
     partial: VecDeque<(i64, u64)>,
     /// When it arrived, its routing key, whose it was.
     expiry: VecDeque<(i64, u64, HomeIndex)>,
@@ -154,7 +155,7 @@ impl Owner {
             limits,
             groups: Map::default(),
             routing: Map::default(),
-            per_home: vec![0; homes],
+            per_home: vec![BTreeSet::new(); homes],
             partial: VecDeque::new(),
             expiry: VecDeque::new(),
             timers: vec![0; homes],
@@ -187,7 +188,7 @@ impl Owner {
         }
         let group_len = self.groups.get(&offer.routing_key).map_or(0, Vec::len);
         let full = self.routing.len() >= self.limits.max_offers
-            || self.per_home[home] >= self.limits.max_offers_per_home
+            || self.per_home[home].len() >= self.limits.max_offers_per_home
             || group_len >= MAX_PER_ROUTING_KEY
             || self.timers[home]
                 >= self
@@ -199,7 +200,7 @@ impl Owner {
             return;
         }
         self.routing.insert(name, offer.routing_key);
-        self.per_home[home] += 1;
+        self.per_home[home].insert(offer.handle);
         let entry = Entry {
             home,
             offer,
@@ -252,12 +253,7 @@ impl Owner {
 
     /// A new session of this home begins: what it still asks for it will offer again.
     pub(crate) fn home_returns(&mut self, home: HomeIndex) {
-        let mut gone: Vec<_> = self
-            .routing
-            .keys()
-            .filter(|(h, _)| *h == home)
-            .copied()
-            .collect();
+        let mut gone = self.names_of(home);
         gone.retain(|name| {
             self.entry_mut(*name)
                 .is_some_and(|entry| entry.state == State::Waiting)
@@ -267,14 +263,7 @@ impl Owner {
 
     /// A session to this home begins: what was said on the last one may be lost.
     pub(crate) fn tell_again(&mut self, home: HomeIndex) {
-        let mut handles: Vec<_> = self
-            .routing
-            .keys()
-            .filter(|(h, _)| *h == home)
-            .copied()
-            .collect();
-        handles.sort();
-        for name in handles {
+        for name in self.names_of(home) {
             match self
                 .entry_mut(name)
                 .map(|entry| (entry.state, entry.withdrawn))
@@ -317,6 +306,11 @@ impl Owner {
                 self.forget(name);
             }
         }
+    }
+
+    fn names_of(&self, home: HomeIndex) -> Vec<(HomeIndex, Handle)> {
+        let handles = self.per_home[home].iter();
+        handles.map(|handle| (home, *handle)).collect()
     }
 
     fn match_fully(&mut self, routing: u64, matching: u64) {
@@ -433,7 +427,7 @@ impl Owner {
         let Some(routing) = self.routing.remove(&name) else {
             return;
         };
-        self.per_home[name.0] -= 1;
+        self.per_home[name.0].remove(&name.1);
         if let Some(group) = self.groups.get_mut(&routing) {
             group.retain(|entry| entry.name() != name);
             if group.is_empty() {
