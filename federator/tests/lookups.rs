@@ -213,6 +213,74 @@ async fn every_report_says_what_was_asked_and_a_restart_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_federators_answer_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(folder.path()).unwrap();
+    let sockets = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let [a, b] = sockets.map(|socket| socket.local_addr().unwrap().to_string());
+    let peers = [[("fed-b", b.as_str())], [("fed-a", a.as_str())]];
+    let mut federators = Vec::new();
+    for (name, address, peers) in [("fed-a", &a, &peers[0]), ("fed-b", &b, &peers[1])] {
+        let config = world.config(name, address, peers).unwrap();
+        federators.push(Federator::start(config).await.unwrap());
+    }
+    let mut agents = [
+        world.agent("fed-a", &a, "a1").await.unwrap(),
+        world.agent("fed-b", &b, "b1").await.unwrap(),
+    ];
+    for agent in &mut agents {
+        deliver(agent, 1).await;
+    }
+    // What only one was asked.
+    let more = batch(vec![lookup(0, "only.b.example.org", Some(0))]);
+    agents[1].send_lookups(2, &more).await.unwrap();
+    agents[1].acknowledged(2).await.unwrap();
+
+    for address in [&a, &b] {
+        let operator = world.operator(address).await.unwrap();
+        // A federator that has just started may not have reached the other yet.
+        let mut hot = dns(&operator, Scope::Mesh, DnsReport::Hotspots, None).await;
+        for _ in 0..200 {
+            if hot
+                .completeness
+                .federators
+                .iter()
+                .all(|one| one.error.is_none())
+            {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            hot = dns(&operator, Scope::Mesh, DnsReport::Hotspots, None).await;
+        }
+        let counts: Vec<_> = hot
+            .dns
+            .iter()
+            .map(|row| (row.name.as_str(), row.lookups))
+            .collect();
+        assert_eq!(counts[0], ("db.shop.svc.cluster.local", 6));
+        assert!(counts.contains(&("only.b.example.org", 1)), "{counts:?}");
+        let outside = dns(&operator, Scope::Mesh, DnsReport::External, None).await;
+        let mut outside: Vec<_> = outside
+            .dns
+            .iter()
+            .map(|row| (row.name.as_str(), row.lookups))
+            .collect();
+        outside.sort_unstable();
+        assert_eq!(outside, [("", 8), ("example.com", 2), ("example.org", 1)]);
+        let sql = "SELECT count(*) AS n FROM lookups WHERE role = 'client'";
+        let rows = operator.sql(Scope::Mesh, sql).await.unwrap().unwrap().rows;
+        assert_eq!(rows, [[SqlValue::Int(11)]]);
+        // Asked alone, each says its own.
+        let own = dns(&operator, local(), DnsReport::Top, None).await.dns;
+        let own: u64 = own.iter().map(|row| row.lookups).sum();
+        assert_eq!(own, if address == &a { 5 } else { 6 });
+    }
+    for federator in federators {
+        federator.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_is_none_ends_the_session_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use weft_federator::run::Federator;
 use weft_federator::testing::{Agent, Operator, World, batch_of, half, local};
-use weft_wire::query::{Connection, Question};
-use weft_wire::{HalfState, Role};
+use weft_wire::query::{Connection, Question, Unmatched};
+use weft_wire::{DatagramSort, Datagrams, Fingerprint, Half, HalfState, Protocol, Role};
 
 struct Mesh {
     world: World,
@@ -200,6 +200,81 @@ async fn an_owner_that_is_neither_home_brings_them_together() {
             .connections
             .is_empty()
     );
+    mesh.stop().await;
+}
+
+fn port_of(address: &str) -> u16 {
+    address.parse::<std::net::SocketAddr>().unwrap().port()
+}
+
+/// The same end of a made-up connection, as a UDP flow: its first datagrams instead of sequence numbers.
+fn udp(agent: weft_wire::AgentKey, number: u32, role: Role, sort: DatagramSort) -> Half {
+    let tcp = half(agent, number, role, HalfState::Closed);
+    Half {
+        protocol: Protocol::Udp,
+        fingerprint: Fingerprint::Datagrams(Datagrams {
+            sort,
+            client: u64::from(number) + 1000,
+            server: u64::from(number) + 2000,
+            distinct: true,
+        }),
+        packets_sent: 4,
+        packets_received: 4,
+        ..tcp
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn udp_flows_of_two_federators_are_joined_by_their_first_datagrams() {
+    let mesh = Mesh::start(&["fed-a", "fed-b"]).await;
+    let (mut client, mut server) = (mesh.agent(0, "a1").await, mesh.agent(1, "b1").await);
+    let sort = |number| match number % 2 {
+        0 => DatagramSort::Quic,
+        _ => DatagramSort::Other,
+    };
+    let of = |agent, role| -> Vec<_> { (1..=20).map(|n| udp(agent, n, role, sort(n))).collect() };
+    // One greeting of several clients, which no server's end can be told to belong to.
+    let alike = |agent, number, role| Half {
+        fingerprint: Fingerprint::Datagrams(Datagrams {
+            sort: DatagramSort::Other,
+            client: 1,
+            server: 2,
+            distinct: true,
+        }),
+        ..udp(agent, number, role, DatagramSort::Other)
+    };
+    let mut clients = of(client.key, Role::Client);
+    clients.extend([30, 31].map(|n| alike(client.key, n, Role::Client)));
+    let mut servers = of(server.key, Role::Server);
+    servers.extend([30, 31].map(|n| alike(server.key, n, Role::Server)));
+    client.send(1, &batch_of("web", clients)).await.unwrap();
+    server.send(1, &batch_of("db", servers)).await.unwrap();
+    let decided = |all: &[Connection]| {
+        let ambiguous = all
+            .iter()
+            .filter(|c| c.path.unmatched == Some(Unmatched::Ambiguous));
+        all.iter().filter(|c| c.matched.is_some()).count() == 20 && ambiguous.count() == 2
+    };
+    for index in 0..2 {
+        for one in mesh.until(index, decided).await {
+            let Some(matched) = one.matched else { continue };
+            let (client, server) = (one.client.unwrap(), one.server.unwrap());
+            assert_eq!(one.protocol, Protocol::Udp);
+            assert_eq!(
+                (client.workload.as_str(), server.workload.as_str()),
+                ("web", "db")
+            );
+            let expected = match matched.evidence.as_str() {
+                "quic-connection-id" => 0,
+                "udp-first-datagram" => 1,
+                other => panic!("{other}"),
+            };
+            // The client's port says which flow it is, and the NAT made the other end's of it.
+            let port = port_of(&client.local);
+            assert_eq!((port - 1024) % 2, expected);
+            assert_eq!(port_of(&server.remote), port.wrapping_mul(3));
+        }
+    }
     mesh.stop().await;
 }
 

@@ -267,7 +267,7 @@ impl Stitcher {
         halves: &impl Halves,
     ) -> bool {
         let Some((slot, entry)) = self.isn.table.find(client, handle) else {
-            return false;
+            return self.doubt_without_twin(client, handle, halves);
         };
         if entry.state != State::Offered {
             return false;
@@ -288,6 +288,24 @@ impl Stitcher {
             decision => decision,
         };
         self.carry_out_datagrams(decision, State::MatchedInPart, &views)
+    }
+
+    /// A half for whose twin there was no room cannot be looked for among those that begin alike. While it is known that these
+    /// were too many, it is ambiguous as they are.
+    fn doubt_without_twin(&mut self, client: u32, handle: u32, halves: &impl Halves) -> bool {
+        if !self.blind.holds(client, self.now) {
+            return false;
+        }
+        let Some(view) = halves.view(Handle(handle)) else {
+            return false;
+        };
+        let own = keys(&view).and_then(|([a, _], _)| self.isn.table.find(a, handle));
+        let Some((slot, _)) = own.filter(|(_, entry)| entry.state == State::Offered) else {
+            return false;
+        };
+        self.ambiguous(rule_of(Some(view.fingerprint)), handle);
+        self.isn.table.set_state(slot, State::Ambiguous);
+        true
     }
 
     fn carry_out_datagrams(

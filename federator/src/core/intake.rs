@@ -242,17 +242,7 @@ pub(super) fn merge(known: &Half, new: &Half) -> Option<Half> {
     if older || (known.role, known.local, known.remote) != (new.role, new.local, new.remote) {
         return None;
     }
-    // A restarted agent finds an open connection again, but neither its sequence numbers nor its opening time.
-    let fingerprint = match (known.fingerprint, new.fingerprint) {
-        (Fingerprint::Unknown, new) => new,
-        // The answer to the first datagram has come since.
-        (Fingerprint::Datagrams(first), Fingerprint::Datagrams(new))
-            if first.server == 0 && first.client == new.client =>
-        {
-            Fingerprint::Datagrams(new)
-        }
-        (first, _) => first,
-    };
+    let fingerprint = completed(known.fingerprint, new.fingerprint);
     let opened_at = known.opened_at.min(new.opened_at);
     let state = if known.state == HalfState::Closed {
         known.state
@@ -265,4 +255,19 @@ pub(super) fn merge(known: &Half, new: &Half) -> Option<Half> {
         state,
         ..*new
     })
+}
+
+/// What is known of a fingerprint after a newer row. A restarted agent finds an open connection again, but neither its sequence
+/// numbers nor its opening time.
+pub(super) fn completed(known: Fingerprint, new: Fingerprint) -> Fingerprint {
+    match (known, new) {
+        (Fingerprint::Unknown, new) => new,
+        // The answer to the first datagram has come since.
+        (Fingerprint::Datagrams(first), Fingerprint::Datagrams(new))
+            if first.server == 0 && first.client == new.client =>
+        {
+            Fingerprint::Datagrams(new)
+        }
+        (first, _) => first,
+    }
 }

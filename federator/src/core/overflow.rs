@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use weft_wire::{Fingerprint, Half, HalfId, Timestamp};
 
+use super::intake::completed;
 use super::names::Mixed;
 use crate::record::{AgentNumber, Row};
 
@@ -22,10 +23,7 @@ pub struct Known {
 impl Known {
     /// The half as last reported, with what was known of it; `None` when that is newer.
     pub fn merged(&self, new: &Half) -> Option<Half> {
-        let fingerprint = match self.fingerprint {
-            Fingerprint::Unknown => new.fingerprint,
-            first => first,
-        };
+        let fingerprint = completed(self.fingerprint, new.fingerprint);
         (new.state.finished() || new.seen_at >= self.seen_at).then_some(Half {
             fingerprint,
             opened_at: self.opened_at.min(new.opened_at),
@@ -100,5 +98,39 @@ impl Overflow {
             }
         }
         fresh.into_values().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_wire::{DatagramSort, Datagrams, HalfState, Protocol};
+
+    use super::*;
+
+    #[test]
+    fn the_answer_to_a_first_datagram_completes_what_memory_had_no_room_for() {
+        let said = |server, seen_at| Half {
+            protocol: Protocol::Udp,
+            state: HalfState::Open,
+            fingerprint: Fingerprint::Datagrams(Datagrams {
+                sort: DatagramSort::Other,
+                client: 5,
+                server,
+                distinct: true,
+            }),
+            seen_at: Timestamp(seen_at),
+            ..Half::default()
+        };
+        let (asked, answered) = (said(0, 1), said(9, 2));
+        let known = Known {
+            agent: 0,
+            stored: true,
+            fingerprint: asked.fingerprint,
+            opened_at: asked.opened_at,
+            seen_at: asked.seen_at,
+        };
+        let merged = known.merged(&answered).unwrap();
+        assert_eq!(merged.fingerprint, answered.fingerprint);
+        assert_eq!(known.merged(&said(9, 0)), None);
     }
 }

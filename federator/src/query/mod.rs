@@ -359,7 +359,7 @@ impl Queries {
                 "E-SQL-SIZE",
                 "the statement was not run",
                 &cause,
-                "a shorter --since, a --where, or --local",
+                "a shorter --since, or a --where that keeps fewer",
             ));
         }
         let limits = SqlLimits {
