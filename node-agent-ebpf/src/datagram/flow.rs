@@ -3,74 +3,59 @@
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ANY, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
 };
-use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::helpers::generated::bpf_ringbuf_query;
 use core::arch::asm;
-use core::ptr::{addr_of, addr_of_mut, from_ref, read_volatile};
+use core::ptr::{addr_of, addr_of_mut, from_ref, read, read_volatile};
 use weft_agent_common::{
-    DatagramSocket, FlowEnd, FlowFirst, FlowKey, FlowState, SNAP_LEN, SocketOwner,
-    datagram_counter, direction, flow_kind,
+    DatagramSocket, FlowEnd, FlowFirst, FlowKey, FlowState, SNAP_LEN, datagram_counter, direction,
+    flow_kind,
 };
 
-use super::headers::{self, Headers};
+use super::headers::{self, Transport};
 use super::maps::{FLOWS, count};
-use super::{Datagram, now, owner, storage};
+use super::{Datagram, NOBODY, is_dns, now, owner, storage};
 use crate::maps::RING;
 use crate::{DNS_IDLE_NS, FLOW_IDLE_NS, Skip};
 
-/// What the copy of a name server's packet needs of its flow.
-pub struct Known {
-    /// The socket.
-    pub cookie: u64,
-    /// Now.
-    pub at_ns: u64,
-    /// Whose.
-    pub owner: SocketOwner,
-}
-
 /// Counts a datagram.
 #[inline(always)]
-pub fn datagram(
-    skb: *mut __sk_buff,
-    headers: &Headers,
-    datagram: &Datagram,
-    way: u8,
-    dns: bool,
-) -> Result<Known, Skip> {
-    // SAFETY: the helper checks the packet's socket.
-    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-    let (local, local_port, remote, remote_port) = headers.ends(way);
-    let key = FlowKey {
-        cookie,
-        remote,
-        local,
-        remote_port,
-        local_port,
-        zero: 0,
-    };
+pub fn datagram(skb: *mut __sk_buff, transport: Transport, way: u8) -> Result<(), Skip> {
+    let key = headers::key(skb, transport, way)?;
+    let datagram = Datagram::of(skb, transport);
+    let dns = is_dns(transport.ports);
     let at_ns = now();
+    let mut flags = u64::from(BPF_NOEXIST);
+    let mut known = None;
     if let Some(state) = FLOWS.get_ptr_mut(&key) {
         // SAFETY: the entry lives at least until the program returns. Other CPUs may write it too: the counters are
         // added to atomically, and of the rest the last write stands.
         let state = unsafe { &mut *state };
-        if !is_over(state, at_ns) {
-            add(state, datagram, way);
+        if is_over(state, at_ns) {
+            end(flow_kind::END, 0, &key, state, at_ns);
+            flags = u64::from(BPF_ANY);
+        } else {
+            add(state, &datagram, way);
             state.last_ns = at_ns;
-            if state.seen & way == 0 {
-                state.seen |= way;
-                answered(skb, &key, state, datagram, way, at_ns);
-            }
-            return Ok(Known {
-                cookie,
-                at_ns,
-                owner: state.owner,
-            });
+            known = Some(state);
         }
-        end(flow_kind::END, 0, &key, state, at_ns);
-        open(skb, &key, datagram, way, dns, at_ns, u64::from(BPF_ANY))
-    } else {
-        open(skb, &key, datagram, way, dns, at_ns, u64::from(BPF_NOEXIST))
     }
+    let state = match known {
+        Some(state) => {
+            let new = state.seen & way == 0;
+            if new {
+                state.seen |= way;
+                answered(skb, state, way);
+            }
+            new.then_some(state)
+        }
+        None => open(skb, &key, &datagram, way, dns, at_ns, flags)?,
+    };
+    if let Some(state) = state
+        && !first(skb, &key, state, &datagram, way, at_ns)
+    {
+        state.lost |= way;
+    }
+    Ok(())
 }
 
 /// Whether a flow was idle so long that a datagram now begins another one. Decided here and not by the agent's sweeps, so that
@@ -86,7 +71,7 @@ fn is_over(state: &FlowState, at_ns: u64) -> bool {
     at_ns > state.last_ns.wrapping_add(idle)
 }
 
-/// A new flow.
+/// A new flow, as it is in the map. `None` when another CPU was first, or the map is full.
 #[inline(always)]
 fn open(
     skb: *mut __sk_buff,
@@ -96,7 +81,7 @@ fn open(
     dns: bool,
     at_ns: u64,
     flags: u64,
-) -> Result<Known, Skip> {
+) -> Result<Option<&'static mut FlowState>, Skip> {
     // SAFETY: the verifier checks every access to the context.
     let sk = unsafe { read_volatile(addr_of!((*skb).__bindgen_anon_2.sk)) };
     if sk.is_null() {
@@ -109,14 +94,7 @@ fn open(
         bytes_received: 0,
         packets_sent: 0,
         packets_received: 0,
-        owner: SocketOwner {
-            cgroup: 0,
-            pid: 0,
-            uid: 0,
-            comm: [0; 16],
-            netns: 0,
-            origin: 0,
-        },
+        owner: NOBODY,
         opened_by: way,
         seen: way,
         lost: 0,
@@ -138,61 +116,35 @@ fn open(
         state.owner = socket.owner;
     }
     add(&mut state, datagram, way);
-    let known = Known {
-        cookie: key.cookie,
-        at_ns,
-        owner: state.owner,
-    };
-    if FLOWS.insert(key, &state, flags).is_err() {
-        return raced(key, datagram, way).map(|()| known);
-    }
-    if !first(skb, key, &state, datagram, way, at_ns) {
-        lost(key, way);
-    }
-    Ok(known)
-}
-
-/// Another CPU was first, or the map is full.
-#[inline(always)]
-fn raced(key: &FlowKey, datagram: &Datagram, way: u8) -> Result<(), Skip> {
+    let inserted = FLOWS.insert(key, &state, flags).is_ok();
     match FLOWS.get_ptr_mut(key) {
         // SAFETY: as in `datagram`.
-        Some(state) => add(unsafe { &mut *state }, datagram, way),
-        None => count(datagram_counter::FLOWS_FULL),
-    }
-    Ok(())
-}
-
-/// The first datagram of the other direction.
-#[inline(always)]
-fn answered(
-    skb: *mut __sk_buff,
-    key: &FlowKey,
-    state: &mut FlowState,
-    datagram: &Datagram,
-    way: u8,
-    at_ns: u64,
-) {
-    if way == direction::SENT {
-        // SAFETY: the verifier checks every access to the context.
-        let sk = unsafe { read_volatile(addr_of!((*skb).__bindgen_anon_2.sk)) };
-        if !sk.is_null()
-            && let Ok(socket) = storage(sk.cast(), false)
-        {
-            owner::write_sender(&mut socket.owner);
-            state.owner = socket.owner;
+        Some(kept) if inserted => Ok(Some(unsafe { &mut *kept })),
+        Some(kept) => {
+            // SAFETY: as in `datagram`.
+            add(unsafe { &mut *kept }, datagram, way);
+            Ok(None)
+        }
+        None => {
+            count(datagram_counter::FLOWS_FULL);
+            Ok(None)
         }
     }
-    if !first(skb, key, state, datagram, way, at_ns) {
-        state.lost |= way;
-    }
 }
 
+/// The first datagram of the other direction: whose it is, when it is an answer.
 #[inline(always)]
-fn lost(key: &FlowKey, way: u8) {
-    if let Some(state) = FLOWS.get_ptr_mut(key) {
-        // SAFETY: as in `datagram`.
-        unsafe { (*state).lost |= way };
+fn answered(skb: *mut __sk_buff, state: &mut FlowState, way: u8) {
+    if way != direction::SENT {
+        return;
+    }
+    // SAFETY: the verifier checks every access to the context.
+    let sk = unsafe { read_volatile(addr_of!((*skb).__bindgen_anon_2.sk)) };
+    if !sk.is_null()
+        && let Ok(socket) = storage(sk.cast(), false)
+    {
+        owner::write_sender(&mut socket.owner);
+        state.owner = socket.owner;
     }
 }
 
@@ -202,9 +154,19 @@ fn remember(socket: &mut DatagramSocket, key: &FlowKey) {
     if socket.flows == 0 {
         socket.first = *key;
         socket.flows = 1;
-    } else if socket.first != *key {
+    } else if socket.flows == 1 && !same(&socket.first, key) {
         socket.flows = 2;
     }
+}
+
+/// Word by word: the target's library compares bytes.
+#[inline(always)]
+fn same(a: &FlowKey, b: &FlowKey) -> bool {
+    const WORDS: usize = size_of::<FlowKey>() / 8;
+    // SAFETY: a key is so many aligned words, without gaps.
+    let words = |key: &FlowKey| unsafe { read(from_ref(key).cast::<[u64; WORDS]>()) };
+    let (a, b) = (words(a), words(b));
+    (0..WORDS).fold(0, |other, at| other | (a[at] ^ b[at])) == 0
 }
 
 /// The socket is gone. A single flow's end is said here; of several, the agent finds the rest in the map.

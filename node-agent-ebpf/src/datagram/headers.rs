@@ -1,10 +1,11 @@
 //! Where a packet goes and where its payload begins.
 
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use core::arch::asm;
 use core::ptr::{addr_of, read_volatile};
-use weft_agent_common::{Address, direction};
+use weft_agent_common::{Address, FlowKey, direction};
 
 use crate::Skip;
 
@@ -25,18 +26,15 @@ const MAX_EXTENSIONS: u32 = 6;
 const V4_LEN: u32 = 20;
 const V6_LEN: u32 = 40;
 
-/// A packet's two ends and its transport header.
-pub struct Headers {
-    /// Sender.
-    pub source: Address,
-    /// Receiver.
-    pub destination: Address,
+/// A packet's transport header. As one number it goes from one kernel function to the next.
+#[derive(Clone, Copy)]
+pub struct Transport {
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Where it begins.
+    pub offset: u16,
     /// Both ports.
     pub ports: Ports,
-    /// Transport protocol.
-    pub protocol: u8,
-    /// Where its header begins.
-    pub offset: u32,
 }
 
 /// Ports in host order.
@@ -48,11 +46,49 @@ pub struct Ports {
     pub destination: u16,
 }
 
-/// Reads them. `wanted` says whether a TCP packet with these ports is of interest: the others leave here.
+impl Transport {
+    /// As one number, never below 2^48.
+    #[inline(always)]
+    pub fn pack(self) -> u64 {
+        u64::from(self.protocol) << 48
+            | u64::from(self.offset) << 32
+            | u64::from(self.ports.source) << 16
+            | u64::from(self.ports.destination)
+    }
+
+    /// What [`Transport::pack`] made.
+    #[inline(always)]
+    pub fn unpack(packed: u64) -> Self {
+        Self {
+            protocol: (packed >> 48) as u8,
+            offset: (packed >> 32) as u16,
+            ports: Ports {
+                source: (packed >> 16) as u16,
+                destination: packed as u16,
+            },
+        }
+    }
+
+    /// This end's port and the other's.
+    #[inline(always)]
+    fn ends(self, way: u8) -> (u16, u16) {
+        let Ports {
+            source,
+            destination,
+        } = self.ports;
+        if way == direction::SENT {
+            (source, destination)
+        } else {
+            (destination, source)
+        }
+    }
+}
+
+/// Finds it.
 ///
 /// The kernel keeps network and transport header in the linear part of every packet that reaches these hooks.
 #[inline(always)]
-pub fn read(skb: *mut __sk_buff, wanted: impl Fn(Ports) -> bool) -> Result<Headers, Skip> {
+pub fn transport(skb: *mut __sk_buff) -> Result<Transport, Skip> {
     // SAFETY: the verifier checks every access to the context and the packet.
     unsafe {
         let data = read_volatile(addr_of!((*skb).data)) as usize;
@@ -61,79 +97,84 @@ pub fn read(skb: *mut __sk_buff, wanted: impl Fn(Ports) -> bool) -> Result<Heade
             return Err(Skip::Unreadable);
         }
         let first: u8 = at(data, 0);
-        if first >> 4 == 4 {
-            let protocol: u8 = at(data, 9);
-            if protocol != UDP && protocol != TCP {
-                return Err(Skip::NotOurs);
-            }
-            let offset = u32::from(first & 15) << 2;
-            let ports = ports(data, end, offset)?;
-            if protocol == TCP && !wanted(ports) {
-                return Err(Skip::NotOurs);
-            }
+        let (protocol, offset) = if first >> 4 == 4 {
             // All but the first fragment have no ports. (Fragments are whole again, or not yet made, where these hooks are;
             // only a process that writes its own headers can show one.)
             if at::<u16>(data, 6) & 0x1fff_u16.to_be() != 0 {
                 return Err(Skip::NotOurs);
             }
-            Ok(Headers {
-                source: mapped(at(data, 12)),
-                destination: mapped(at(data, 16)),
-                ports,
-                protocol,
-                offset,
-            })
+            (at::<u8>(data, 9), u32::from(first & 15) << 2)
         } else {
             if data + V6_LEN as usize > end {
                 return Err(Skip::Unreadable);
             }
             let next: u8 = at(data, 6);
-            let (source, destination) = (words(data, 8), words(data, 24));
-            let (protocol, offset, ports) = if next == UDP || next == TCP {
-                (next, V6_LEN, ports(data, end, V6_LEN)?)
-            } else {
-                extended(skb, next)?
-            };
-            if protocol == TCP && !wanted(ports) {
-                return Err(Skip::NotOurs);
+            match next {
+                HOP_BY_HOP | ROUTING | DESTINATION | AUTHENTICATION | FRAGMENT => {
+                    return match weft_extended(skb, u32::from(next)) {
+                        NOT_OURS => Err(Skip::NotOurs),
+                        UNREADABLE => Err(Skip::Unreadable),
+                        packed => Ok(Transport::unpack(packed)),
+                    };
+                }
+                _ => (next, V6_LEN),
             }
-            Ok(Headers {
-                source,
-                destination,
-                ports,
-                protocol,
-                offset,
-            })
+        };
+        if protocol != UDP && protocol != TCP {
+            return Err(Skip::NotOurs);
         }
+        let transport = data + offset as usize;
+        if transport + 8 > end {
+            return Err(Skip::Unreadable);
+        }
+        Ok(Transport {
+            protocol,
+            offset: offset as u16,
+            ports: Ports {
+                source: u16::from_be(at(transport, 0)),
+                destination: u16::from_be(at(transport, 2)),
+            },
+        })
     }
 }
 
-/// Ports behind IPv6 extension headers.
+/// Results of [`weft_extended`] that are no transport header.
+const NOT_OURS: u64 = 0;
+const UNREADABLE: u64 = 1;
+
+/// The transport header behind IPv6 extension headers. A function that the verifier looks at by itself, once: its loop does not
+/// multiply the paths through what calls it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_extended(skb: *mut __sk_buff, next: u32) -> u64 {
+    match extended(skb, next as u8) {
+        Ok(transport) => transport.pack(),
+        Err(Skip::NotOurs) => NOT_OURS,
+        Err(_) => UNREADABLE,
+    }
+}
+
 #[inline(always)]
-fn extended(skb: *mut __sk_buff, first: u8) -> Result<(u8, u32, Ports), Skip> {
+fn extended(skb: *mut __sk_buff, first: u8) -> Result<Transport, Skip> {
     let (mut next, mut offset) = (first, V6_LEN);
     for _ in 0..MAX_EXTENSIONS {
-        match next {
-            HOP_BY_HOP | ROUTING | DESTINATION | AUTHENTICATION | FRAGMENT => {}
-            TCP | UDP => {
-                let [a, b, c, d]: [u8; 4] = load(skb, offset)?;
-                let ports = Ports {
-                    source: u16::from_be_bytes([a, b]),
-                    destination: u16::from_be_bytes([c, d]),
-                };
-                return Ok((next, offset, ports));
-            }
-            _ => return Err(Skip::NotOurs),
-        }
         let [following, length, high, low]: [u8; 4] = load(skb, offset)?;
-        let later_fragment = u16::from_be_bytes([high, low]) & 0xfff8 != 0;
-        if next == FRAGMENT && later_fragment {
-            return Err(Skip::NotOurs);
-        }
         offset += match next {
-            FRAGMENT => 8,
+            TCP | UDP => {
+                return Ok(Transport {
+                    protocol: next,
+                    offset: offset as u16,
+                    ports: Ports {
+                        source: u16::from_be_bytes([following, length]),
+                        destination: u16::from_be_bytes([high, low]),
+                    },
+                });
+            }
+            HOP_BY_HOP | ROUTING | DESTINATION => (u32::from(length) + 1) << 3,
             AUTHENTICATION => (u32::from(length) + 2) << 2,
-            _ => (u32::from(length) + 1) << 3,
+            // All but the first fragment have no ports.
+            FRAGMENT if u16::from_be_bytes([high, low]) & 0xfff8 == 0 => 8,
+            _ => return Err(Skip::NotOurs),
         };
         next = following;
     }
@@ -170,20 +211,45 @@ pub unsafe fn copy(skb: *mut __sk_buff, offset: u32, to: *mut u8, length: u32, r
     unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.cast(), size as u32) };
 }
 
-/// # Safety
-/// `data` and `end` must be the packet's own, from its context.
+/// The flow that a packet belongs to.
 #[inline(always)]
-unsafe fn ports(data: usize, end: usize, offset: u32) -> Result<Ports, Skip> {
-    let transport = data + offset as usize;
-    if transport + 8 > end {
-        return Err(Skip::Unreadable);
-    }
-    // SAFETY: the caller's; the verifier checks every access.
-    let (source, destination) = unsafe { (at::<u16>(transport, 0), at::<u16>(transport, 2)) };
-    Ok(Ports {
-        source: u16::from_be(source),
-        destination: u16::from_be(destination),
+pub fn key(skb: *mut __sk_buff, transport: Transport, way: u8) -> Result<FlowKey, Skip> {
+    let (source, destination) = addresses(skb)?;
+    let (local_port, remote_port) = transport.ends(way);
+    let (local, remote) = if way == direction::SENT {
+        (source, destination)
+    } else {
+        (destination, source)
+    };
+    Ok(FlowKey {
+        // SAFETY: the helper checks the packet's socket.
+        cookie: unsafe { bpf_get_socket_cookie(skb.cast()) },
+        remote,
+        local,
+        remote_port,
+        local_port,
+        zero: 0,
     })
+}
+
+/// Sender and receiver.
+#[inline(always)]
+fn addresses(skb: *mut __sk_buff) -> Result<(Address, Address), Skip> {
+    // SAFETY: the verifier checks every access to the context and the packet.
+    unsafe {
+        let data = read_volatile(addr_of!((*skb).data)) as usize;
+        let end = read_volatile(addr_of!((*skb).data_end)) as usize;
+        if data + V4_LEN as usize > end {
+            return Err(Skip::Unreadable);
+        }
+        if at::<u8>(data, 0) >> 4 == 4 {
+            return Ok((mapped(at(data, 12)), mapped(at(data, 16))));
+        }
+        if data + V6_LEN as usize > end {
+            return Err(Skip::Unreadable);
+        }
+        Ok((words(data, 8), words(data, 24)))
+    }
 }
 
 /// # Safety
@@ -216,22 +282,4 @@ unsafe fn words(data: usize, offset: usize) -> Address {
 fn mapped(v4: u32) -> Address {
     // SAFETY: as in `words`.
     unsafe { core::mem::transmute::<[u32; 4], Address>([0, 0, 0xffff_u32.to_be(), v4]) }
-}
-
-impl Headers {
-    /// This end and the other: addresses and ports.
-    #[inline(always)]
-    pub fn ends(&self, way: u8) -> (Address, u16, Address, u16) {
-        let Self {
-            source,
-            destination,
-            ports,
-            ..
-        } = self;
-        if way == direction::SENT {
-            (*source, ports.source, *destination, ports.destination)
-        } else {
-            (*destination, ports.destination, *source, ports.source)
-        }
-    }
 }

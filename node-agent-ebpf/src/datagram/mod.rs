@@ -14,9 +14,9 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::programs::{SkBuffContext, SockContext};
 use core::ffi::c_void;
 use core::ptr::{addr_of, from_ref, null_mut, read_volatile};
-use weft_agent_common::{DatagramSocket, datagram_counter, socket_origin};
+use weft_agent_common::{DatagramSocket, SocketOwner, datagram_counter, socket_origin};
 
-use self::headers::{Headers, Ports};
+use self::headers::{Ports, Transport};
 use self::maps::{DATAGRAM_SOCKETS, count};
 use crate::{DNS_PORTS, Skip};
 
@@ -24,6 +24,15 @@ use crate::{DNS_PORTS, Skip};
 const DGRAM: u32 = 2;
 /// `SOCK_RAW`: who makes its own packets may make datagrams too.
 const RAW: u32 = 3;
+/// An owner that is not known.
+const NOBODY: SocketOwner = SocketOwner {
+    cgroup: 0,
+    pid: 0,
+    uid: 0,
+    comm: [0; 16],
+    netns: 0,
+    origin: 0,
+};
 /// Bytes of a UDP header.
 const UDP_HEADER: u32 = 8;
 
@@ -31,21 +40,36 @@ const UDP_HEADER: u32 = 8;
 #[inline(always)]
 pub fn packet(ctx: &SkBuffContext, way: u8) -> Result<(), Skip> {
     let skb = ctx.skb.skb;
-    let headers = headers::read(skb, is_dns).inspect_err(|skip| {
+    let transport = headers::transport(skb).inspect_err(|skip| {
         if matches!(skip, Skip::Unreadable) {
             count(datagram_counter::UNREADABLE);
         }
     })?;
-    if headers.protocol == headers::TCP {
-        return name::segment(skb, &headers, way);
-    }
-    let datagram = Datagram::of(skb, &headers);
-    let dns = is_dns(headers.ports);
-    let known = flow::datagram(skb, &headers, &datagram, way, dns)?;
-    if dns {
-        return name::datagram(skb, &headers, &datagram, way, &known);
+    let dns = is_dns(transport.ports);
+    let (way, packed) = (u32::from(way), transport.pack());
+    if transport.protocol == headers::TCP {
+        if dns {
+            weft_name(skb, way, packed);
+        }
+    } else if weft_datagram(skb, way, packed) != 0 && dns {
+        weft_name(skb, way, packed);
     }
     Ok(())
+}
+
+/// A datagram; 0 when it is no flow's. A function that the verifier looks at by itself, as it does at the next: what it knows of
+/// a packet on one of many paths does not multiply the paths through what comes after.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_datagram(skb: *mut __sk_buff, way: u32, transport: u64) -> u64 {
+    u64::from(flow::datagram(skb, Transport::unpack(transport), way as u8).is_ok())
+}
+
+/// A packet to or from a name server.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weft_name(skb: *mut __sk_buff, way: u32, transport: u64) -> u64 {
+    u64::from(name::packet(skb, Transport::unpack(transport), way as u8).is_ok())
 }
 
 /// Sizes of a datagram, or of several that travel as one packet through this kernel (segmentation offload).
@@ -62,7 +86,7 @@ struct Datagram {
 
 impl Datagram {
     #[inline(always)]
-    fn of(skb: *mut __sk_buff, headers: &Headers) -> Self {
+    fn of(skb: *mut __sk_buff, transport: Transport) -> Self {
         // SAFETY: the verifier checks every access to the context.
         let (len, segment, segments) = unsafe {
             (
@@ -71,7 +95,7 @@ impl Datagram {
                 read_volatile(addr_of!((*skb).gso_segs)),
             )
         };
-        let offset = headers.offset + UDP_HEADER;
+        let offset = u32::from(transport.offset) + UDP_HEADER;
         let bytes = len.saturating_sub(offset);
         let count = match (segment, segments) {
             (0, _) => 1,
