@@ -373,7 +373,9 @@ impl Server {
         let peer = peer.to_owned();
         match message {
             // Soft state: nothing to make durable.
-            message @ (PeerMessage::Offers(_) | PeerMessage::Withdraw(_)) => {
+            message @ (PeerMessage::Offers(_)
+            | PeerMessage::Withdraw(_)
+            | PeerMessage::Recall(_)) => {
                 let contact = Contact::Said { peer, message };
                 self.submit(
                     session,

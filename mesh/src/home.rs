@@ -228,6 +228,13 @@ impl Home {
         })
     }
 
+    /// The owner of a half, and the home of its partner if one is named.
+    pub(crate) fn concerned(&self, id: HalfId) -> (Option<HomeIndex>, Option<HomeIndex>) {
+        let half = self.halves.get(&id.0);
+        let link = half.and_then(|half| half.link.as_ref());
+        (half.map(|half| half.owner), link.map(|link| link.peer))
+    }
+
     pub(crate) fn withdraw(&mut self, now: i64, id: HalfId, why: Withdrawn) {
         let Some(half) = self.halves.get(&id.0) else {
             return;

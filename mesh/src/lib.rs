@@ -19,4 +19,4 @@ pub mod owner;
 pub use home::{Link, Withdrawn};
 pub use keys::{Keys, MeshKey, card_view, half_view, host_key, network_key};
 pub use members::Members;
-pub use mesh::{Card, Config, Counters, Effect, Mesh, Misbehaved, Records};
+pub use mesh::{Card, Config, Counters, CutOff, Effect, Mesh, Misbehaved, Records};

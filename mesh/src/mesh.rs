@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use weft_stitching::{HalfView, Verdict};
-use weft_wire::control::{EndpointCard, Handle, MatchNotice, Offer, PeerMessage};
+use weft_wire::control::{EndpointCard, Handle, MatchNotice, Offer, PeerMessage, Recall};
 use weft_wire::{Half, HalfId, Role, Site, Timestamp};
 
 use crate::home::{Act, Home, HomeCounters, Link, Withdrawn};
@@ -120,6 +120,17 @@ pub struct Counters {
     pub halves: u64,
     /// Own sessions ended because the peer did not acknowledge and too much waited for it.
     pub overflowed: u64,
+    /// Recalls not sent to a peer because too many waited for it.
+    pub recalls_dropped: u64,
+}
+
+/// Who could not be asked about a half when it was to be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutOff {
+    /// Its owner.
+    pub owner: bool,
+    /// The home of its named partner.
+    pub partner: bool,
 }
 
 /// One federator's part in the mesh: a home of its own halves, and an owner of a share of all offers.
@@ -146,6 +157,9 @@ pub struct Counters {
 /// does not include, in their order, with what the stitcher says in between. Handles are hashes of the half's id, so those
 /// given out before the restart are still right. Sessions come after.
 ///
+/// **What has expired** is not known here. [`recall`](Self::recall) asks all homes to look for the other end of a half that came
+/// late; what a federator finds when it is asked so, or had to give up while it was [`cut_off`](Self::cut_off), it offers again.
+///
 /// **Guarantees.** A half is joined only by its other end's card and [`judge`](weft_stitching::judge()), never by an owner's word: a
 /// lying owner or a colliding hash joins nothing. Both homes judge the same two halves by the same rules. Messages
 /// may be repeated, and come late or out of order from one session to the next. Every pair of halves whose homes and
@@ -163,6 +177,7 @@ pub struct Mesh {
     ready: BTreeSet<HomeIndex>,
     effects: VecDeque<Effect>,
     overflowed: u64,
+    recalls_dropped: u64,
     now: i64,
 }
 
@@ -177,6 +192,9 @@ const CARDS: usize = 128;
 /// the session is ended, what waits is dropped, and the next session says again what still holds.
 const WAITING_FOR_EACH: usize = 2;
 
+/// Recalls that may wait for one peer. More are dropped, and counted: their halves are found when they come again.
+const MAX_RECALLS: usize = 65_536;
+
 /// What waits for one peer. Asks and notices are bounded by [`WAITING_FOR_EACH`], cards by the own halves.
 #[derive(Default)]
 struct Peer {
@@ -188,6 +206,8 @@ struct Peer {
     cards: VecDeque<HalfId>,
     /// Handles of theirs in doubt; kept until acknowledged.
     doubts: VecDeque<Handle>,
+    /// Kept until acknowledged.
+    recalls: VecDeque<Recall>,
 }
 
 /// What a home tells an owner, in its order.
@@ -210,6 +230,7 @@ enum InFlight {
         round: u32,
     },
     Doubt(Handle),
+    Recall(Recall),
 }
 
 impl Mesh {
@@ -231,6 +252,7 @@ impl Mesh {
             ready: BTreeSet::new(),
             effects: VecDeque::new(),
             overflowed: 0,
+            recalls_dropped: 0,
             now: i64::MIN,
             config,
         })
@@ -270,6 +292,50 @@ impl Mesh {
         self.home.updated(half, view, offer);
     }
 
+    /// What a half is looked for by.
+    pub fn recall_of(&self, view: &HalfView) -> Recall {
+        Recall {
+            routing_key: self.config.key.keys(view).routing,
+            opened_at: Timestamp(view.opened_at),
+        }
+    }
+
+    /// A half came so late that its other end may have expired: asks all homes that can be reached to offer that again.
+    pub fn recall(&mut self, recall: Recall) {
+        for peer in 0..self.peers.len() {
+            if self.peers[peer].session.is_some() {
+                self.queue_recall(peer, recall);
+            }
+        }
+    }
+
+    fn queue_recall(&mut self, to: HomeIndex, recall: Recall) {
+        let peer = &mut self.peers[to];
+        if peer.recalls.len() >= MAX_RECALLS {
+            self.recalls_dropped += 1;
+            return;
+        }
+        peer.recalls.push_back(recall);
+        self.ready.insert(to);
+    }
+
+    /// Whether there is a session of ours to every other federator.
+    pub fn reaches_all(&self) -> bool {
+        let others = self.peers.iter().enumerate();
+        let mut others = others.filter(|(index, _)| *index != self.name);
+        others.all(|(_, peer)| peer.session.is_some())
+    }
+
+    /// Who of those concerned with an offered half cannot be reached.
+    pub fn cut_off(&self, half: HalfId) -> CutOff {
+        let away = |index: HomeIndex| index != self.name && self.peers[index].session.is_none();
+        let (owner, partner) = self.home.concerned(half);
+        CutOff {
+            owner: owner.is_some_and(away),
+            partner: partner.is_some_and(away),
+        }
+    }
+
     /// Our session to this peer begins; `instance` is from its hello.
     pub fn session_up(&mut self, peer: &str, instance: u64) {
         let Some(index) = self.config.members.index(peer) else {
@@ -281,15 +347,16 @@ impl Mesh {
             .take()
             .map(|session| session.in_flight)
             .unwrap_or_default();
-        let lost = unacknowledged.into_iter().flat_map(|(_, items)| items);
-        let lost_doubts = lost.filter_map(|item| {
-            if let InFlight::Doubt(handle) = item {
-                Some(handle)
-            } else {
-                None
+        let mut recalls = std::mem::take(&mut self.peers[index].recalls);
+        let mut lost_doubts = Vec::new();
+        for item in unacknowledged.into_iter().flat_map(|(_, items)| items) {
+            match item {
+                InFlight::Doubt(handle) => lost_doubts.push(handle),
+                InFlight::Recall(recall) => recalls.push_back(recall),
+                InFlight::Card { .. } => {}
             }
-        });
-        let mut doubts: Vec<_> = lost_doubts.chain(doubts).collect();
+        }
+        let mut doubts: Vec<_> = lost_doubts.into_iter().chain(doubts).collect();
         // The owner's part says its own again with every session.
         doubts.sort_unstable();
         doubts.dedup();
@@ -297,6 +364,7 @@ impl Mesh {
             session: Some(Session::default()),
             instance: Some(instance),
             doubts: doubts.into(),
+            recalls,
             ..Peer::default()
         };
         self.ready.insert(index);
@@ -320,8 +388,10 @@ impl Mesh {
             .map(|session| session.in_flight)
             .unwrap_or_default();
         for item in in_flight.into_iter().flat_map(|(_, items)| items) {
-            if let InFlight::Doubt(handle) = item {
-                peer.doubts.push_back(handle);
+            match item {
+                InFlight::Doubt(handle) => peer.doubts.push_back(handle),
+                InFlight::Recall(recall) => peer.recalls.push_back(recall),
+                InFlight::Card { .. } => {}
             }
         }
     }
@@ -384,6 +454,8 @@ impl Mesh {
             PeerMessage::Ambiguous(handles) => handles
                 .iter()
                 .for_each(|handle| self.home.doubted(index, *handle)),
+            // What has expired is not known here: the federator looks for it in its store.
+            PeerMessage::Recall(_) => {}
         }
         Ok(())
     }
@@ -452,6 +524,7 @@ impl Mesh {
             offers: self.owner.len() as u64,
             halves: self.home.len() as u64,
             overflowed: self.overflowed,
+            recalls_dropped: self.recalls_dropped,
         }
     }
 
@@ -459,7 +532,8 @@ impl Mesh {
     pub fn queued(&self, peer: &str) -> usize {
         self.config.members.index(peer).map_or(0, |index| {
             let peer = &self.peers[index];
-            peer.asks.len() + peer.notices.len() + peer.cards.len() + peer.doubts.len()
+            let urgent = peer.doubts.len() + peer.recalls.len();
+            peer.asks.len() + peer.notices.len() + peer.cards.len() + urgent
         })
     }
 
@@ -648,6 +722,11 @@ impl Mesh {
             let handles = some(&mut peer.doubts);
             let in_flight = handles.iter().copied().map(InFlight::Doubt).collect();
             return Some((PeerMessage::Ambiguous(handles), in_flight));
+        }
+        if !peer.recalls.is_empty() {
+            let recalls = some(&mut peer.recalls);
+            let in_flight = recalls.iter().copied().map(InFlight::Recall).collect();
+            return Some((PeerMessage::Recall(recalls), in_flight));
         }
         if let Some(asked) = next_asks(&mut peer.asks) {
             return Some((asked, Vec::new()));

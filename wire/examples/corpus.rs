@@ -196,6 +196,13 @@ fn peer_messages(now: Timestamp, site: Site) -> Vec<(&'static str, PeerMessage)>
         ("peer-offers", PeerMessage::Offers(vec![offer; 3])),
         ("peer-withdraw", PeerMessage::Withdraw(vec![yours])),
         ("peer-matched", PeerMessage::Matched(vec![notice])),
+        (
+            "peer-recall",
+            PeerMessage::Recall(vec![Recall {
+                routing_key: 7,
+                opened_at: Timestamp(1),
+            }]),
+        ),
         ("peer-cards", PeerMessage::Cards(vec![card])),
     ]
 }

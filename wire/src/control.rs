@@ -163,6 +163,18 @@ pub enum PeerMessage {
     /// Owner to home, or home to home: several halves claim to be the other end of these handles of yours. They are
     /// ambiguous, and a match that they are part of is undone.
     Ambiguous(Vec<Handle>),
+    /// Home to every home: of these I have an end that came late. Who has the other end, without partner and long expired, offers
+    /// it again.
+    Recall(Vec<Recall>),
+}
+
+/// What a late half is looked for by. No more than its offer says to the owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recall {
+    /// As in [`Offer`].
+    pub routing_key: u64,
+    /// As in [`Offer`].
+    pub opened_at: Timestamp,
 }
 
 /// What names a half between a home and an owner, without saying anything of it: random, made by the home.
