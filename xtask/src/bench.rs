@@ -8,7 +8,7 @@ use crate::{ebpf, setup};
 
 /// Setup, build, measure.
 pub fn bench(layout: &Layout, only: Option<&str>, json: Option<&str>) -> Result<()> {
-    setup::setup(layout)?;
+    setup::setup(layout, setup::Purpose::Bench)?;
     ebpf::build(layout)?;
     step(
         "build agent, federator and benches in release mode (minutes when the cache is empty)",

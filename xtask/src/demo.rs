@@ -2,9 +2,10 @@
 
 use anyhow::{Result, bail};
 
+use crate::ebpf;
 use crate::layout::Layout;
+use crate::setup::{self, Purpose};
 use crate::sh::{as_root, run, step};
-use crate::{ebpf, setup};
 
 /// What becomes of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +21,38 @@ pub enum Mode {
 /// Programs of the lab: it finds the others beside its own executable.
 pub const PROGRAMS: &[&str] = &["weft-agent", "weft-federator", "weft-cli", "weft-lab"];
 
+/// What takes longest to compile and waits for nothing that setup brings, neither DuckDB nor the kernel programs.
+const FIRST: &[&str] = &[
+    "weft-cli",
+    "weft-lab",
+    "weft-kubernetes",
+    "weft-dns",
+    "weft-mesh",
+];
+
+/// Setup and kernel programs. On a new machine that is minutes of downloads and of compilers that use one core, so what
+/// can be compiled already is compiled meanwhile.
+fn prepare(layout: &Layout) -> Result<()> {
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            let packages = FIRST.iter().flat_map(|name| ["--package", name]);
+            run(layout.cargo().args(["build", "--quiet"]).args(packages))
+        });
+        let ready = setup::setup(layout, Purpose::Demo).and_then(|()| ebpf::build(layout));
+        let first = first
+            .join()
+            .unwrap_or_else(|_| bail!("the thread that builds ended in a panic"));
+        ready.and(first)
+    })
+}
+
 /// Setup, build, run.
 pub fn demo(layout: &Layout, mode: Mode) -> Result<()> {
     // Refused before the long build.
     as_root("true").map(drop)?;
     let lab = layout.target.join("debug/weft-lab");
     if mode != Mode::Down || !lab.exists() {
-        setup::setup(layout)?;
-        ebpf::build(layout)?;
+        prepare(layout)?;
         step(
             "build agent, federator, command line and lab (minutes when the cache is empty)",
             || {

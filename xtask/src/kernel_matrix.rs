@@ -8,8 +8,9 @@ mod initramfs;
 mod machine;
 mod report;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -65,7 +66,7 @@ impl Choice {
 
 /// The command: builds, runs this machine's kernel and the chosen ones, prints the table.
 pub fn kernel_matrix(layout: &Layout, choice: &Choice, cases: &[String]) -> Result<()> {
-    setup::setup(layout)?;
+    setup::setup(layout, setup::Purpose::Test)?;
     ebpf::build(layout)?;
     let tests = test::build_capture(layout)?;
     let host = step("test this machine's kernel", || on_host(&tests, cases))?;
@@ -75,7 +76,7 @@ pub fn kernel_matrix(layout: &Layout, choice: &Choice, cases: &[String]) -> Resu
 }
 
 /// Cases that run with all tests, chosen by words in their names: each hook, each way to lose something, and what
-/// differs between kernels. Attaching takes seconds without acceleration; all of them take a kernel some minutes.
+/// differs between kernels.
 const FAST: &[&str] = &[
     "ipv4",
     "ipv6",
@@ -88,6 +89,9 @@ const FAST: &[&str] = &[
     "calls_first_bytes",
 ];
 
+/// Machines that run at a time: without acceleration each keeps a core busy.
+const MACHINES: usize = 2;
+
 /// Part of all tests: the fast cases on the oldest and the newest, with a test program that was built already. (This
 /// machine's own kernel is tested with the lab.)
 pub fn ends(layout: &Layout, tests: &Path) -> Result<()> {
@@ -95,52 +99,61 @@ pub fn ends(layout: &Layout, tests: &Path) -> Result<()> {
     conclude(&machines(layout, tests, &Choice::Ends, &cases)?)
 }
 
-/// Each chosen kernel in a machine of its own.
+/// Each chosen kernel in a machine of its own, a few at a time. One that breaks leaves the others alone.
 fn machines(
     layout: &Layout,
     tests: &Path,
     choice: &Choice,
     cases: &[String],
 ) -> Result<Vec<(String, Report)>> {
+    let prepared: Vec<Prepared> = choice
+        .kernels()
+        .into_iter()
+        .map(|kernel| prepare(layout, kernel, tests, cases))
+        .collect::<Result<_>>()?;
     let mut columns = Vec::new();
-    for kernel in choice.kernels() {
-        let start = Instant::now();
-        let report = step(&format!("test kernel {}", kernel.series), || {
-            on_machine(layout, kernel, tests, cases)
-        })?;
-        let (passed, failed) = report.counts();
-        eprintln!(
-            "    {passed} passed, {failed} failed on {} in {}",
-            report.release,
-            seconds(start.elapsed())
-        );
-        columns.push((kernel.series.to_owned(), report));
+    for some in prepared.chunks(MACHINES) {
+        let reports = thread::scope(|scope| {
+            let started: Vec<_> = some
+                .iter()
+                .map(|machine| scope.spawn(|| machine.run()))
+                .collect();
+            started
+                .into_iter()
+                .map(|machine| machine.join().unwrap_or_default())
+                .collect::<Vec<_>>()
+        });
+        let titles = some.iter().map(|machine| machine.kernel.series.to_owned());
+        columns.extend(titles.zip(reports));
     }
     Ok(columns)
 }
 
-/// Prints the table; an error when a kernel refuses a program or fails a test.
+/// Prints the table; an error that names each kernel's refused programs and failed cases.
 fn conclude(columns: &[(String, Report)]) -> Result<()> {
     print!("\n{}", report::table(columns));
-    let bad: Vec<&str> = columns
+    let bad: Vec<String> = columns
         .iter()
-        .filter(|(_, report)| !good(report))
-        .map(|(title, _)| title.as_str())
+        .filter_map(|(title, report)| {
+            let complaints = report.complaints();
+            (!complaints.is_empty()).then(|| format!("{title}: {}", complaints.join("; ")))
+        })
         .collect();
     if bad.is_empty() {
         return Ok(());
     }
-    bail!("not all is well on {}", bad.join(", "))
+    bail!("{}", bad.join("; "))
 }
 
-/// Everything that ran passed, nothing was refused, and something was asked for.
-fn good(report: &Report) -> bool {
-    report.counts().0 + report.skipped > 0
-        && report.counts().1 == 0
-        && report.refused().next().is_none()
+/// A machine that can be started.
+struct Prepared {
+    kernel: Kernel,
+    dir: PathBuf,
+    vmlinuz: PathBuf,
+    initramfs: Vec<u8>,
 }
 
-fn on_machine(layout: &Layout, kernel: Kernel, tests: &Path, cases: &[String]) -> Result<Report> {
+fn prepare(layout: &Layout, kernel: Kernel, tests: &Path, cases: &[String]) -> Result<Prepared> {
     let image = debian::image(layout, kernel)?;
     let initramfs = initramfs::build(&initramfs::Contents {
         busybox: &debian::busybox(layout)?,
@@ -148,25 +161,39 @@ fn on_machine(layout: &Layout, kernel: Kernel, tests: &Path, cases: &[String]) -
         tests,
         arguments: cases,
     })?;
-    let dir = layout.target.join("kernel-matrix").join(kernel.series);
-    let mut report = Report::default();
-    machine::run(&dir, &image.vmlinuz, &initramfs, |line| {
-        eprintln!("    {line}");
-        report.line(line);
+    Ok(Prepared {
+        kernel,
+        dir: layout.target.join("kernel-matrix").join(kernel.series),
+        vmlinuz: image.vmlinuz,
+        initramfs,
     })
-    .with_context(|| format!("kernel {}", kernel.series))?;
-    Ok(report)
+}
+
+impl Prepared {
+    /// Runs it to its end; every line that it says bears its series.
+    fn run(&self) -> Report {
+        let series = self.kernel.series;
+        let start = Instant::now();
+        eprintln!("==> test kernel {series}");
+        let mut report = Report::default();
+        let ended = machine::run(&self.dir, &self.vmlinuz, &self.initramfs, |line| {
+            eprintln!("    {series}: {line}");
+            report.line(line);
+        });
+        report.broken = ended.err().map(|error| format!("{error:#}"));
+        let (passed, failed) = report.counts();
+        let took = seconds(start.elapsed());
+        let release = &report.release;
+        eprintln!("    {series}: {passed} passed, {failed} failed on {release} in {took}");
+        report
+    }
 }
 
 /// The same program on this machine.
 fn on_host(tests: &Path, cases: &[String]) -> Result<Report> {
-    let mut report = Report {
-        release: std::fs::read_to_string("/proc/sys/kernel/osrelease")
-            .unwrap_or_default()
-            .trim()
-            .to_owned(),
-        ..Report::default()
-    };
+    let mut report = Report::default();
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    report.line(&format!("weft-vm: kernel {}", release.trim()));
     let programs = ["programs".to_owned()];
     for arguments in [&programs[..], cases] {
         let mut command: Command = as_root(tests)?;
@@ -206,11 +233,13 @@ mod tests {
 
     #[test]
     fn a_column_without_tests_is_no_success() {
-        assert!(!good(&Report::default()));
+        let conclude = |report: &Report| conclude(&[("5.10".to_owned(), report.clone())]);
+        assert!(conclude(&Report::default()).is_err());
         let mut report = Report::default();
         report.line("test a ... ok");
-        assert!(good(&report));
+        assert!(conclude(&report).is_ok());
         report.line("program p refused E");
-        assert!(!good(&report));
+        let error = conclude(&report).map_err(|error| error.to_string());
+        assert_eq!(error, Err("5.10: p refused: E".to_owned()));
     }
 }

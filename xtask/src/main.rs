@@ -85,7 +85,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let layout = layout::Layout::find()?;
     match command {
-        Command::Setup => setup::setup(&layout),
+        Command::Setup => setup::setup(&layout, setup::Purpose::All),
         Command::Ebpf => ebpf::build(&layout),
         Command::Demo(mode) => demo::demo(&layout, mode),
         Command::Test { only } => test::test(&layout, &only),

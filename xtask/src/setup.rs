@@ -10,20 +10,55 @@ use crate::ebpf;
 use crate::layout::{Layout, find_program, link};
 use crate::sh::{as_root, capture, run, step};
 
+/// What the machine is made ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Building, and the lab with its first workloads.
+    Demo,
+    /// All tests.
+    Test,
+    /// The bench.
+    Bench,
+    /// All of it.
+    All,
+}
+
+/// Where a package is needed: the demo installs nothing that only tests want.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Always,
+    Demo,
+    Test,
+    Bench,
+}
+
+impl Purpose {
+    fn includes(self, part: Use) -> bool {
+        match part {
+            Use::Always => true,
+            Use::Demo => self != Self::Bench,
+            Use::Test => matches!(self, Self::Test | Self::All),
+            Use::Bench => matches!(self, Self::Bench | Self::All),
+        }
+    }
+}
+
 /// A Debian package and what it is here for.
 struct Package {
     name: &'static str,
     why: &'static str,
+    part: Use,
     /// A program that serves as well, wherever it came from.
     unless: Option<&'static str>,
     /// Only the kernel programs' build needs it: not where rustup's nightly does that.
     bpf: bool,
 }
 
-const fn package(name: &'static str, why: &'static str) -> Package {
+const fn package(part: Use, name: &'static str, why: &'static str) -> Package {
     Package {
         name,
         why,
+        part,
         unless: None,
         bpf: false,
     }
@@ -33,65 +68,94 @@ const PACKAGES: &[Package] = &[
     Package {
         unless: Some("cc"),
         ..package(
+            Use::Always,
             "build-essential",
             "C compiler and linker: ring, zstd, all linking",
         )
     },
     Package {
         bpf: true,
-        ..package("rustc-web", "a rustc that comes with its library's source")
+        ..package(
+            Use::Always,
+            "rustc-web",
+            "a rustc that comes with its library's source",
+        )
     },
     Package {
         bpf: true,
-        ..package("cargo-web", "the cargo that goes with it")
+        ..package(Use::Always, "cargo-web", "the cargo that goes with it")
     },
     Package {
         bpf: true,
-        ..package("rust-web-src", "core's source, built for the BPF target")
+        ..package(
+            Use::Always,
+            "rust-web-src",
+            "core's source, built for the BPF target",
+        )
     },
     Package {
         bpf: true,
-        ..package("llvm-22-dev", "the LLVM of that rustc, for bpf-linker")
+        ..package(
+            Use::Always,
+            "llvm-22-dev",
+            "the LLVM of that rustc, for bpf-linker",
+        )
     },
     Package {
         bpf: true,
-        ..package("libzstd-dev", "LLVM links to it")
+        ..package(Use::Always, "libzstd-dev", "LLVM links to it")
     },
     Package {
         unless: Some("git"),
-        ..package("git", "tidy: the list of files")
+        ..package(Use::Always, "git", "tidy: the list of files")
     },
     Package {
         unless: Some("npm"),
-        ..package("npm", "fetches DuckDB's shared library")
+        ..package(Use::Always, "npm", "fetches DuckDB's shared library")
     },
-    package("iproute2", "lab: namespaces, veth pairs, routes"),
-    package("nftables", "lab: NAT"),
     package(
+        Use::Always,
+        "iproute2",
+        "lab: namespaces, veth pairs, routes",
+    ),
+    package(Use::Always, "nftables", "lab: NAT"),
+    package(
+        Use::Demo,
         "conntrack",
         "lab: the kernel's own list of translations, the truth to compare with",
     ),
-    package("procps", "lab: sysctl"),
-    package("util-linux", "bench: taskset; lab: nsenter"),
-    package("nginx-light", "lab: an HTTP workload"),
-    package("curl", "lab: its client"),
+    package(Use::Always, "procps", "lab: sysctl"),
+    package(Use::Always, "util-linux", "bench: taskset; lab: nsenter"),
+    package(Use::Demo, "nginx-light", "lab: an HTTP workload"),
+    package(Use::Demo, "curl", "lab: its client"),
     package(
+        Use::Test,
         "redis-server",
         "lab: a workload with connections that stay open",
     ),
-    package("redis-tools", "lab: its client"),
+    package(Use::Test, "redis-tools", "lab: its client"),
     package(
+        Use::Test,
         "haproxy",
         "lab: an L4 proxy, which must not be taken for NAT",
     ),
     package(
+        Use::Test,
         "qemu-system-x86",
         "kernel-matrix: machines with other kernels",
     ),
-    package("softflowd", "bench: the peer of the agent"),
-    package("nfdump", "bench: collects what softflowd exports"),
-    package("dnsperf", "bench: a steady load of DNS queries"),
-    package("tshark", "bench: the peer of the agent's reading of DNS"),
+    package(Use::Bench, "softflowd", "bench: the peer of the agent"),
+    package(
+        Use::Bench,
+        "nfdump",
+        "bench: collects what softflowd exports",
+    ),
+    package(Use::Bench, "dnsperf", "bench: a steady load of DNS queries"),
+    package(
+        Use::Bench,
+        "tshark",
+        "bench: the peer of the agent's reading of DNS",
+    ),
 ];
 
 /// Services that these packages start by themselves. The lab runs its own, in its namespaces.
@@ -113,11 +177,11 @@ const DUCKDB_SHA512: &str = "21772b64913a904a8cd19e30c1d5671811d7fdface4b7dd53cd
                              6cf386f4e7c41ef78721ac208870d2651bc6375072145387817824315b998dd5";
 
 /// Installs what is missing.
-pub fn setup(layout: &Layout) -> Result<()> {
+pub fn setup(layout: &Layout, purpose: Purpose) -> Result<()> {
     fs::create_dir_all(&layout.cache)
         .with_context(|| format!("cannot create {}", layout.cache.display()))?;
     let rustup = ebpf::rustup_can_build();
-    packages(rustup)?;
+    packages(purpose, rustup)?;
     if !rustup {
         bpf_linker(layout)?;
     }
@@ -126,9 +190,10 @@ pub fn setup(layout: &Layout) -> Result<()> {
 }
 
 /// Debian packages.
-fn packages(rustup_builds_bpf: bool) -> Result<()> {
+fn packages(purpose: Purpose, rustup_builds_bpf: bool) -> Result<()> {
     let wanted = PACKAGES
         .iter()
+        .filter(|package| purpose.includes(package.part))
         .filter(|package| !(package.bpf && rustup_builds_bpf));
     let missing: Vec<&Package> = match find_program("dpkg-query") {
         Some(_) => wanted
@@ -327,4 +392,24 @@ fn duckdb(layout: &Layout) -> Result<()> {
             .context("cannot put the library in place")?;
         fs::remove_dir_all(&fresh).context("cannot remove the download directory")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(purpose: Purpose) -> Vec<&'static str> {
+        let wanted = PACKAGES.iter().filter(|p| purpose.includes(p.part));
+        wanted.map(|p| p.name).collect()
+    }
+
+    #[test]
+    fn the_demo_waits_for_no_package_that_only_others_want() {
+        let demo = names(Purpose::Demo);
+        assert!(demo.contains(&"llvm-22-dev") && demo.contains(&"nginx-light"));
+        assert!(!demo.contains(&"qemu-system-x86") && !demo.contains(&"tshark"));
+        assert!(names(Purpose::Test).contains(&"qemu-system-x86"));
+        assert!(names(Purpose::Bench).contains(&"tshark"));
+        assert_eq!(names(Purpose::All).len(), PACKAGES.len());
+    }
 }

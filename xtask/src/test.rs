@@ -32,7 +32,12 @@ pub struct Outcome {
     passed: u64,
     failed: u64,
     took: Duration,
+    /// What failed in it, in a few words.
+    why: Option<String>,
 }
+
+/// Characters of one outcome's reason in the closing line.
+const WHY_CHARS: usize = 600;
 
 /// All outcomes so far.
 #[derive(Default)]
@@ -49,15 +54,23 @@ impl Summary {
             eprintln!("    error: {error:#}");
         }
         let failed = u64::from(result.is_err());
-        self.add(name, 1 - failed, failed, start.elapsed());
+        let why = result.err().map(|error| format!("{error:#}"));
+        self.add(name, (1 - failed, failed), why, start.elapsed());
     }
 
-    fn add(&mut self, name: &str, passed: u64, failed: u64, took: Duration) {
+    fn add(
+        &mut self,
+        name: &str,
+        (passed, failed): (u64, u64),
+        why: Option<String>,
+        took: Duration,
+    ) {
         self.outcomes.push(Outcome {
             name: name.to_owned(),
             passed,
             failed,
             took,
+            why,
         });
     }
 
@@ -73,6 +86,7 @@ impl Summary {
                 passed,
                 failed,
                 took,
+                ..
             } = outcome;
             println!("{name:<58} {passed:>7} {failed:>7} {:>12}", seconds(*took));
         }
@@ -80,11 +94,17 @@ impl Summary {
         println!("{:<58} {:>7} {:>7} {:>12}\n", "all", "", "", seconds(took));
         println!("{passed} passed, {failed} failed");
         if failed > 0 {
-            let names = self
-                .outcomes
-                .iter()
-                .filter(|o| o.failed > 0)
-                .map(|o| o.name.as_str());
+            // A build machine's log may be cut anywhere but at its end: the last line says what failed.
+            let names = self.outcomes.iter().filter(|o| o.failed > 0).map(|o| {
+                let why = o.why.as_deref().unwrap_or_default().replace('\n', " | ");
+                let why: String = why.chars().take(WHY_CHARS).collect();
+                let name = &o.name;
+                if why.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{name} ({why})")
+                }
+            });
             bail!("failed: {}", names.collect::<Vec<_>>().join(", "));
         }
         if passed == 0 {
@@ -105,7 +125,7 @@ pub fn test(layout: &Layout, only: &[String]) -> Result<()> {
     let start = Instant::now();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|step| step == name);
     let mut summary = Summary::default();
-    summary.check("setup", || setup::setup(layout));
+    summary.check("setup", || setup::setup(layout, setup::Purpose::Test));
     summary.check("kernel programs", || ebpf::build(layout));
     if wanted("tidy") {
         tidy::tidy(layout, &mut summary);
@@ -248,19 +268,28 @@ fn test_program(message: &Value) -> Option<TestProgram> {
 fn run_tests(layout: &Layout, test: &TestProgram, summary: &mut Summary) {
     let name = format!("{}, {}", test.package, test.target);
     let start = Instant::now();
-    let counts = step(&format!("test {name}"), || run_program(layout, test));
+    let mut names = Vec::new();
+    let counts = step(&format!("test {name}"), || {
+        run_program(layout, test, &mut names)
+    });
     let (passed, failed) = counts.unwrap_or_else(|error| {
         eprintln!("    error: {error:#}");
+        names.push(format!("{error:#}"));
         (0, 1)
     });
     // Binaries without tests of their own are many; a table of zeros tells nobody anything.
     if passed + failed > 0 {
-        summary.add(&name, passed, failed, start.elapsed());
+        let why = (failed > 0).then(|| names.join(", "));
+        summary.add(&name, (passed, failed), why, start.elapsed());
     }
 }
 
-/// Runs one executable, passes its output through, and counts.
-fn run_program(layout: &Layout, test: &TestProgram) -> Result<(u64, u64)> {
+/// Runs one executable, passes its output through, counts, and collects the names of what failed.
+fn run_program(
+    layout: &Layout,
+    test: &TestProgram,
+    failed: &mut Vec<String>,
+) -> Result<(u64, u64)> {
     let (root, lab) = (test.needs_root(), test.package == LAB);
     let limit = if root { LAB_LIMIT_S } else { UNIT_LIMIT_S };
     let mut environment =
@@ -297,6 +326,7 @@ fn run_program(layout: &Layout, test: &TestProgram) -> Result<(u64, u64)> {
         let text = String::from_utf8_lossy(&line);
         println!("{text}");
         counts = parse_result(&text).or(counts);
+        failed.extend(failed_test(&text).map(str::to_owned));
     }
     std::io::stdout().flush().context("cannot write")?;
     let status = child.wait().context("cannot wait for the test")?;
@@ -308,6 +338,12 @@ fn run_program(layout: &Layout, test: &TestProgram) -> Result<(u64, u64)> {
             test.file.display()
         ),
     }
+}
+
+/// `test some::name ... FAILED`.
+fn failed_test(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once("test ")?;
+    rest.strip_suffix(" ... FAILED")
 }
 
 /// `test result: ok. 3 passed; 0 failed; 0 ignored; …`, or `3 cases, 0 failed` of a harness of our own.
@@ -350,12 +386,13 @@ mod tests {
         summary.check("good", || Ok(()));
         assert!(summary.close(Duration::ZERO).is_ok());
         summary.check("bad", || bail!("no"));
-        summary.add("many", 7, 2, Duration::ZERO);
+        let names = failed_test("test a::b ... FAILED").map(str::to_owned);
+        summary.add("many", (7, 2), names, Duration::ZERO);
         assert_eq!(summary.totals(), (8, 3));
         assert!(
             summary
                 .close(Duration::ZERO)
-                .is_err_and(|error| error.to_string() == "failed: bad, many")
+                .is_err_and(|error| error.to_string() == "failed: bad (no), many (a::b)")
         );
     }
 

@@ -1,6 +1,6 @@
 //! What a machine said, and the table of all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// What is known of a kernel program on one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +26,21 @@ pub struct Report {
     pub cases: Vec<(String, bool)>,
     /// Cases that are about hooks which that kernel cannot have.
     pub skipped: u64,
+    /// What each failed case said, by its name.
+    pub messages: BTreeMap<String, String>,
+    /// Why there is no more: the machine did not start, stopped, or fell silent.
+    pub broken: Option<String>,
+    /// What was said since the last case.
+    said: VecDeque<String>,
 }
 
+/// Lines of a failed case that are kept.
+const KEPT_LINES: usize = 20;
+/// Characters of what it said that the closing line has.
+const SHORT_CHARS: usize = 160;
+
 impl Report {
-    /// Takes one line of output. Lines that are nothing of ours are what tests print; they are skipped.
+    /// Takes one line of output. Lines that are nothing of ours are what tests print; of a failed case they are kept.
     pub fn line(&mut self, line: &str) {
         if let Some(release) = line.strip_prefix("weft-vm: kernel ") {
             self.release = release.to_owned();
@@ -43,7 +54,33 @@ impl Report {
                 "skipped" => self.skipped += 1,
                 word => self.cases.push((name.to_owned(), word == "ok")),
             }
+            let said: Vec<String> = self.said.drain(..).collect();
+            if word != "ok" && word != "skipped" {
+                self.messages.insert(name.to_owned(), said.join("\n"));
+            }
+        } else if !line.trim().is_empty() {
+            if self.said.len() == KEPT_LINES {
+                self.said.pop_front();
+            }
+            self.said.push_back(line.trim_end().to_owned());
         }
+    }
+
+    /// What is not well, each in a few words: the machine, refused programs, failed cases.
+    pub fn complaints(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.broken.iter().map(|why| short(why)).collect();
+        all.extend(
+            self.refused()
+                .map(|(name, why)| format!("{name} refused: {}", short(why))),
+        );
+        all.extend(self.failed().map(|case| {
+            let said = self.messages.get(case).map(String::as_str);
+            format!("{case}: {}", short(said.unwrap_or_default()))
+        }));
+        if all.is_empty() && self.counts().0 + self.skipped == 0 {
+            all.push("nothing ran".to_owned());
+        }
+        all
     }
 
     /// How many cases passed and how many did not.
@@ -69,6 +106,16 @@ impl Report {
                 _ => None,
             })
     }
+}
+
+/// The beginning of what was said, on one line. Where a panic begins is no news.
+fn short(said: &str) -> String {
+    let lines: Vec<&str> = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with("thread '") && !line.starts_with("note: run with"))
+        .collect();
+    lines.join(" | ").chars().take(SHORT_CHARS).collect()
 }
 
 /// `NAME attached [INSTRUCTIONS]`, `NAME unused WHY`, `NAME absent WHY`, `NAME refused WHY`.
@@ -156,10 +203,15 @@ fn notes(columns: &[(String, Report)]) -> String {
             }
         }
         for case in report.failed() {
+            let said = report.messages.get(case).map(String::as_str);
+            let said = said.unwrap_or_default().replace('\n', "\n    ");
             notes
-                .entry(format!("test {case} failed"))
+                .entry(format!("test {case} failed: {said}"))
                 .or_default()
                 .push(title);
+        }
+        if let Some(why) = &report.broken {
+            notes.entry(why.clone()).or_default().push(title);
         }
     }
     notes
@@ -223,6 +275,21 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_is_said_with_its_message() {
+        let mut report = report(
+            "test a ... ok\nthread 'main' panicked at x.rs:1:2:\nassertion failed: left == right\n\
+             test b ... FAILED\ntest c ... ok",
+        );
+        assert_eq!(report.complaints(), ["b: assertion failed: left == right"]);
+        report.broken = Some("the machine said nothing for 420 s; its console:\n  oops".into());
+        assert_eq!(
+            report.complaints()[0],
+            "the machine said nothing for 420 s; its console: | oops"
+        );
+        assert_eq!(Report::default().complaints(), ["nothing ran"]);
+    }
+
+    #[test]
     fn the_table_has_every_program_and_every_reason() {
         let old = report(
             "weft-vm: kernel 5.10\nprogram a attached\nprogram b refused no such type\ntest x ... FAILED",
@@ -239,7 +306,7 @@ tests passed   0         1
 tests failed   1         0
 tests skipped  0         1
 5.10: b is refused: no such type
-5.10: test x failed
+5.10: test x failed: 
 ";
         assert_eq!(text, expected);
     }
