@@ -11,7 +11,7 @@ use weft_wire::{
     Application, DatagramSort, Datagrams, Fingerprint, Half, HalfState, Owner, Protocol, Role,
 };
 
-use crate::world::{Case, Packet, World, counter, ip, loopback, myself, pair};
+use crate::world::{Case, Packet, World, counter, ip, loopback, myself, pair, patience};
 
 /// All of them.
 pub const ALL: &[Case] = &[
@@ -62,7 +62,7 @@ fn chance(seed: u64, length: usize) -> Vec<u8> {
 fn bound(address: IpAddr) -> UdpSocket {
     let socket = UdpSocket::bind((address, 0)).unwrap();
     socket
-        .set_read_timeout(Some(Duration::from_secs(10)))
+        .set_read_timeout(Some(patience(Duration::from_secs(10))))
         .unwrap();
     socket
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use weft_wire::{Answer, Lookup, LookupTransport, NameSource, Role};
 
-use crate::world::{Case, World, counter};
+use crate::world::{Case, World, counter, patience};
 
 /// All of them.
 pub const ALL: &[Case] = &[
@@ -96,7 +96,7 @@ fn client() -> UdpSocket {
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(SERVER).unwrap();
     client
-        .set_read_timeout(Some(Duration::from_secs(10)))
+        .set_read_timeout(Some(patience(Duration::from_secs(10))))
         .unwrap();
     client
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use weft_wire::{Fingerprint, Half, HalfState, Role};
 
 use crate::cases::{check_bytes, check_fingerprints, check_owner, check_pair, listen};
-use crate::world::{Case, World, counter, pair};
+use crate::world::{Case, World, counter, pair, patience};
 
 /// All of them.
 pub const ALL: &[Case] = &[
@@ -289,7 +289,7 @@ fn killed_agent(world: &mut World) {
 
 /// Cookie and bytes sent of every closed row in a file, once there are as many as expected or none come any more.
 fn closed_rows(file: &std::path::Path, expected: usize) -> Vec<(u64, u64)> {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + patience(Duration::from_secs(20));
     loop {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let closed: Vec<(u64, u64)> = text

@@ -34,6 +34,12 @@ const CASE_LIMIT: Duration = Duration::from_secs(60);
 /// Longest to wait for something that must come.
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
+/// A limit for a hang, times `WEFT_PATIENCE`: on a machine whose processor is software all takes longer.
+pub fn patience(limit: Duration) -> Duration {
+    let word = std::env::var("WEFT_PATIENCE").unwrap_or_default();
+    limit * word.parse().unwrap_or(1)
+}
+
 fn cases() -> impl Iterator<Item = &'static Case> {
     let all = super::cases::ALL
         .iter()
@@ -106,7 +112,7 @@ fn run_case(name: &str) -> &'static str {
         ])
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + CASE_LIMIT;
+    let deadline = Instant::now() + patience(CASE_LIMIT);
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             return match status.code() {
@@ -116,7 +122,7 @@ fn run_case(name: &str) -> &'static str {
             };
         }
         if Instant::now() > deadline {
-            println!("{name}: hangs");
+            println!("{name}: hangs, {} s now", patience(CASE_LIMIT).as_secs());
             let _ = child.kill();
             let _ = child.wait();
             return FAILED;
@@ -150,7 +156,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
         hooks::unload(&self.pins);
-        let deadline = Instant::now() + WAIT_LIMIT;
+        let deadline = Instant::now() + patience(WAIT_LIMIT);
         while fs::remove_dir(&self.cgroup).is_err() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -520,7 +526,7 @@ impl World {
         what: &str,
         mut ready: impl FnMut(&[(Half, Owner)]) -> bool,
     ) -> Vec<(Half, Owner)> {
-        let deadline = Instant::now() + WAIT_LIMIT;
+        let deadline = Instant::now() + patience(WAIT_LIMIT);
         loop {
             let halves = self.halves();
             if ready(&halves) {
