@@ -5,6 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use weft_wire::codec::{self, Message};
 use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, PeerHello};
 use weft_wire::frame::{Frame, HEADER_BYTES, Kind};
+use weft_wire::identity::{IdentityAnswer, IdentityRequest};
 use weft_wire::query::{Request, Response};
 
 /// Compares bytes, not values: not-a-number is not equal to itself.
@@ -75,5 +76,7 @@ fuzz_target!(|data: &[u8]| {
         Kind::Request => check::<Request>(&frame),
         Kind::Response => check::<Response>(&frame),
         Kind::ClusterObjects => check_cluster(&frame),
+        Kind::IdentityRequest => check::<IdentityRequest>(&frame),
+        Kind::IdentityAnswer => check::<IdentityAnswer>(&frame),
     }
 });

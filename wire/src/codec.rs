@@ -12,6 +12,7 @@ use crate::control::{
     Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage,
 };
 use crate::frame::{self, Frame, Kind, TooLong};
+use crate::identity::{IdentityAnswer, IdentityRequest};
 use crate::query::{Request, Response};
 
 /// A message that has a frame of its own.
@@ -52,6 +53,15 @@ impl Message for Request {
 
 impl Message for Response {
     const KIND: Kind = Kind::Response;
+}
+
+impl Message for IdentityRequest {
+    const KIND: Kind = Kind::IdentityRequest;
+    const OPENS: bool = true;
+}
+
+impl Message for IdentityAnswer {
+    const KIND: Kind = Kind::IdentityAnswer;
 }
 
 /// The peer misbehaved, or speaks another version.

@@ -34,6 +34,8 @@ pub const MAX_PEER_MESSAGES: usize = 4 << 20;
 pub const MAX_REQUEST: usize = 256 << 10;
 /// Largest payload of [`Kind::Response`]: a piece of an answer; long answers are many pieces.
 pub const MAX_RESPONSE: usize = 8 << 20;
+/// Largest payload of [`Kind::IdentityRequest`] and [`Kind::IdentityAnswer`]: [`crate::identity::MAX_SHARED`] revocations.
+pub const MAX_IDENTITY: usize = 1 << 20;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,11 +63,15 @@ pub enum Kind {
     LookupBatch = 10,
     /// Number (`u64`, little-endian, from 1 in each session), then a [`crate::cluster::ClusterBatch`].
     ClusterObjects = 11,
+    /// [`crate::identity::IdentityRequest`], after the version.
+    IdentityRequest = 12,
+    /// [`crate::identity::IdentityAnswer`].
+    IdentityAnswer = 13,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::AgentHello,
         Self::AgentWelcome,
         Self::AgentStatus,
@@ -77,6 +83,8 @@ impl Kind {
         Self::Response,
         Self::LookupBatch,
         Self::ClusterObjects,
+        Self::IdentityRequest,
+        Self::IdentityAnswer,
     ];
 
     /// Largest payload in bytes.
@@ -93,6 +101,7 @@ impl Kind {
             Self::Response => MAX_RESPONSE,
             Self::LookupBatch => MAX_LOOKUP_BATCH,
             Self::ClusterObjects => MAX_CLUSTER_OBJECTS,
+            Self::IdentityRequest | Self::IdentityAnswer => MAX_IDENTITY,
         }
     }
 
