@@ -13,6 +13,7 @@ use crate::machine;
 const PREFIX: &str = "weft-bench";
 
 /// A host of the pair.
+#[derive(Clone)]
 pub struct Host {
     netns: String,
     cgroup: PathBuf,
@@ -20,6 +21,8 @@ pub struct Host {
     pub address: Ipv4Addr,
     /// Its interface on the link.
     pub interface: &'static str,
+    /// The only core that its programs run on; `None`: any.
+    pub core: Option<usize>,
 }
 
 /// Both hosts.
@@ -43,6 +46,7 @@ impl Hosts {
             cgroup: cgroup.join(letter),
             address: Ipv4Addr::new(10, 77, 0, last),
             interface,
+            core: None,
         };
         let hosts = Self {
             server: host("s", 1, "veth-s"),
@@ -91,8 +95,7 @@ impl Hosts {
         fs::create_dir_all(&cgroup).context("cannot make a cgroup")?;
         Ok(Host {
             cgroup,
-            netns: self.server.netns.clone(),
-            ..self.server
+            ..self.server.clone()
         })
     }
 }
@@ -120,9 +123,11 @@ impl Host {
             .args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""])
             .arg(&self.cgroup)
             .args(["nsenter", &format!("--net=/run/netns/{}", self.netns), "--"])
-            .args(["setpriv", "--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .stdin(Stdio::null());
+            .args(["setpriv", "--pdeathsig", "KILL", "--"]);
+        if let Some(core) = self.core {
+            command.args(["taskset", "--cpu-list", &core.to_string()]);
+        }
+        command.arg(program).stdin(Stdio::null());
         command
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
@@ -23,6 +24,18 @@ pub fn unpin() -> Result<()> {
         set.set(core).context("no such core")?;
     }
     sched_setaffinity(Pid::from_raw(0), &set).context("cannot leave the core")
+}
+
+/// Descriptors that a process may have.
+pub fn descriptors() -> Result<usize> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(usize::try_from(most).unwrap_or(usize::MAX))
+}
+
+/// Lets this process have as many of them as it may.
+pub fn allow_descriptors() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot have more descriptors")
 }
 
 /// Number of cores.
@@ -82,11 +95,24 @@ pub fn bytes_written(pid: u32) -> Result<u64> {
 
 /// Memory of this process that is in RAM.
 pub fn resident_bytes() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status").context("no /proc")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
+    resident_bytes_of(std::process::id())
+}
+
+/// Memory of a process that is in RAM.
+pub fn resident_bytes_of(pid: u32) -> Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most that a process ever had of it.
+pub fn peak_resident_bytes_of(pid: u32) -> Result<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+fn status_bytes(pid: u32, field: &str) -> Result<u64> {
+    let status =
+        fs::read_to_string(format!("/proc/{pid}/status")).context("the process has ended")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let line = line.with_context(|| format!("no {field} in /proc/pid/status"))?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1024)
 }
@@ -116,6 +142,41 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     })
 }
 
+/// The median of a sample, and the interval that holds the true one with 95 %: between two of the sorted values, whatever their
+/// distribution is (each value is above the true median as often as a coin falls on one side).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The sample's median.
+    pub median: f64,
+    /// Lower end of the interval; with fewer than six values the smallest.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+impl Spread {
+    /// `None` of an empty sample.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let count = values.len();
+        // The largest rank below which at most 2.5 % of the binomial distribution of `count` coins lie.
+        let (mut chance, mut below, mut rank) = (0.5_f64.powi(count as i32), 0.0, 0);
+        for heads in 0..count / 2 {
+            below += chance;
+            if below > 0.025 {
+                break;
+            }
+            rank = heads;
+            chance *= (count - heads) as f64 / (heads + 1) as f64;
+        }
+        Some(Self {
+            low: *values.get(rank)?,
+            high: *values.get(count.checked_sub(rank + 1)?)?,
+            median: median(values)?,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +190,16 @@ mod tests {
             sum = (0..100_000u64).fold(sum, |sum, n| std::hint::black_box(sum ^ n));
         }
         assert!(cpu_time(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn the_interval_of_a_median_is_the_tables() {
+        // Ranks 22 and 39 of 60 (counted from 1), 3 and 10 of 12, as tables of the sign test say; none of 4 is sure enough.
+        for (count, low, high) in [(60, 22.0, 39.0), (12, 3.0, 10.0), (4, 1.0, 4.0)] {
+            let spread = Spread::of((1..=count).map(f64::from).collect()).expect("values");
+            assert_eq!((spread.low, spread.high), (low, high), "{count}");
+        }
+        assert_eq!(Spread::of(vec![]), None);
     }
 
     #[test]

@@ -49,12 +49,16 @@ enum Part {
     Discard { listen: SocketAddr },
     /// Answer every DNS question with an address
     Answer { listen: SocketAddr },
-    /// Connect and wait for the close
-    Load {
-        server: SocketAddr,
-        seconds: f64,
-        threads: usize,
-    },
+    /// Connect and wait for the close, in the windows that stdin says
+    Load { threads: usize },
+    /// Accept and keep
+    Hold { listen: SocketAddr },
+    /// Open connections and keep them
+    Open { server: SocketAddr, count: usize },
+    /// Send datagrams back
+    Echo { listen: SocketAddr },
+    /// Ask an echo
+    Datagrams { server: SocketAddr, seconds: f64 },
     /// Acknowledge an agent's batches and count them
     Sink {
         listen: SocketAddr,
@@ -126,11 +130,11 @@ fn run_part(part: Part) -> Result<()> {
         Part::Accept { listen } => traffic::accept(listen),
         Part::Discard { listen } => traffic::discard(listen),
         Part::Answer { listen } => traffic::answer(listen),
-        Part::Load {
-            server,
-            seconds,
-            threads,
-        } => traffic::load(server, seconds, threads),
+        Part::Load { threads } => traffic::load(threads),
+        Part::Hold { listen } => traffic::hold(listen),
+        Part::Open { server, count } => traffic::open(server, count),
+        Part::Echo { listen } => traffic::echo(listen),
+        Part::Datagrams { server, seconds } => traffic::datagrams(server, seconds),
         Part::Sink {
             listen,
             identity,

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::machine;
+
 /// Accepts and closes, and does nothing else, until it is killed.
 pub fn accept(listen: SocketAddr) -> Result<()> {
     let listener = TcpListener::bind(listen).context("cannot listen")?;
@@ -27,8 +29,20 @@ pub fn discard(listen: SocketAddr) -> Result<()> {
     }
 }
 
-/// Connects, waits for the server to close, closes; prints the number of connections and the seconds they took.
-pub fn load(server: SocketAddr, seconds: f64, threads: usize) -> Result<()> {
+/// Connects, waits for the server to close, closes. Each line on stdin is a window, `ADDRESS SECONDS`; its answer is the number
+/// of connections, of those that failed, and the seconds they took.
+pub fn load(threads: usize) -> Result<()> {
+    for line in std::io::stdin().lines() {
+        let line = line.context("cannot read what to do")?;
+        let (server, seconds) = line.split_once(' ').context("ADDRESS SECONDS")?;
+        let (done, failed, elapsed) = window(server.parse()?, seconds.parse()?, threads);
+        writeln!(std::io::stdout(), "{done} {failed} {elapsed}")
+            .context("cannot say what was done")?;
+    }
+    Ok(())
+}
+
+fn window(server: SocketAddr, seconds: f64, threads: usize) -> (u64, u64, f64) {
     let done = AtomicU64::new(0);
     let failed = AtomicU64::new(0);
     let start = Instant::now();
@@ -48,8 +62,7 @@ pub fn load(server: SocketAddr, seconds: f64, threads: usize) -> Result<()> {
         }
     });
     let elapsed = start.elapsed().as_secs_f64();
-    let (done, failed) = (done.into_inner(), failed.into_inner());
-    writeln!(std::io::stdout(), "{done} {failed} {elapsed}").context("cannot say what was done")
+    (done.into_inner(), failed.into_inner(), elapsed)
 }
 
 fn connect_once(server: SocketAddr) -> std::io::Result<()> {
@@ -57,6 +70,64 @@ fn connect_once(server: SocketAddr) -> std::io::Result<()> {
     let mut buffer = [0; 1];
     // The end of the stream: nothing is ever sent.
     stream.read(&mut buffer).map(drop)
+}
+
+/// Accepts and keeps what it accepted, until it is killed.
+pub fn hold(listen: SocketAddr) -> Result<()> {
+    machine::allow_descriptors()?;
+    let listener = TcpListener::bind(listen).context("cannot listen")?;
+    println!("ready");
+    let mut kept = Vec::new();
+    loop {
+        // A client that has gone again is the client's business.
+        kept.extend(listener.accept().ok());
+    }
+}
+
+/// Opens connections, sends a byte on each, and keeps them until it is killed.
+pub fn open(server: SocketAddr, count: usize) -> Result<()> {
+    machine::allow_descriptors()?;
+    let mut kept = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut stream = TcpStream::connect(server).context("cannot connect")?;
+        stream.write_all(b"x")?;
+        kept.push(stream);
+    }
+    println!("ready");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Sends every datagram back, until it is killed.
+pub fn echo(listen: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind(listen).context("cannot listen")?;
+    println!("ready");
+    let mut buffer = [0; 2048];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        // A client that is gone is no reason to stop.
+        let _ = socket.send_to(&buffer[..length], from);
+    }
+}
+
+/// Datagrams that [`datagrams`] sends from each of its sockets.
+pub const DATAGRAMS_OF_A_SOCKET: usize = 16;
+
+/// Asks an echo and waits for its answer, from a new socket every so often; prints the number of answers.
+pub fn datagrams(server: SocketAddr, seconds: f64) -> Result<()> {
+    let (start, mut answers) = (Instant::now(), 0_u64);
+    let mut buffer = [0; 64];
+    while start.elapsed().as_secs_f64() < seconds {
+        let socket = UdpSocket::bind("0.0.0.0:0").context("no socket")?;
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        for _ in 0..DATAGRAMS_OF_A_SOCKET {
+            socket.send(&buffer)?;
+            answers += u64::from(socket.recv(&mut buffer).is_ok());
+        }
+    }
+    writeln!(std::io::stdout(), "{answers}").context("cannot say what was done")
 }
 
 /// Answers every DNS question with one address.

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::Program;
 use crate::host::{Host, Hosts};
+use crate::machine;
 use crate::uplink;
 
 const SINK: &str = "127.0.0.1:7443";
@@ -55,7 +56,10 @@ impl Agent {
         let count = dir.path().join("count");
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let identity = text(uplink::identity_dir(dir.path(), uplink::FEDERATOR));
-        let sink = Program::start(&host, &["sink", SINK, &identity, &text(count)])?;
+        // Where the agent has a core, the federator is elsewhere.
+        let mut elsewhere = host.clone();
+        elsewhere.core = host.core.map(|core| (core + 1) % machine::cores());
+        let sink = Program::start(&elsewhere, &["sink", SINK, &identity, &text(count)])?;
         let config = format!(
             "name = \"bench\"\nfederator = \"{SINK}\"\nidentity = \"{0}/bench\"\ndata_dir = \"{0}/spool\"\n\
              cgroup = \"{1}\"\n\n[site]\ncloud = \"bench\"\n\n\
@@ -108,7 +112,8 @@ impl Agent {
         self.dir.path().join("agent.toml")
     }
 
-    fn reported(&self) -> u64 {
+    /// Connections reported so far.
+    pub fn reported(&self) -> u64 {
         let text = fs::read_to_string(self.dir.path().join("count")).unwrap_or_default();
         text.trim().parse().unwrap_or(0)
     }
