@@ -41,6 +41,12 @@ pub struct Carried {
 pub type Table = HashMap<Tuple, Entry>;
 
 impl Carried {
+    /// Payload of UDP datagrams.
+    pub fn datagrams(self, ipv6: bool) -> Option<u64> {
+        let header = if ipv6 { 40 } else { 20 } + 8;
+        self.bytes.checked_sub(self.packets * header)
+    }
+
     /// Payload of a TCP connection that was opened and closed in order: timestamps in every segment (32 bytes of TCP
     /// header), 8 bytes more of options in the SYN.
     pub fn payload(self, ipv6: bool) -> Option<u64> {
@@ -49,12 +55,12 @@ impl Carried {
     }
 }
 
-/// Reads the TCP connections out of a router's table.
-pub fn table(router: &Host) -> Result<Table> {
+/// Reads the connections of a protocol (`tcp`, `udp`) out of a router's table.
+pub fn table(router: &Host, protocol: &str) -> Result<Table> {
     let mut table = Table::new();
     for family in ["ipv4", "ipv6"] {
         for line in router
-            .run("conntrack", &["-L", "-f", family, "-p", "tcp"])?
+            .run("conntrack", &["-L", "-f", family, "-p", protocol])?
             .lines()
         {
             let entry = parse(line).ok_or_else(|| LabError::Unreadable {

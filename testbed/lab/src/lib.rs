@@ -7,6 +7,7 @@ pub mod host;
 pub mod net;
 pub mod topology;
 pub mod workload;
+pub mod udp;
 pub mod conntrack;
 pub mod truth;
 pub mod traffic;

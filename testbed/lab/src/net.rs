@@ -107,6 +107,9 @@ pub fn forward(router: &Host) -> Result<()> {
     router.sysctl("net.ipv4.ip_forward", "1")?;
     router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
     router.sysctl("net.netfilter.nf_conntrack_acct", "1")?;
+    for state in ["timeout", "timeout_stream"] {
+        router.sysctl(&format!("net.netfilter.nf_conntrack_udp_{state}"), "7200")?;
+    }
     for state in ["time_wait", "close", "fin_wait", "close_wait", "last_ack"] {
         router.sysctl(
             &format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"),

@@ -35,17 +35,6 @@ pub struct Score {
     pub examples: Vec<String>,
 }
 
-/// Where federators listen in the lab, and nobody else.
-const FEDERATOR_PORT: &str = ":7443";
-
-/// An agent's session with its federator, over QUIC: Weft sees it as it sees all UDP, but no log of a workload speaks of
-/// it, and it has no second end where no agent watches the federator's host. Told by its port: of an agent that was
-/// killed only a thread's name may be left.
-fn is_own_session(row: &Row) -> bool {
-    let to_federator = |end: &RowEnd| end.remote.ends_with(FEDERATOR_PORT);
-    row.server.is_none() && row.client.as_ref().is_some_and(to_federator)
-}
-
 /// What identifies one end: host, own address, peer's address.
 type EndKey = (String, String, String);
 
@@ -64,9 +53,6 @@ impl Score {
         for row in rows {
             let (Some(client), Some(server), Some(_)) = (&row.client, &row.server, &row.matched)
             else {
-                if is_own_session(row) {
-                    continue;
-                }
                 score.unmatched += 1;
                 score.example(|| format!("unmatched {row:?}"));
                 continue;
@@ -128,7 +114,7 @@ impl Score {
             ),
             (bytes_agree(truth, client, server), 1),
             (matched.nat == truth.nat(), 2),
-            (matched.evidence == evidence(truth), 3),
+            (matched.evidence == truth.evidence, 3),
             (row.state == "closed", 4),
         ];
         for (_, which) in checks.iter().filter(|(agrees, _)| !agrees) {
@@ -196,15 +182,6 @@ impl fmt::Display for Score {
     }
 }
 
-/// The evidence that a network allows.
-fn evidence(truth: &Connection) -> &'static str {
-    if truth.syn_proxy {
-        "tcp-client-isn"
-    } else {
-        "tcp-isn-pair"
-    }
-}
-
 fn bytes_agree(truth: &Connection, client: &RowEnd, server: &RowEnd) -> bool {
     (client.bytes_sent, client.bytes_received) == (truth.up, truth.down)
         && (server.bytes_sent, server.bytes_received) == (truth.down, truth.up)
@@ -252,7 +229,7 @@ mod tests {
             server: end("b", "nginx", "10.0.0.3:80", &format!("198.51.100.2:{port}")),
             up: 100,
             down: 900,
-            syn_proxy: false,
+            evidence: "tcp-isn-pair",
         };
         vec![one(1001), one(1002)]
     }
@@ -317,12 +294,6 @@ mod tests {
             (crossed.right, crossed.wrong, crossed.is_perfect()),
             (1, 1, false)
         );
-        let own = with(|row| {
-            row["match"] = serde_json::Value::Null;
-            row["server"] = serde_json::Value::Null;
-            row["client"]["remote"] = "203.0.113.250:7443".into();
-        });
-        assert_eq!((own.right, own.unmatched, own.is_perfect()), (1, 0, false));
         let unmatched = with(|row| row["match"] = serde_json::Value::Null);
         assert_eq!(
             (unmatched.right, unmatched.unmatched, unmatched.is_perfect()),

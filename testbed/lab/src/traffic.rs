@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::error::{LabError, Result};
 use crate::topology::{Flow, Topology};
 use crate::truth::{Connection, Ledger};
+use crate::udp::{Asked, EchoServers, Talk};
 use crate::wait;
 use crate::workload::{Fetch, Fetched, Server, Servers, fetch, redis_benchmark};
 
@@ -68,11 +69,22 @@ pub fn drive_redis(
     Ok(())
 }
 
-/// Runs something for every flow on a thread of its own.
 fn collect(
     topology: &Topology,
     run: impl Fn(usize, &Flow) -> Result<Vec<Fetched>> + Sync,
 ) -> Result<Ledger> {
+    let mut ledger = Ledger::default();
+    for (number, fetched) in each(topology, run)? {
+        ledger.note(number, vec![fetched]);
+    }
+    Ok(ledger)
+}
+
+/// Runs something for every flow on a thread of its own.
+fn each(
+    topology: &Topology,
+    run: impl Fn(usize, &Flow) -> Result<Vec<Fetched>> + Sync,
+) -> Result<Asked> {
     let run = &run;
     let results = thread::scope(|scope| {
         let flows = topology.flows.iter().enumerate();
@@ -84,23 +96,73 @@ fn collect(
             .map(thread::ScopedJoinHandle::join)
             .collect::<Vec<_>>()
     });
-    let mut ledger = Ledger::default();
+    let mut all = Asked::new();
     for (number, result) in results.into_iter().enumerate() {
-        ledger.note(number, result.map_err(|_| panicked())??);
+        let done = result.map_err(|_| panicked())??;
+        all.extend(done.into_iter().map(|one| (number, one)));
     }
-    Ok(ledger)
+    Ok(all)
 }
 
 fn panicked() -> LabError {
     LabError::Truth("a thread of the workload panicked".into())
 }
 
+/// Lets every flow's client talk, all at the same time; gives what they reported.
+pub fn talk(
+    topology: &Topology,
+    servers: &EchoServers,
+    talk: impl Fn(usize) -> Talk + Sync,
+) -> Result<Asked> {
+    let (talk, servers) = (&talk, &servers);
+    each(topology, |number, flow| servers.ask(flow, talk(number)))
+}
+
+/// Lets every flow's client say the same again and again until `meanwhile` is done.
+pub fn keep_talking<T: Send>(
+    topology: &Topology,
+    servers: &EchoServers,
+    talk: Talk,
+    meanwhile: impl FnOnce() -> Result<T> + Send,
+) -> Result<(Asked, T)> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let talking = scope.spawn(|| {
+            each(topology, |_, flow| {
+                let mut all = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    all.extend(servers.ask(flow, talk)?);
+                    thread::sleep(PAUSE);
+                }
+                Ok(all)
+            })
+        });
+        let outcome = meanwhile();
+        stop.store(true, Ordering::Relaxed);
+        let asked = talking.join().map_err(|_| panicked())??;
+        Ok((asked, outcome?))
+    })
+}
+
+/// The truth about UDP flows, once the servers have written all of it.
+pub fn settle_flows(
+    topology: &Topology,
+    servers: &EchoServers,
+    asked: &Asked,
+) -> Result<Vec<Connection>> {
+    settled(|| servers.settle(topology, asked))
+}
+
 /// The truth about all that a ledger holds, once the servers have written their logs: they do so after they have answered.
 pub fn settle(topology: &Topology, servers: &Servers, ledger: &Ledger) -> Result<Vec<Connection>> {
+    settled(|| ledger.settle(topology, servers))
+}
+
+fn settled(look: impl Fn() -> Result<Vec<Connection>>) -> Result<Vec<Connection>> {
     wait::until(
         "the programs' logs to agree",
         Duration::from_secs(30),
-        || match ledger.settle(topology, servers) {
+        || match look() {
             Ok(connections) => Ok(Ok(connections)),
             Err(LabError::Truth(why)) => Ok(Err(why)),
             Err(other) => Err(other),

@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::topology::{Flow, Through, Topology};
 use crate::workload::{Fetched, Relayed, Served, Servers};
 
-/// A TCP connection that really was.
+/// A connection or UDP flow that really was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// Who opened it.
@@ -20,8 +20,8 @@ pub struct Connection {
     pub up: u64,
     /// Payload from server to client.
     pub down: u64,
-    /// What stood between the ends could not be seen through: the server's ISN is another on the other side.
-    pub syn_proxy: bool,
+    /// What the network leaves of the evidence that the ends belong together, in the words of `weft`.
+    pub evidence: &'static str,
 }
 
 /// One end of it.
@@ -36,6 +36,9 @@ pub struct End {
     /// The peer as seen from here.
     pub remote: SocketAddr,
 }
+
+/// Evidence of a connection that routers rewrite: both initial sequence numbers.
+const TCP: &str = "tcp-isn-pair";
 
 /// Collects what curl reported on each flow, and in the end the whole truth.
 #[derive(Debug, Default)]
@@ -84,12 +87,7 @@ impl Ledger {
 
     /// Follows every connection through its routers to its server, and checks that both sides' logs tell the same.
     pub fn settle(&self, topology: &Topology, servers: &Servers) -> Result<Vec<Connection>> {
-        let mut tables: BTreeMap<String, Table> = BTreeMap::new();
-        for router in topology.flows.iter().flat_map(|flow| &flow.path) {
-            if !tables.contains_key(router.name()) {
-                tables.insert(router.name().to_owned(), conntrack::table(router)?);
-            }
-        }
+        let tables = tables(&topology.flows, "tcp")?;
         let logs = Logs::read(topology, servers)?;
         let mut all = Vec::new();
         for (number, flow) in topology.flows.iter().enumerate() {
@@ -108,6 +106,20 @@ impl Ledger {
         distinct(&all)?;
         Ok(all)
     }
+}
+
+/// The tables of all routers of some flows, by name.
+pub(crate) fn tables(flows: &[Flow], protocol: &str) -> Result<BTreeMap<String, Table>> {
+    let mut tables: BTreeMap<String, Table> = BTreeMap::new();
+    for router in flows.iter().flat_map(|flow| &flow.path) {
+        if !tables.contains_key(router.name()) {
+            tables.insert(
+                router.name().to_owned(),
+                conntrack::table(router, protocol)?,
+            );
+        }
+    }
+    Ok(tables)
 }
 
 /// All the servers' logs, read once.
@@ -187,7 +199,10 @@ fn settle_one(
             server,
             up,
             down,
-            syn_proxy: flow.through == Through::SynProxy,
+            evidence: match flow.through {
+                Through::SynProxy => "tcp-client-isn",
+                _ => TCP,
+            },
         }]);
     };
     let leg = logs.relayed.get(&(flow.server.name().into(), arrived));
@@ -206,14 +221,14 @@ fn settle_one(
         server: end(&flow.server, "haproxy", arrived.destination, arrived.source),
         up,
         down,
-        syn_proxy: false,
+        evidence: TCP,
     };
     let second = Connection {
         client: end(&flow.server, "haproxy", leg.back.0, leg.back.1),
         server: end(origin, "nginx", leg.back.1, leg.back.0),
         up,
         down,
-        syn_proxy: false,
+        evidence: TCP,
     };
     Ok(vec![first, second])
 }
@@ -263,14 +278,18 @@ fn settle_redis(
             },
             up: payload(entry.up)?,
             down: payload(entry.down)?,
-            syn_proxy: false,
+            evidence: TCP,
         })
     })
     .collect()
 }
 
 /// Where a connection comes out after its routers.
-fn translate(path: &[Host], start: Tuple, tables: &BTreeMap<String, Table>) -> Result<Tuple> {
+pub(crate) fn translate(
+    path: &[Host],
+    start: Tuple,
+    tables: &BTreeMap<String, Table>,
+) -> Result<Tuple> {
     path.iter().try_fold(start, |tuple, router| {
         let entry = tables
             .get(router.name())
@@ -282,7 +301,7 @@ fn translate(path: &[Host], start: Tuple, tables: &BTreeMap<String, Table>) -> R
 }
 
 /// Two connections with the same addresses at one end could be confused by the measurement itself.
-fn distinct(connections: &[Connection]) -> Result<()> {
+pub(crate) fn distinct(connections: &[Connection]) -> Result<()> {
     let mut seen = BTreeSet::new();
     for connection in connections {
         for end in [&connection.client, &connection.server] {

@@ -29,11 +29,30 @@ const WORKLOADS: [(&str, [&str; 2]); 4] = [
     ("redis-benchmark", ["checkout", "batch"]),
 ];
 
+/// What a test sets.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Seconds after which a UDP flow without datagrams is over.
+    pub idle_timeout_s: u32,
+    /// Seconds after which a half without partner has none; the federators' default where it is not set.
+    pub expiry_s: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            idle_timeout_s: 4,
+            expiry_s: None,
+        }
+    }
+}
+
 /// Weft, running on a topology.
 pub struct Weft<'a> {
     topology: &'a Topology,
     programs: Programs,
     identities: PathBuf,
+    settings: Settings,
     federators: Vec<Daemon>,
     agents: Vec<Daemon>,
 }
@@ -94,12 +113,18 @@ impl Programs {
 impl<'a> Weft<'a> {
     /// Makes certificates, starts the federators and an agent on every node, and waits until all are connected.
     pub fn start(topology: &'a Topology) -> Result<Self> {
+        Self::start_with(topology, Settings::default())
+    }
+
+    /// As [`Weft::start`], with settings of the test's own.
+    pub fn start_with(topology: &'a Topology, settings: Settings) -> Result<Self> {
         let programs = Programs::find()?;
         let identities = topology.lab.dir().join("identities");
         let mut weft = Self {
             topology,
             programs,
             identities,
+            settings,
             federators: Vec::new(),
             agents: Vec::new(),
         };
@@ -303,6 +328,9 @@ impl<'a> Weft<'a> {
                 key_file: key.to_owned(),
                 peer: peers.collect(),
             },
+            stitch: Stitch {
+                expiry_s: self.settings.expiry_s,
+            },
         };
         let path = write_config(host, "federator.toml", &config)?;
         Ok(Daemon::new(name, host, &self.programs.federator, path))
@@ -325,6 +353,10 @@ impl<'a> Weft<'a> {
             }),
             capture: Capture {
                 pin_dir: self.topology.lab.bpf_dir().join(name),
+            },
+            datagrams: Datagrams {
+                idle_timeout_s: self.settings.idle_timeout_s,
+                dns_idle_timeout_s: self.settings.idle_timeout_s.min(3),
             },
         };
         let path = write_config(host, "agent.toml", &config)?;
@@ -378,6 +410,13 @@ struct FederatorConfig<'a> {
     identity: PathBuf,
     data_dir: PathBuf,
     mesh: Mesh,
+    stitch: Stitch,
+}
+
+#[derive(Serialize)]
+struct Stitch {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expiry_s: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -403,12 +442,19 @@ struct AgentConfig<'a> {
     site: &'a crate::host::Site,
     workload_rule: [WorkloadRule; WORKLOADS.len()],
     capture: Capture,
+    datagrams: Datagrams,
 }
 
 #[derive(Serialize)]
 struct WorkloadRule {
     process: &'static str,
     workload: &'static str,
+}
+
+#[derive(Serialize)]
+struct Datagrams {
+    idle_timeout_s: u32,
+    dns_idle_timeout_s: u32,
 }
 
 #[derive(Serialize)]

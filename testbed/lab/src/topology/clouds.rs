@@ -108,7 +108,9 @@ pub fn nat66() -> Result<Topology> {
              chain post {{ type nat hook postrouting priority srcnat; oifname \"wan\" masquerade fully-random\n }}\n\
              chain pre {{ type nat hook prerouting priority dstnat;\n\
              ip6 daddr {0}::2 tcp dport 8081 dnat to [{1}::2]:80\n\
-             ip6 daddr {0}::2 tcp dport 8082 dnat to [{1}::3]:80\n }} }}",
+             ip6 daddr {0}::2 tcp dport 8082 dnat to [{1}::3]:80\n\
+             ip6 daddr {0}::2 udp dport 8081 dnat to [{1}::2]:80\n\
+             ip6 daddr {0}::2 udp dport 8082 dnat to [{1}::3]:80\n }} }}",
             plan.public6, plan.private6
         )
     };
@@ -326,11 +328,15 @@ fn forwarded(
     })
 }
 
-/// Ports 8081 and 8082 of a router lead to nginx, 6381 and 6382 to redis of its first and second node.
+/// Ports 8081 and 8082 of a router lead to port 80 (of UDP too), 6381 and 6382 to redis of its first and second node; port 53 of
+/// the addresses 30 and 31 to their name servers.
 fn forwards(plan: &Plan) -> String {
     format!(
         "table ip weft_dnat {{ chain pre {{ type nat hook prerouting priority dstnat;\n\
          ip daddr {0}.2 tcp dport 8081 dnat to {1}.2:80\n ip daddr {0}.2 tcp dport 8082 dnat to {1}.3:80\n\
+         ip daddr {0}.2 udp dport 8081 dnat to {1}.2:80\n ip daddr {0}.2 udp dport 8082 dnat to {1}.3:80\n\
+         ip daddr {0}.30 udp dport 53 dnat to {1}.2\n ip daddr {0}.30 tcp dport 53 dnat to {1}.2\n\
+         ip daddr {0}.31 udp dport 53 dnat to {1}.3\n ip daddr {0}.31 tcp dport 53 dnat to {1}.3\n\
          ip daddr {0}.2 tcp dport 6381 dnat to {1}.2:6379\n ip daddr {0}.2 tcp dport 6382 dnat to {1}.3:6379\n }} }}\n",
         plan.public4, plan.private4
     )

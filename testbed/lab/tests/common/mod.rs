@@ -10,6 +10,13 @@ use weft_lab::weft::Weft;
 use weft_lab::workload::Servers;
 use weft_lab::{Result, traffic};
 
+/// How long Weft may take to agree: `WEFT_LAB_WAIT_S`, for whoever looks for a defect.
+fn patience() -> Duration {
+    let set = std::env::var("WEFT_LAB_WAIT_S").ok();
+    let seconds = set.and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(180))
+}
+
 /// The value, or the test's end with the error in words.
 pub fn ok<T>(result: Result<T>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
@@ -24,7 +31,7 @@ pub fn settle(topology: &Topology, servers: &Servers, ledger: &Ledger) -> Vec<Co
 ///
 /// Its answer is then taken a second time: what agrees must stay so, and not be joined to something else later.
 pub fn compare(weft: &mut Weft<'_>, truth: &[Connection]) -> Score {
-    let end = Instant::now() + Duration::from_secs(180);
+    let end = Instant::now() + patience();
     loop {
         ok(weft.check_alive());
         let score = Score::of(truth, &ok(weft.connections()));
