@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use weft_wire::cluster::ClusterBatch;
 use weft_wire::codec::{self, DecodeError, Message};
@@ -16,10 +16,14 @@ use weft_wire::{AgentKey, Timestamp};
 
 use crate::counters::Counters;
 use crate::error::{CloseReason, MAX_REASON_CHARS, TransportError};
-use crate::identity::{PeerRole, SpiffeId, days_between, holder};
+use crate::holder::{Holder, holder};
+use crate::identity::{PeerRole, SpiffeId, days_between};
+use crate::revocations::Revocations;
 
 /// What a peer hears whose certificate's time is over.
 const EXPIRED: &[u8] = b"the certificate has ended";
+/// What a peer hears who is shut out while its session stands.
+const REVOKED: &[u8] = b"the certificate is revoked";
 /// Longest sleep at a stretch until a certificate ends: clocks are set, and machines suspended.
 const CLOCK_LOOK: Duration = Duration::from_secs(600);
 
@@ -48,9 +52,65 @@ pub struct Session {
 struct Inner {
     connection: quinn::Connection,
     peer: SpiffeId,
-    peer_not_after: Timestamp,
+    /// What the peer has proven; moves on when it is given another certificate on this session.
+    proven: watch::Sender<Proven>,
     counters: Arc<Counters>,
     closed: AtomicBool,
+}
+
+/// Until when a session's peer is who it says, and by which certificates.
+#[derive(Debug)]
+struct Proven {
+    not_after: Timestamp,
+    /// Of the first certificate, and of the latest.
+    serials: [String; 2],
+}
+
+/// Ends a session whose peer's certificate ends or is revoked.
+struct Watch {
+    connection: quinn::Connection,
+    peer: SpiffeId,
+    proven: watch::Receiver<Proven>,
+    revocations: Revocations,
+    counters: Arc<Counters>,
+}
+
+impl Watch {
+    async fn run(mut self) -> quinn::ConnectionError {
+        let mut changes = self.revocations.changes();
+        loop {
+            let (end, revoked) = {
+                let proven = self.proven.borrow_and_update();
+                let [first, latest] = &proven.serials;
+                (
+                    proven.not_after,
+                    self.revocations.hit(&self.peer, &[first, latest]),
+                )
+            };
+            if revoked {
+                return self.close(REVOKED).await;
+            }
+            tokio::select! {
+                end = self.connection.closed() => return end,
+                () = until(end) => return self.close(EXPIRED).await,
+                // Without its sender nobody can hold the session any more: it is being closed.
+                changed = self.proven.changed() => if changed.is_err() {
+                    return self.connection.closed().await;
+                },
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    async fn close(&self, why: &[u8]) -> quinn::ConnectionError {
+        // Closed by another before: then that counts.
+        if self.connection.close_reason().is_none() {
+            self.counters.closed_here(CloseCode::Identity);
+            self.connection
+                .close((CloseCode::Identity as u32).into(), why);
+        }
+        self.connection.closed().await
+    }
 }
 
 impl Drop for Inner {
@@ -67,6 +127,7 @@ impl Session {
     pub(crate) fn new(
         connection: quinn::Connection,
         counters: Arc<Counters>,
+        revocations: &Revocations,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<Self, TransportError> {
         let certificates = connection
@@ -89,26 +150,33 @@ impl Session {
                 }
             })?;
         counters.established();
-        let (watched, totals) = (connection.clone(), counters.clone());
+        let Holder {
+            id,
+            not_after,
+            serial,
+            ..
+        } = holder;
+        let proven = watch::Sender::new(Proven {
+            not_after,
+            serials: [serial.clone(), serial],
+        });
+        let watch = Watch {
+            connection: connection.clone(),
+            peer: id.clone(),
+            proven: proven.subscribe(),
+            revocations: revocations.clone(),
+            counters: counters.clone(),
+        };
+        let totals = counters.clone();
         tokio::spawn(async move {
-            let end = tokio::select! {
-                end = watched.closed() => end,
-                () = until(holder.not_after) => {
-                    // Closed by another before: then that counts.
-                    if watched.close_reason().is_none() {
-                        totals.closed_here(CloseCode::Identity);
-                        watched.close((CloseCode::Identity as u32).into(), EXPIRED);
-                    }
-                    watched.closed().await
-                }
-            };
+            let end = watch.run().await;
             totals.ended(&CloseReason::from_quinn(&end));
             drop(permit);
         });
         let inner = Inner {
             connection,
-            peer: holder.id,
-            peer_not_after: holder.not_after,
+            peer: id,
+            proven,
             counters,
             closed: AtomicBool::new(false),
         };
@@ -127,14 +195,22 @@ impl Session {
         self.inner.peer.key()
     }
 
-    /// End of the peer's certificate's validity.
+    /// End of the peer's certificate's validity; of the latest, when it was given another one on this session.
     pub fn peer_not_after(&self) -> Timestamp {
-        self.inner.peer_not_after
+        self.inner.proven.borrow().not_after
+    }
+
+    /// The peer was given another certificate over this session, so to nobody else: the session lives as long as that.
+    pub fn peer_renewed(&self, not_after: Timestamp, serial: &str) {
+        self.inner.proven.send_modify(|proven| {
+            proven.not_after = proven.not_after.max(not_after);
+            proven.serials[1] = serial.to_owned();
+        });
     }
 
     /// Whole days until the peer's certificate ends; negative when it has.
     pub fn peer_days_left(&self, now: Timestamp) -> i64 {
-        days_between(now, self.inner.peer_not_after)
+        days_between(now, self.peer_not_after())
     }
 
     /// Smoothed round-trip time.
@@ -310,10 +386,8 @@ impl FrameSender {
         message: &M,
         within: Duration,
     ) -> Result<(), TransportError> {
-        self.buffer.clear();
-        codec::append(&mut self.buffer, message)
-            .map_err(|error| TransportError::Misuse(error.to_string()))?;
-        self.flush(within).await
+        self.write_frame(within, |out| codec::append(out, message))
+            .await
     }
 
     /// Sends an encoded batch; see [`FrameSender::send`].
@@ -323,10 +397,8 @@ impl FrameSender {
         batch: &[u8],
         within: Duration,
     ) -> Result<(), TransportError> {
-        self.buffer.clear();
-        codec::append_batch(&mut self.buffer, seq, batch)
-            .map_err(|error| TransportError::Misuse(error.to_string()))?;
-        self.flush(within).await
+        self.write_frame(within, |out| codec::append_batch(out, seq, batch))
+            .await
     }
 
     /// Sends encoded lookups; see [`FrameSender::send`].
@@ -336,10 +408,8 @@ impl FrameSender {
         batch: &[u8],
         within: Duration,
     ) -> Result<(), TransportError> {
-        self.buffer.clear();
-        codec::append_lookups(&mut self.buffer, seq, batch)
-            .map_err(|error| TransportError::Misuse(error.to_string()))?;
-        self.flush(within).await
+        self.write_frame(within, |out| codec::append_lookups(out, seq, batch))
+            .await
     }
 
     /// Sends what happened in a cluster; see [`FrameSender::send`].
@@ -349,10 +419,8 @@ impl FrameSender {
         batch: &ClusterBatch,
         within: Duration,
     ) -> Result<(), TransportError> {
-        self.buffer.clear();
-        codec::append_cluster(&mut self.buffer, seq, batch)
-            .map_err(|error| TransportError::Misuse(error.to_string()))?;
-        self.flush(within).await
+        self.write_frame(within, |out| codec::append_cluster(out, seq, batch))
+            .await
     }
 
     /// Sends a message between federators; see [`FrameSender::send`].
@@ -362,10 +430,8 @@ impl FrameSender {
         message: &PeerMessage,
         within: Duration,
     ) -> Result<(), TransportError> {
-        self.buffer.clear();
-        codec::append_peer(&mut self.buffer, seq, message)
-            .map_err(|error| TransportError::Misuse(error.to_string()))?;
-        self.flush(within).await
+        self.write_frame(within, |out| codec::append_peer(out, seq, message))
+            .await
     }
 
     /// Sends bytes that hold whole frames already; see [`FrameSender::send`].
@@ -395,7 +461,14 @@ impl FrameSender {
         }
     }
 
-    async fn flush(&mut self, within: Duration) -> Result<(), TransportError> {
+    /// Sends what `append` writes.
+    async fn write_frame<E: std::fmt::Display>(
+        &mut self,
+        within: Duration,
+        append: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), TransportError> {
+        self.buffer.clear();
+        append(&mut self.buffer).map_err(|error| TransportError::Misuse(error.to_string()))?;
         write(&self.session, &mut self.stream, &self.buffer, within).await
     }
 }

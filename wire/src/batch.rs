@@ -15,6 +15,7 @@ mod dictionary;
 mod encode;
 mod ints;
 pub mod lookups;
+mod outline;
 mod unpack;
 
 use thiserror::Error;

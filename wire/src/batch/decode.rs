@@ -7,16 +7,17 @@ use zstd::bulk::Decompressor;
 use super::bits::{Cursor, SLACK_BYTES};
 use super::columns::{Columns, FlowFingerprint};
 use super::dictionary::{self, Bounds, OwnerCache};
+use super::outline::Outline;
 use super::unpack::Reader;
-use super::{BATCH_VERSION, BatchError, MAX_ADDRESSES, MAX_PLAIN_BYTES, MAX_ROWS};
+use super::{BATCH_VERSION, BatchError, MAX_ADDRESSES, MAX_ROWS};
 use crate::frame::Kind as FrameKind;
 use crate::model::{AgentKey, HalfBatch, Protocol};
 
 /// Pairs of number columns of the format that have a value for each row. One more has rows with a name only.
 const PAIRS: usize = 6;
 
-/// Decodes batches one after another, and keeps its memory in between: at most [`MAX_PLAIN_BYTES`] and about 150 bytes
-/// for each of [`MAX_ROWS`] rows.
+/// Decodes batches one after another, and keeps its memory in between: at most
+/// [`MAX_PLAIN_BYTES`](super::MAX_PLAIN_BYTES) and about 150 bytes for each of [`MAX_ROWS`] rows.
 #[derive(Default)]
 pub struct BatchDecoder {
     decompressor: Option<Decompressor<'static>>,
@@ -38,40 +39,6 @@ impl std::fmt::Debug for BatchDecoder {
     }
 }
 
-/// The parts of a batch before anything in them is looked at.
-struct Outline<'a> {
-    rows: usize,
-    boot: u64,
-    /// Plain bytes, compressed.
-    owners: (usize, &'a [u8]),
-    dictionaries: (usize, &'a [u8]),
-    /// Stored class bytes, sequence numbers, datagrams, bits, slack.
-    rest: &'a [u8],
-}
-
-impl<'a> Outline<'a> {
-    fn parse(bytes: &'a [u8]) -> Result<Self, BatchError> {
-        let mut cursor = Cursor(bytes);
-        match cursor.byte()? {
-            BATCH_VERSION => {}
-            other => return Err(BatchError::Version(other)),
-        }
-        let rows = cursor.count("rows", MAX_ROWS)?;
-        let mut part = || -> Result<_, BatchError> {
-            let plain = cursor.count("bytes after decompression", MAX_PLAIN_BYTES)?;
-            Ok((plain, cursor.count("compressed bytes", bytes.len())?))
-        };
-        let (owners, dictionaries) = (part()?, part()?);
-        Ok(Self {
-            rows,
-            boot: u64::from_le_bytes(cursor.array()?),
-            owners: (owners.0, cursor.take(owners.1)?),
-            dictionaries: (dictionaries.0, cursor.take(dictionaries.1)?),
-            rest: cursor.0,
-        })
-    }
-}
-
 impl BatchDecoder {
     /// A decoder without memory yet.
     pub fn new() -> Self {
@@ -83,7 +50,8 @@ impl BatchDecoder {
         self.columns.flow.clear();
         // Taken for the time of the call, so that `self` can be filled from it.
         let mut plain = std::mem::take(&mut self.plain);
-        let decoded = Outline::parse(bytes).and_then(|outline| self.fill(&outline, &mut plain));
+        let outline = Outline::parse(bytes, BATCH_VERSION, ("rows", MAX_ROWS));
+        let decoded = outline.and_then(|outline| self.fill(&outline, &mut plain));
         self.plain = plain;
         if decoded.is_err() {
             self.columns.flow.clear();

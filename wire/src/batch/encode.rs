@@ -7,10 +7,11 @@ use std::net::IpAddr;
 
 use zstd::stream::raw::{CParameter, Encoder, InBuffer, Operation, OutBuffer};
 
-use super::bits::{SLACK_BYTES, write_varint};
+use super::bits::write_varint;
 use super::columns::Kind;
-use super::ints::{self, Plane, Written};
-use super::{BATCH_VERSION, BatchError, MAX_PLAIN_BYTES, Rows, check};
+use super::ints::{self, Written};
+use super::outline::{self, Head};
+use super::{BATCH_VERSION, BatchError, Rows};
 use crate::codec;
 use crate::frame::Kind as FrameKind;
 use crate::model::{
@@ -33,45 +34,15 @@ pub(super) fn encode(rows: &Rows<'_>) -> Result<Vec<u8>, BatchError> {
         .collect();
     columns.push(named_before(halves));
     let owners = dictionaries.owners()?;
-    let mut plain = dictionaries.bytes()?;
-    columns
-        .iter()
-        .for_each(|pair| ints::write_layouts(&mut plain, pair));
-    let (mut planes, mut stored) = (Vec::new(), Vec::new());
-    for pair in &columns {
-        match &pair.plane {
-            Plane::None => {}
-            Plane::Compressed(bytes) => planes.push(bytes.as_slice()),
-            Plane::Stored(bytes) => stored.extend_from_slice(bytes),
-        }
-    }
-    let plain_bytes = plain.len() + planes.iter().map(|plane| plane.len()).sum::<usize>();
-    check("bytes of owners", owners.len(), MAX_PLAIN_BYTES)?;
-    check("bytes of dictionaries", plain_bytes, MAX_PLAIN_BYTES)?;
-    let failed = |_| BatchError::Malformed("the compressor failed");
-    let compressed_owners = compress(&owners, &[]).map_err(failed)?;
-    let compressed = compress(&plain, &planes).map_err(failed)?;
-
-    let mut out = vec![BATCH_VERSION];
-    for count in [
-        halves.len(),
-        owners.len(),
-        compressed_owners.len(),
-        plain_bytes,
-        compressed.len(),
-    ] {
-        write_varint(&mut out, count as u64);
-    }
-    out.extend_from_slice(&rows.boot.to_le_bytes());
-    out.extend_from_slice(&compressed_owners);
-    out.extend_from_slice(&compressed);
-    out.extend_from_slice(&stored);
+    let head = Head {
+        version: BATCH_VERSION,
+        rows: halves.len(),
+        boot: rows.boot,
+    };
+    let mut out = outline::begin(&head, &owners, dictionaries.bytes()?, &columns)?;
     write_isns(&mut out, halves);
     write_datagrams(&mut out, halves);
-    columns
-        .iter()
-        .for_each(|column| out.extend_from_slice(&column.bits));
-    out.extend_from_slice(&[0; SLACK_BYTES]);
+    outline::end(&mut out, &columns);
     Ok(out)
 }
 

@@ -7,8 +7,9 @@ use zstd::bulk::Decompressor;
 use super::super::bits::{Cursor, SLACK_BYTES};
 use super::super::decode::decompress;
 use super::super::dictionary::{self, OwnerCache};
+use super::super::outline::Outline;
 use super::super::unpack::Reader;
-use super::super::{BatchError, MAX_PLAIN_BYTES, check};
+use super::super::{BatchError, check};
 use super::{LOOKUP_VERSION, MAX_LOOKUP_TEXT_BYTES, MAX_LOOKUPS, MAX_RECORDS, MAX_TEXTS, flags};
 use crate::frame::Kind as FrameKind;
 use crate::model::{
@@ -19,8 +20,8 @@ use crate::model::{
 /// Pairs of columns: of flows, questions, sets, records, times to live, rows.
 const PAIRS: usize = 14;
 
-/// Decodes batches one after another, and keeps its memory in between: at most [`MAX_PLAIN_BYTES`] and the owners of the
-/// last one.
+/// Decodes batches one after another, and keeps its memory in between: at most
+/// [`MAX_PLAIN_BYTES`](crate::batch::MAX_PLAIN_BYTES) and the owners of the last one.
 #[derive(Default)]
 pub struct LookupDecoder {
     decompressor: Option<Decompressor<'static>>,
@@ -43,30 +44,21 @@ impl LookupDecoder {
 
     /// Decodes a batch.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<LookupBatch, BatchError> {
-        let mut cursor = Cursor(bytes);
-        match cursor.byte()? {
-            LOOKUP_VERSION => {}
-            other => return Err(BatchError::Version(other)),
-        }
-        let rows = cursor.count("lookups", MAX_LOOKUPS)?;
-        let mut part = || -> Result<_, BatchError> {
-            let plain = cursor.count("bytes after decompression", MAX_PLAIN_BYTES)?;
-            Ok((plain, cursor.count("compressed bytes", bytes.len())?))
-        };
-        let (owner_part, part) = (part()?, part()?);
-        let boot = u64::from_le_bytes(cursor.array()?);
-        let owner_part = (owner_part.0, cursor.take(owner_part.1)?);
-        let part = (part.0, cursor.take(part.1)?);
+        let outline = Outline::parse(bytes, LOOKUP_VERSION, ("lookups", MAX_LOOKUPS))?;
         let (decompressor, buffer) = (&mut self.decompressor, &mut self.plain);
-        self.known.refresh(owner_part, &mut self.owners, || {
-            let bytes = decompress(decompressor, owner_part, buffer)?;
+        self.known.refresh(outline.owners, &mut self.owners, || {
+            let bytes = decompress(decompressor, outline.owners, buffer)?;
             dictionary::read_owners(bytes, FrameKind::LookupBatch)
         })?;
-        check("owners", self.owners.len(), rows)?;
-        let plain = decompress(&mut self.decompressor, part, &mut self.plain)?;
-        let tables = Tables::read(plain, cursor.0, rows, self.owners.len())?;
+        check("owners", self.owners.len(), outline.rows)?;
+        let plain = decompress(
+            &mut self.decompressor,
+            outline.dictionaries,
+            &mut self.plain,
+        )?;
+        let tables = Tables::read(plain, outline.rest, outline.rows, self.owners.len())?;
         Ok(LookupBatch {
-            boot,
+            boot: outline.boot,
             owners: self.owners.clone(),
             lookups: tables.lookups()?,
         })

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use super::super::bits::{SLACK_BYTES, write_varint};
-use super::super::encode::{chosen, compress, sorted};
-use super::super::ints::{self, Plane, Written};
-use super::super::{BatchError, MAX_PLAIN_BYTES, check};
+use super::super::bits::write_varint;
+use super::super::encode::{chosen, sorted};
+use super::super::ints::{self, Written};
+use super::super::outline::{self, Head};
+use super::super::{BatchError, check};
 use super::{LOOKUP_VERSION, MAX_RECORDS, MAX_TEXTS, flags};
 use crate::codec;
 use crate::frame::Kind as FrameKind;
@@ -31,39 +32,13 @@ pub(super) fn encode(
     let mut plain = Vec::new();
     dictionaries.write(&mut plain);
     let columns = dictionaries.columns(lookups, &used_owners, &mut plain)?;
-    let (mut planes, mut stored) = (Vec::new(), Vec::new());
-    for pair in &columns {
-        ints::write_layouts(&mut plain, pair);
-        match &pair.plane {
-            Plane::None => {}
-            Plane::Compressed(bytes) => planes.push(bytes.as_slice()),
-            Plane::Stored(bytes) => stored.extend_from_slice(bytes),
-        }
-    }
-    let plain_bytes = plain.len() + planes.iter().map(|plane| plane.len()).sum::<usize>();
-    check("bytes of owners", owners.len(), MAX_PLAIN_BYTES)?;
-    check("bytes of dictionaries", plain_bytes, MAX_PLAIN_BYTES)?;
-    let failed = |_| BatchError::Malformed("the compressor failed");
-    let compressed_owners = compress(&owners, &[]).map_err(failed)?;
-    let compressed = compress(&plain, &planes).map_err(failed)?;
-    let mut out = vec![LOOKUP_VERSION];
-    for count in [
-        lookups.len(),
-        owners.len(),
-        compressed_owners.len(),
-        plain_bytes,
-        compressed.len(),
-    ] {
-        write_varint(&mut out, count as u64);
-    }
-    out.extend_from_slice(&boot.to_le_bytes());
-    out.extend_from_slice(&compressed_owners);
-    out.extend_from_slice(&compressed);
-    out.extend_from_slice(&stored);
-    columns
-        .iter()
-        .for_each(|pair| out.extend_from_slice(&pair.bits));
-    out.extend_from_slice(&[0; SLACK_BYTES]);
+    let head = Head {
+        version: LOOKUP_VERSION,
+        rows: lookups.len(),
+        boot,
+    };
+    let mut out = outline::begin(&head, &owners, plain, &columns)?;
+    outline::end(&mut out, &columns);
     Ok(out)
 }
 
