@@ -279,7 +279,8 @@ impl Stitcher {
         }
         let views = views(&group, halves);
         if group.len() > CROWD {
-            group.retain(|(_, entry)| entry.state.waits());
+            // Those in their hold may yet find one with their addresses; else they come here themselves.
+            group.retain(|(_, entry)| entry.state == State::Offered);
             return self.carry_out_datagrams(Decision::Ambiguous(group), State::Ambiguous, &views);
         }
         let fits = |x: &Entry, y: &Entry| fit_begun_alike(&views, x, y);

@@ -138,3 +138,57 @@ fn a_fleet_that_greets_alike_is_never_joined_wrongly() {
         assert!(flows < 200 || alone == 0, "{alone} of {flows} flows");
     }
 }
+
+/// A crowd that greets alike, part of it without NAT: the addresses tell those apart, however many others there are, and
+/// whoever's hold is over first.
+#[test]
+fn a_crowd_does_not_keep_neighbours_apart() {
+    let mut random = Random(7);
+    let views: Vec<HalfView> = (0..120)
+        .flat_map(|i| {
+            let [client, server] = flow(&mut random, i, true);
+            let masqueraded = i % 2 == 0;
+            let opened_at = i as i64 * SECOND / 100;
+            let source = ([10, 0, 0, 1], 2000 + i as u16).into();
+            let seen = ([203, 0, 113, 9], 30_000 + i as u16).into();
+            let client = HalfView {
+                local: source,
+                opened_at,
+                closed_at: Some(opened_at + SECOND),
+                packets_sent: 1,
+                ..client
+            };
+            let server = HalfView {
+                remote: if masqueraded { seen } else { source },
+                opened_at,
+                closed_at: Some(opened_at + SECOND),
+                ..server
+            };
+            [client, server]
+        })
+        .collect();
+    let lookup = |handle: Handle| views.get(handle.0 as usize).copied();
+    let mut stitcher = Stitcher::new(Config {
+        hold_us: SECOND,
+        expiry_us: 20 * SECOND,
+        max_open: 10_000,
+        seed: 1,
+    });
+    let mut ledger = Ledger::default();
+    // Servers' ends are told later than those of clients.
+    for late in [0, 1] {
+        for i in (late..views.len()).step_by(2) {
+            let now = views[i].opened_at + late as i64 * SECOND / 2;
+            stitcher.insert(now, &[views[i].candidate(Handle(i as u32))]);
+        }
+    }
+    for tick in 10..400 {
+        stitcher.advance(tick * SECOND / 10, &lookup);
+        ledger.drain(&mut stitcher);
+    }
+    for (i, view) in views.iter().enumerate().filter(|(i, _)| i / 2 % 2 == 1) {
+        let fate = ledger.fates.get(&(i as u32));
+        let stitched = matches!(fate, Some(Fate::Stitched(other, _)) if *other == i as u32 ^ 1);
+        assert!(stitched, "{fate:?} {view:?}");
+    }
+}
