@@ -532,9 +532,12 @@ impl Home {
             }
             _ => {
                 self.counters.rejected += 1;
-                if spoken && !link.partial {
-                    // By our earlier card, of an open half, the other home may have joined what we now reject. Partial
-                    // matches are judged by finished halves alone: there it comes to the same verdict.
+                if link.partial {
+                    return self.refuse_partner(id);
+                }
+                if spoken {
+                    // By our earlier card, of an open half, the other home may have joined what we now reject. (Partial
+                    // matches are judged by finished halves alone: there it comes to the same verdict.)
                     self.acts.push_back(Act::Doubt(link.peer, link.theirs));
                 }
                 self.forget(id);
@@ -553,6 +556,20 @@ impl Home {
                 self.by_peer.remove(&peer);
             }
         }
+    }
+
+    /// One that agreed in part was not the other end: the half is offered again, for its real one may be late.
+    fn refuse_partner(&mut self, id: HalfId) {
+        let Some(half) = self.halves.get_mut(&id.0) else {
+            return;
+        };
+        let before = half.peer();
+        half.link = None;
+        let (owner, offer) = (half.owner, half.offer);
+        self.unfile(id, before);
+        self.file(id, owner);
+        self.acts.push_back(Act::Withdraw(owner, offer.handle));
+        self.acts.push_back(Act::Offer(owner, offer));
     }
 
     fn undo(&mut self, id: HalfId) {

@@ -85,6 +85,10 @@ pub(crate) struct Limits {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
+    /// Waits, but not for this one: they agreed in part, and its home has found that they do not belong together.
+    Refused {
+        partner: (HomeIndex, Handle),
+    },
     /// With the partner of this name.
     Matched {
         partner: (HomeIndex, Handle),
@@ -112,8 +116,18 @@ impl Entry {
     fn free(&self) -> bool {
         matches!(
             self.state,
-            State::Waiting | State::Matched { partial: true, .. }
+            State::Waiting | State::Refused { .. } | State::Matched { partial: true, .. }
         ) && !self.withdrawn
+    }
+
+    /// Has no partner, and is to have one.
+    fn waits(&self) -> bool {
+        matches!(self.state, State::Waiting | State::Refused { .. })
+    }
+
+    /// Whether its home has said that this one is not its partner.
+    fn refuses(&self, other: (HomeIndex, Handle)) -> bool {
+        matches!(self.state, State::Refused { partner } if partner == other)
     }
 
     fn full_partner(&self) -> Option<(HomeIndex, Handle)> {
@@ -182,7 +196,9 @@ impl Owner {
         self.counters.offers += 1;
         let name = (home, offer.handle);
         match self.routing.get(&name) {
-            Some(routing) if *routing == offer.routing_key => return self.offer_again(name, offer),
+            Some(routing) if *routing == offer.routing_key => {
+                return self.offer_again(now, name, offer);
+            }
             Some(_) => self.forget(name),
             None => {}
         }
@@ -218,22 +234,33 @@ impl Owner {
         self.match_fully(offer.routing_key, offer.matching_key);
     }
 
-    /// The home does not know yet what was found about this offer.
-    fn offer_again(&mut self, name: (HomeIndex, Handle), offer: Offer) {
+    /// The home does not know yet what was found about this offer, or did not like it.
+    fn offer_again(&mut self, now: i64, name: (HomeIndex, Handle), offer: Offer) {
         let Some(group) = self.groups.get_mut(&offer.routing_key) else {
             return;
         };
         let Some(entry) = group.iter_mut().find(|entry| entry.name() == name) else {
             return;
         };
-        entry.withdrawn = false;
+        let withdrawn = std::mem::take(&mut entry.withdrawn);
+        if withdrawn
+            && let State::Matched {
+                partner,
+                partial: true,
+            } = entry.state
+        {
+            entry.state = State::Refused { partner };
+            self.partial.push_back((now, offer.routing_key));
+        }
         if entry.offer.matching_key != offer.matching_key || entry.offer.role != offer.role {
             entry.offer = offer;
             entry.state = State::Waiting;
             return self.match_fully(offer.routing_key, offer.matching_key);
         }
         match entry.state {
-            State::Waiting => self.match_fully(offer.routing_key, offer.matching_key),
+            State::Waiting | State::Refused { .. } => {
+                self.match_fully(offer.routing_key, offer.matching_key);
+            }
             State::Matched { partner, partial } => self.tell(name, partner, partial),
             State::Ambiguous => self.words.push_back((name.0, Word::Ambiguous(name.1))),
         }
@@ -247,17 +274,14 @@ impl Owner {
         };
         match entry.state {
             State::Matched { .. } | State::Ambiguous => entry.withdrawn = true,
-            State::Waiting => self.forget(name),
+            State::Waiting | State::Refused { .. } => self.forget(name),
         }
     }
 
     /// A new session of this home begins: what it still asks for it will offer again.
     pub(crate) fn home_returns(&mut self, home: HomeIndex) {
         let mut gone = self.names_of(home);
-        gone.retain(|name| {
-            self.entry_mut(*name)
-                .is_some_and(|entry| entry.state == State::Waiting)
-        });
+        gone.retain(|name| self.entry_mut(*name).is_some_and(|entry| entry.waits()));
         gone.into_iter().for_each(|name| self.forget(name));
     }
 
@@ -299,10 +323,10 @@ impl Owner {
             let gone: Vec<_> = group
                 .iter()
                 .filter(|e| e.arrived <= dead)
-                .map(|e| (e.name(), e.state))
+                .map(|e| (e.name(), e.waits()))
                 .collect();
-            for (name, state) in gone {
-                self.counters.expired += u64::from(state == State::Waiting);
+            for (name, waited) in gone {
+                self.counters.expired += u64::from(waited);
                 self.forget(name);
             }
         }
@@ -378,8 +402,12 @@ impl Owner {
         let (Some(x), Some(y), None) = (open.next(), open.next(), open.next()) else {
             return;
         };
-        let waiting = x.state == State::Waiting && y.state == State::Waiting;
-        if !waiting || x.offer.role == y.offer.role || x.offer.matching_key == y.offer.matching_key
+        let refused = x.refuses(y.name()) || y.refuses(x.name());
+        if refused
+            || !x.waits()
+            || !y.waits()
+            || x.offer.role == y.offer.role
+            || x.offer.matching_key == y.offer.matching_key
         {
             return;
         }
