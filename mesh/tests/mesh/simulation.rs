@@ -1,21 +1,18 @@
 //! Three federators, sessions that break, messages that come late or twice, restarts that lose what was not durable:
 //! afterwards everything that can be matched is, and nothing is joined wrongly. One seed is one run.
 
-// Everything in this file is a test.
-#![allow(clippy::unwrap_used)]
-
 use std::collections::{BTreeMap, VecDeque};
 
-use weft_mesh::{Card, Config, Effect, Link, Members, Mesh, MeshKey, Records, card_view};
+use weft_mesh::{Card, Config, Effect, Link, Mesh, Records};
 use weft_stitching::{HalfView, Rule};
-use weft_wire::control::{EndpointCard, Handle, PeerMessage};
+use weft_wire::control::PeerMessage;
 use weft_wire::{
-    DatagramSort, Datagrams, Fingerprint, Half, HalfId, HalfState, Owner, Protocol, Role, Site,
-    Timestamp,
+    DatagramSort, Datagrams, Fingerprint, Half, HalfId, HalfState, Role, Site, Timestamp,
 };
 
+use crate::federator::{SECOND, card, config, half, view};
+
 const NAMES: [&str; 3] = ["fed-a", "fed-b", "fed-c"];
-const SECOND: i64 = 1_000_000;
 const SEEDS: u64 = 300;
 
 struct Random(u64);
@@ -45,34 +42,9 @@ struct Own {
     truth: Truth,
 }
 
-fn card_of(name: &str, half: Half) -> Card {
-    Card {
-        half,
-        owner: Owner::default(),
-        agent: format!("node-{name}"),
-        site: Site::default(),
-    }
-}
-
-/// Through the same conversion as a peer's card, so that both homes see one thing.
+/// No network has a name: each federator's is another.
 fn view_of(name: &str, half: Half) -> HalfView {
-    let Card {
-        half,
-        owner,
-        agent,
-        site,
-    } = card_of(name, half);
-    let (yours, theirs) = (Handle(0), Handle(0));
-    card_view(&EndpointCard {
-        yours,
-        theirs,
-        partial: false,
-        half,
-        owner,
-        agent,
-        federator: name.into(),
-        site,
-    })
+    view(name, half, Site::default())
 }
 
 struct Book<'a> {
@@ -86,7 +58,7 @@ impl Records for Book<'_> {
     }
 
     fn card(&self, half: HalfId) -> Option<Card> {
-        Some(card_of(self.name, self.halves.get(&half.0)?.half))
+        Some(card(self.halves.get(&half.0)?.half, Site::default()))
     }
 }
 
@@ -133,14 +105,8 @@ struct World {
 
 fn mesh(name: &str) -> Mesh {
     Mesh::new(Config {
-        name: name.into(),
-        members: Members::new(NAMES),
-        key: MeshKey::new([9; 32]),
         expiry_us: 10_000 * SECOND,
-        partial_delay_us: 5 * SECOND,
-        max_offers: 10_000,
-        max_offers_per_home: 10_000,
-        max_halves: 10_000,
+        ..config(name, &NAMES, 10_000)
     })
     .unwrap()
 }
@@ -265,36 +231,8 @@ impl World {
         truth: Truth,
     ) {
         // The server has a public address, the same in every network; a private one would say nothing in another.
-        let (client, server) = (([10, 0, 0, 1], 1000).into(), ([198, 51, 100, 2], 80).into());
-        let (local, remote) = if role == Role::Client {
-            (client, server)
-        } else {
-            (server, client)
-        };
-        let half = Half {
-            id: HalfId(id),
-            cookie: id,
-            protocol: match early {
-                Fingerprint::Datagrams(_) => Protocol::Udp,
-                _ => Protocol::Tcp,
-            },
-            role,
-            state: HalfState::Open,
-            fingerprint: early,
-            local,
-            remote,
-            opened_at: Timestamp(0),
-            closed_at: None,
-            seen_at: Timestamp(0),
-            bytes_sent: 0,
-            bytes_received: 0,
-            packets_sent: 0,
-            packets_received: 0,
-            rtt_us: 0,
-            retransmits: 0,
-            owner: 0,
-            ..Half::default()
-        };
+        let ends = [([10, 0, 0, 1], 1000).into(), ([198, 51, 100, 2], 80).into()];
+        let half = half(id, role, early, ends);
         let at = Some(Timestamp(SECOND));
         let closed = Half {
             state: HalfState::Closed,
