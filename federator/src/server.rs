@@ -99,7 +99,9 @@ impl Server {
     async fn serve(self: Arc<Self>, session: Session) -> Result<(), TransportError> {
         match session.peer().role() {
             PeerRole::Agent => self.serve_agent(session).await,
-            PeerRole::Operator | PeerRole::Federator => self.serve_streams(session).await,
+            PeerRole::Operator | PeerRole::Federator | PeerRole::Admin => {
+                self.serve_streams(session).await
+            }
         }
     }
 

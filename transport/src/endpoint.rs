@@ -17,6 +17,7 @@ use weft_wire::control::CloseCode;
 use crate::counters::Counters;
 use crate::error::{CloseReason, TransportError};
 use crate::identity::{Identity, PeerRole};
+use crate::revocations::Revocations;
 use crate::session::Session;
 
 /// A session on which nothing is heard for so long is given up.
@@ -58,7 +59,7 @@ impl Default for Limits {
     }
 }
 
-fn transport_config() -> Arc<TransportConfig> {
+pub(crate) fn transport_config() -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
@@ -73,7 +74,7 @@ fn transport_config() -> Arc<TransportConfig> {
 }
 
 /// A UDP socket with large buffers; one of IPv6 takes IPv4 too.
-fn socket(address: SocketAddr) -> std::io::Result<UdpSocket> {
+pub(crate) fn socket(address: SocketAddr) -> std::io::Result<UdpSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
@@ -110,7 +111,7 @@ impl Listener {
         identity: &Identity,
         limits: Limits,
     ) -> Result<Self, TransportError> {
-        let crypto = QuicServerConfig::try_from(identity.server.clone())
+        let crypto = QuicServerConfig::try_from(identity.server())
             .map_err(|error| TransportError::Misuse(error.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server.transport_config(transport_config());
@@ -129,7 +130,7 @@ impl Listener {
         let accept = accept_all(
             endpoint.clone(),
             Gate::new(limits),
-            counters.clone(),
+            (counters.clone(), identity.revocations().clone()),
             sender,
         );
         let accepting = tokio::spawn(accept).abort_handle();
@@ -204,7 +205,7 @@ impl Gate {
 /// A listener that was killed and came back knows its own connection ids again, and tells whoever still uses them that the
 /// session is gone (stateless reset, RFC 9000, 10.3). Without that the peer would find out by [`IDLE_TIMEOUT`].
 fn endpoint_config(identity: &Identity) -> EndpointConfig {
-    let key = &identity.reset_key;
+    let key = identity.reset_key();
     let id_key = key
         .first_chunk()
         .map_or(0, |bytes| u64::from_le_bytes(*bytes));
@@ -216,7 +217,7 @@ fn endpoint_config(identity: &Identity) -> EndpointConfig {
 async fn accept_all(
     endpoint: quinn::Endpoint,
     gate: Gate,
-    counters: Arc<Counters>,
+    (counters, revocations): (Arc<Counters>, Revocations),
     ready: mpsc::Sender<Session>,
 ) {
     while let Some(incoming) = endpoint.accept().await {
@@ -232,10 +233,13 @@ async fn accept_all(
             continue;
         };
         let (counters, ready) = (counters.clone(), ready.clone());
+        let revocations = revocations.clone();
         tokio::spawn(async move {
             if let Some(connection) = shake_hands(incoming, &counters).await {
                 drop(handshake_permit);
-                if let Ok(session) = Session::new(connection, counters, Some(session_permit)) {
+                if let Ok(session) =
+                    Session::new(connection, counters, &revocations, Some(session_permit))
+                {
                     // Nobody waits any more: the session is dropped and so closed.
                     let _ = ready.send(session).await;
                 }
@@ -306,6 +310,7 @@ pub struct Dialler {
     endpoint: quinn::Endpoint,
     config: quinn::ClientConfig,
     counters: Arc<Counters>,
+    revocations: Revocations,
 }
 
 impl Dialler {
@@ -325,7 +330,7 @@ impl Dialler {
     pub fn with_socket(identity: &Identity, socket: UdpSocket) -> Result<Self, TransportError> {
         let misuse = |error: &dyn std::fmt::Display| TransportError::Misuse(error.to_string());
         let crypto =
-            QuicClientConfig::try_from(identity.client.clone()).map_err(|error| misuse(&error))?;
+            QuicClientConfig::try_from(identity.client()).map_err(|error| misuse(&error))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(transport_config());
         let endpoint = quinn::Endpoint::new(
@@ -339,6 +344,7 @@ impl Dialler {
             endpoint,
             config,
             counters: Arc::default(),
+            revocations: identity.revocations().clone(),
         })
     }
 
@@ -412,7 +418,7 @@ impl Dialler {
         connection: quinn::Connection,
         expected: &Expect,
     ) -> Result<Session, TransportError> {
-        let session = Session::new(connection, self.counters.clone(), None)?;
+        let session = Session::new(connection, self.counters.clone(), &self.revocations, None)?;
         session.require_role(&[expected.role])?;
         if let Some(name) = &expected.name {
             session.require_name(name)?;

@@ -196,6 +196,8 @@ pub enum Refusal {
     NoCertificate,
     /// The certificate may not be used like this, or is damaged.
     BadCertificate,
+    /// The certificate, its name or its CA is revoked.
+    Revoked,
     /// The other end does not speak this protocol.
     Protocol,
     /// Another TLS failure.
@@ -204,12 +206,13 @@ pub enum Refusal {
 
 impl Refusal {
     /// Names for the counters, in the order of [`Refusal::index`].
-    pub const NAMES: [&'static str; 7] = [
+    pub const NAMES: [&'static str; 8] = [
         "unknown-ca",
         "expired",
         "not-identified",
         "no-certificate",
         "bad-certificate",
+        "revoked",
         "protocol",
         "other",
     ];
@@ -222,8 +225,9 @@ impl Refusal {
             Self::NotIdentified => 2,
             Self::NoCertificate => 3,
             Self::BadCertificate => 4,
-            Self::Protocol => 5,
-            Self::Other(_) => 6,
+            Self::Revoked => 5,
+            Self::Protocol => 6,
+            Self::Other(_) => 7,
         }
     }
 
@@ -234,7 +238,8 @@ impl Refusal {
             45 => Self::Expired,
             49 => Self::NotIdentified,
             116 => Self::NoCertificate,
-            42..=44 | 46 | 51 => Self::BadCertificate,
+            44 => Self::Revoked,
+            42 | 43 | 46 | 51 => Self::BadCertificate,
             70 | 120 => Self::Protocol,
             _ => Self::Other(words.into()),
         }
@@ -251,6 +256,7 @@ impl fmt::Display for Refusal {
             }
             Self::NoCertificate => f.write_str("no certificate was presented"),
             Self::BadCertificate => f.write_str("the certificate may not be used for this"),
+            Self::Revoked => f.write_str("the certificate is revoked"),
             Self::Protocol => f.write_str("the other end does not speak this protocol"),
             Self::Other(words) => f.write_str(words),
         }

@@ -1,46 +1,50 @@
-//! Who this program is, and what it demands of a peer's certificate.
+//! Who this program is. Certificate, key and trusted CAs are read from a directory and exchanged when its files change,
+//! without a restart: handshakes from then on use the new ones, sessions that stand go on.
 
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use rustls::RootCertStore;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, PeerIncompatible, SignatureScheme,
-};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::SignatureScheme;
+use rustls::client::ResolvesClientCert;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
 use weft_wire::{AgentKey, Timestamp};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::error::IdentityError;
+use crate::files::{self, Files, Stamp, to_pem};
+pub use crate::files::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
+use crate::holder::{Holder, holder};
+use crate::revocations::Revocations;
 pub use crate::spiffe::{PeerRole, SpiffeError, SpiffeId};
+use crate::token::Fingerprint;
+use crate::trust::Trust;
 
 /// Application protocol of every session.
 pub const ALPN: &[u8] = b"weft/1";
-/// File with the CA's certificate, in an identity's and in a CA's directory.
-pub const CA_FILE: &str = "ca.pem";
-/// File with the own certificate.
-pub const CERTIFICATE_FILE: &str = "cert.pem";
-/// File with the own private key, mode 600.
-pub const KEY_FILE: &str = "key.pem";
+/// How often [`Identity::follow`] looks at the files.
+pub const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Certificate, key and trust of this program. Cheap to clone.
+/// Certificate, key and trust of this program. Cheap to clone; clones are one, and change together.
 #[derive(Clone)]
 pub struct Identity {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dir: PathBuf,
     id: SpiffeId,
-    not_after: Timestamp,
-    pub(crate) client: Arc<rustls::ClientConfig>,
-    pub(crate) server: Arc<rustls::ServerConfig>,
-    /// Derived from the private key: the same after a restart, unknown to everybody else.
-    pub(crate) reset_key: [u8; 32],
+    own: Arc<Own>,
+    trust: Arc<Trust>,
+    client: Arc<rustls::ClientConfig>,
+    server: Arc<rustls::ServerConfig>,
+    reset_key: [u8; 32],
+    /// The files as they were when they were read last.
+    seen: Mutex<Option<Stamp>>,
 }
 
 /// Context of the key derivation (BLAKE3's `derive_key`); never used for anything else.
@@ -50,59 +54,164 @@ impl fmt::Debug for Identity {
     /// Never shows the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
-            .field("id", &self.id.to_string())
+            .field("id", &self.shared.id.to_string())
             .finish_non_exhaustive()
     }
 }
 
 impl Identity {
-    /// Reads [`CA_FILE`], [`CERTIFICATE_FILE`] and [`KEY_FILE`] of a directory. A key that others can read is refused.
+    /// Reads the files of a directory: [`CA_FILE`], [`CERTIFICATE_FILE`] and [`KEY_FILE`], or the same under the names that
+    /// cert-manager or SPIRE give them. A key that others can read is refused.
     pub fn load(dir: &Path) -> Result<Self, IdentityError> {
-        let certificates = read_certificates(&dir.join(CERTIFICATE_FILE))?;
-        let roots = read_certificates(&dir.join(CA_FILE))?;
-        let key = read_key(&dir.join(KEY_FILE))?;
-        let content = |detail: String| IdentityError::Content {
-            path: dir.join(CERTIFICATE_FILE),
-            detail,
-        };
-        let holder = holder(&certificates[0]).map_err(content)?;
-        let mut store = RootCertStore::empty();
-        for root in roots {
-            store.add(root).map_err(|error| IdentityError::Content {
-                path: dir.join(CA_FILE),
-                detail: error.to_string(),
-            })?;
-        }
-        let reset_key = blake3::derive_key(RESET_CONTEXT, key.secret_der());
-        let (client, server) = tls_configs(&holder.id, Arc::new(store), certificates, key)
-            .map_err(|error| content(error.to_string()))?;
+        files::finish_install(dir);
+        let seen = Stamp::of(dir);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let (current, roots, reset_key) = read(dir, &provider)?;
+        let id = current.holder.id.clone();
+        let trust = Arc::new(Trust::new(
+            id.domain(),
+            roots,
+            Revocations::default(),
+            provider.clone(),
+        ));
+        let own = Arc::new(Own {
+            current: RwLock::new(Arc::new(current)),
+        });
+        let (client, server) = tls_configs(&own, &trust, &provider)
+            .map_err(|error| IdentityError::Crypto(error.to_string()))?;
         Ok(Self {
-            id: holder.id,
-            not_after: holder.not_after,
-            client: Arc::new(client),
-            server: Arc::new(server),
-            reset_key,
+            shared: Arc::new(Shared {
+                dir: dir.into(),
+                id,
+                own,
+                trust,
+                client: Arc::new(client),
+                server: Arc::new(server),
+                reset_key,
+                seen: Mutex::new(seen),
+            }),
         })
+    }
+
+    /// Reads the files again if they changed, and says whether they did. Files that do not belong together, or are another's,
+    /// change nothing.
+    pub fn reload(&self) -> Result<bool, IdentityError> {
+        let shared = &self.shared;
+        let mut seen = shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Stamp::of(&shared.dir);
+        if *seen == now {
+            return Ok(false);
+        }
+        // What cannot be used now is looked at again only when it has changed again.
+        *seen = now;
+        let (current, roots, _) = read(&shared.dir, shared.trust.provider())?;
+        if current.holder.id != shared.id {
+            return Err(IdentityError::Content {
+                path: shared.dir.clone(),
+                detail: format!(
+                    "the certificate is now for {}, this program is {}: restart it to change that",
+                    current.holder.id, shared.id
+                ),
+            });
+        }
+        shared.trust.exchange(roots);
+        shared.own.exchange(current);
+        Ok(true)
+    }
+
+    /// Reloads whenever the files change, for as long as it is polled. What cannot be used is said in the log, once a change.
+    pub async fn follow(&self) {
+        loop {
+            tokio::time::sleep(RELOAD_INTERVAL).await;
+            let identity = self.clone();
+            // Disks can hang.
+            let reloaded = tokio::task::spawn_blocking(move || identity.reload()).await;
+            match reloaded {
+                Ok(Ok(true)) => {
+                    tracing::info!(id = %self.id(), not_after = %self.not_after(), "certificate and CAs read again");
+                }
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "changed certificates cannot be used; the ones before go on");
+                }
+                Ok(Ok(false)) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.shared.dir
     }
 
     /// The name in the own certificate.
     pub fn id(&self) -> &SpiffeId {
-        &self.id
+        &self.shared.id
     }
 
     /// The key that belongs to the name.
     pub fn key(&self) -> AgentKey {
-        self.id.key()
+        self.shared.id.key()
+    }
+
+    /// From when to when the own certificate holds.
+    pub fn validity(&self) -> (Timestamp, Timestamp) {
+        let holder = &self.shared.own.current().holder;
+        (holder.not_before, holder.not_after)
     }
 
     /// End of the own certificate's validity.
     pub fn not_after(&self) -> Timestamp {
-        self.not_after
+        self.validity().1
+    }
+
+    /// Serial number of the own certificate, in lower hexadecimal digits.
+    pub fn serial(&self) -> String {
+        self.shared.own.current().holder.serial.clone()
     }
 
     /// Whole days until the own certificate ends; negative when it has.
     pub fn days_left(&self, now: Timestamp) -> i64 {
-        days_between(now, self.not_after)
+        days_between(now, self.not_after())
+    }
+
+    /// Who is shut out: handshakes refuse them, sessions with them end.
+    pub fn revocations(&self) -> &Revocations {
+        self.shared.trust.revocations()
+    }
+
+    pub(crate) fn client(&self) -> Arc<rustls::ClientConfig> {
+        self.shared.client.clone()
+    }
+
+    pub(crate) fn server(&self) -> Arc<rustls::ServerConfig> {
+        self.shared.server.clone()
+    }
+
+    /// The own certificate with the CAs after it: a node that joins knows one of these by its fingerprint.
+    pub(crate) fn shown_to_nodes(&self) -> Arc<dyn ResolvesServerCert> {
+        Arc::new(WithRoots(self.shared.own.clone()))
+    }
+
+    /// The CA that the own certificate stands under, PEM-less: its fingerprint. `None` when its chain does not hold.
+    pub fn root_fingerprint(&self) -> Option<Fingerprint> {
+        let current = self.shared.own.current();
+        let root = current.roots.iter().find(|root| {
+            let mut store = RootCertStore::empty();
+            let added = store.add((*root).clone());
+            added.is_ok() && self.shared.trust.leads_to(&store, &current.certified.cert)
+        })?;
+        Some(Fingerprint::of(root))
+    }
+
+    /// The CAs that are trusted, PEM.
+    pub fn roots_pem(&self) -> String {
+        let current = self.shared.own.current();
+        current.roots.iter().map(|root| to_pem(root)).collect()
+    }
+
+    /// Derived from the private key that there was at the start: the same after a restart with it, unknown to everybody else.
+    pub(crate) fn reset_key(&self) -> &[u8; 32] {
+        &self.shared.reset_key
     }
 }
 
@@ -110,120 +219,113 @@ pub(crate) fn days_between(now: Timestamp, end: Timestamp) -> i64 {
     end.0.saturating_sub(now.0).div_euclid(86_400_000_000)
 }
 
-pub(crate) fn read_certificates(
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+/// The own certificate with its key, and what it says.
+#[derive(Debug)]
+struct Current {
+    certified: Arc<CertifiedKey>,
+    /// The same with [`Current::roots`] at the end of its chain.
+    with_roots: Arc<CertifiedKey>,
+    roots: Vec<CertificateDer<'static>>,
+    holder: Holder,
+}
+
+/// Presents the current certificate, on either side.
+#[derive(Debug)]
+struct Own {
+    current: RwLock<Arc<Current>>,
+}
+
+impl Own {
+    fn current(&self) -> Arc<Current> {
+        self.current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn exchange(&self, current: Current) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(current);
+    }
+}
+
+impl ResolvesClientCert for Own {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.current().certified.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl ResolvesServerCert for Own {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current().certified.clone())
+    }
+}
+
+/// Presents it with the CAs that are trusted.
+#[derive(Debug)]
+struct WithRoots(Arc<Own>);
+
+impl ResolvesServerCert for WithRoots {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.current().with_roots.clone())
+    }
+}
+
+fn read(
+    dir: &Path,
+    provider: &Arc<CryptoProvider>,
+) -> Result<(Current, RootCertStore, [u8; 32]), IdentityError> {
+    let files = Files::find(dir);
+    let certificates = files::certificates(&files.certificate)?;
+    let roots = files::certificates(&files.ca)?;
+    let key = files::private_key(&files.key)?;
     let content = |detail: String| IdentityError::Content {
-        path: path.into(),
+        path: files.certificate.clone(),
         detail,
     };
-    let pem = fs::read(path).map_err(|source| IdentityError::Io {
-        path: path.into(),
-        source,
-    })?;
-    let certificates = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<Vec<_>, _>>()
+    let holder = holder(&certificates[0]).map_err(content)?;
+    let mut store = RootCertStore::empty();
+    for root in &roots {
+        store
+            .add(root.clone())
+            .map_err(|error| IdentityError::Content {
+                path: files.ca.clone(),
+                detail: error.to_string(),
+            })?;
+    }
+    let reset_key = blake3::derive_key(RESET_CONTEXT, key.secret_der());
+    // Checks that key and certificate belong together.
+    let certified = CertifiedKey::from_der(certificates, key, provider)
         .map_err(|error| content(error.to_string()))?;
-    if certificates.is_empty() {
-        Err(content("no certificate in it".into()))
-    } else {
-        Ok(certificates)
-    }
-}
-
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
-    let io = |source| IdentityError::Io {
-        path: path.into(),
-        source,
+    let mut chain = certified.cert.clone();
+    chain.extend(roots.iter().cloned());
+    let current = Current {
+        with_roots: Arc::new(CertifiedKey::new(chain, certified.key.clone())),
+        certified: Arc::new(certified),
+        roots,
+        holder,
     };
-    let mode = fs::metadata(path).map_err(io)?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(IdentityError::KeyReadable {
-            path: path.into(),
-            mode,
-        });
-    }
-    PrivateKeyDer::from_pem_slice(&fs::read(path).map_err(io)?).map_err(|_| {
-        IdentityError::Content {
-            path: path.into(),
-            detail: "no private key in it".into(),
-        }
-    })
-}
-
-/// What a certificate says of its holder.
-pub(crate) struct Holder {
-    pub(crate) id: SpiffeId,
-    pub(crate) not_after: Timestamp,
-}
-
-/// Reads the name: exactly one URI among the alternative names, and it is a SPIFFE id of ours.
-pub(crate) fn holder(certificate: &CertificateDer<'_>) -> Result<Holder, String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
-    let uris = uris(&parsed)?;
-    let [uri] = uris.as_slice() else {
-        return Err(format!(
-            "{} URI names in a certificate, must be exactly one",
-            uris.len()
-        ));
-    };
-    let id = uri
-        .parse()
-        .map_err(|error: SpiffeError| error.to_string())?;
-    let not_after = Timestamp(
-        parsed
-            .validity()
-            .not_after
-            .timestamp()
-            .saturating_mul(1_000_000),
-    );
-    Ok(Holder { id, not_after })
-}
-
-/// The URIs among a certificate's alternative names.
-pub(crate) fn uris<'a>(certificate: &X509Certificate<'a>) -> Result<Vec<&'a str>, String> {
-    let names = certificate
-        .subject_alternative_name()
-        .map_err(|error| error.to_string())?;
-    let names = names
-        .map(|extension| extension.value.general_names.as_slice())
-        .unwrap_or_default();
-    let uri = |name: &GeneralName<'a>| {
-        if let GeneralName::URI(uri) = name {
-            Some(*uri)
-        } else {
-            None
-        }
-    };
-    Ok(names.iter().filter_map(uri).collect())
+    Ok((current, store, reset_key))
 }
 
 fn tls_configs(
-    own: &SpiffeId,
-    roots: Arc<RootCertStore>,
-    certificates: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    own: &Arc<Own>,
+    trust: &Arc<Trust>,
+    provider: &Arc<CryptoProvider>,
 ) -> Result<(rustls::ClientConfig, rustls::ServerConfig), rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-        .build()
-        .map_err(|error| rustls::Error::General(error.to_string()))?;
-    let verifier = Arc::new(PeerVerifier {
-        domain: own.domain().into(),
-        roots,
-        clients,
-        provider: provider.clone(),
-    });
     let tls13 = &[&rustls::version::TLS13];
     let mut client = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(tls13)?
         .dangerous()
-        .with_custom_certificate_verifier(verifier.clone())
-        .with_client_auth_cert(certificates.clone(), key.clone_key())?;
-    let mut server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_custom_certificate_verifier(trust.clone())
+        .with_client_cert_resolver(own.clone());
+    let mut server = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(tls13)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates, key)?;
+        .with_client_cert_verifier(trust.clone())
+        .with_cert_resolver(own.clone());
     client.alpn_protocols = vec![ALPN.to_vec()];
     server.alpn_protocols = vec![ALPN.to_vec()];
     // A resumed session would skip the certificate, whose validity may have ended since.
@@ -231,133 +333,4 @@ fn tls_configs(
     server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
     Ok((client, server))
-}
-
-/// Demands of a peer, on either side: a chain to the CA, validity, extended key usage for its side, and exactly one
-/// SPIFFE id, of the own trust domain. Which role and name it must have is for the code that knows why it talks
-/// to it, and is answered with a close code that says so. Host names play no part.
-#[derive(Debug)]
-struct PeerVerifier {
-    domain: String,
-    roots: Arc<RootCertStore>,
-    clients: Arc<dyn ClientCertVerifier>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl PeerVerifier {
-    fn check_name(&self, certificate: &CertificateDer<'_>) -> Result<(), rustls::Error> {
-        match holder(certificate) {
-            Ok(holder) if holder.id.domain() == self.domain => Ok(()),
-            // Goes to the peer as the alert access_denied.
-            _ => Err(CertificateError::ApplicationVerificationFailure.into()),
-        }
-    }
-
-    fn check_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-}
-
-fn tls12_is_not_spoken() -> Result<HandshakeSignatureValid, rustls::Error> {
-    Err(PeerIncompatible::Tls12NotOffered.into())
-}
-
-impl ServerCertVerifier for PeerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let certificate = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(
-            &certificate,
-            &self.roots,
-            intermediates,
-            now,
-            algorithms,
-        )?;
-        self.check_name(end_entity)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        tls12_is_not_spoken()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.check_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for PeerVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.clients.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self
-            .clients
-            .verify_client_cert(end_entity, intermediates, now)?;
-        self.check_name(end_entity)?;
-        Ok(verified)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        tls12_is_not_spoken()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.check_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }

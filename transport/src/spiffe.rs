@@ -1,4 +1,4 @@
-//! Names: `spiffe://DOMAIN/region/REGION/{agent,federator,operator}/NAME`.
+//! Names: `spiffe://DOMAIN/region/REGION/{agent,federator,operator,admin}/NAME`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,15 +18,21 @@ pub enum PeerRole {
     Federator,
     /// A person or program that asks.
     Operator,
+    /// An operator who may also let in and shut out.
+    Admin,
 }
 
 impl PeerRole {
+    /// All roles.
+    pub const ALL: [Self; 4] = [Self::Agent, Self::Federator, Self::Operator, Self::Admin];
+
     /// As in the SPIFFE id.
     pub fn name(self) -> &'static str {
         match self {
             Self::Agent => "agent",
             Self::Federator => "federator",
             Self::Operator => "operator",
+            Self::Admin => "admin",
         }
     }
 }
@@ -41,7 +47,7 @@ impl FromStr for PeerRole {
     type Err = SpiffeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Agent, Self::Federator, Self::Operator]
+        Self::ALL
             .into_iter()
             .find(|role| role.name() == text)
             .ok_or_else(|| SpiffeError::Role(text.into()))
@@ -64,7 +70,7 @@ pub enum SpiffeError {
     #[error("{0:?} is not spiffe://DOMAIN/region/REGION/ROLE/NAME")]
     Form(String),
     /// An unknown role.
-    #[error("{0:?} is not a role: agent, federator or operator")]
+    #[error("{0:?} is not a role: agent, federator, operator or admin")]
     Role(String),
     /// A part with other characters, empty or too long.
     #[error(
@@ -124,6 +130,23 @@ impl SpiffeId {
         first.copy_from_slice(&hash.as_bytes()[..8]);
         AgentKey(u64::from_le_bytes(first))
     }
+}
+
+/// What a CA's own name lets it sign for: a trust domain (`spiffe://DOMAIN`), or one region of it
+/// (`spiffe://DOMAIN/region/REGION`). `None`: it is no such name.
+pub(crate) fn scope(uri: &str) -> Option<(&str, Option<&str>)> {
+    let rest = uri.strip_prefix("spiffe://")?;
+    let (domain, path) = match rest.split_once('/') {
+        Some((domain, path)) => (domain, Some(path)),
+        None => (rest, None),
+    };
+    check_domain(domain).ok()?;
+    let Some(path) = path.filter(|path| !path.is_empty()) else {
+        return Some((domain, None));
+    };
+    let region = path.strip_prefix("region/")?;
+    check_part("region", region).ok()?;
+    Some((domain, Some(region)))
 }
 
 /// Checks a trust domain: as every part, in lower case.
