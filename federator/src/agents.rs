@@ -197,6 +197,12 @@ impl AgentStates {
     }
 
     /// All that have connected since the start, by name.
+    /// Whether an agent with this key ever reported here, as far as is remembered.
+    pub fn knows(&self, key: AgentKey) -> bool {
+        let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        by_key.contains_key(&key)
+    }
+
     pub fn health(&self, now: Timestamp) -> Vec<AgentHealth> {
         let states: Vec<_> = {
             let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);

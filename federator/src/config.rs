@@ -41,6 +41,8 @@ pub struct Config {
     /// Names.
     #[serde(default)]
     pub dns: Dns,
+    /// Certificates for the region's agents; none are signed without it.
+    pub enrol: Option<Enrolment>,
     /// Metrics; none are served without it.
     pub metrics: Option<Metrics>,
 }
@@ -126,6 +128,27 @@ pub struct Dns {
     pub internal: Vec<String>,
     /// Files with names that somebody warns of.
     pub threats: Vec<PathBuf>,
+}
+
+/// Certificates for the region's agents.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrolment {
+    /// Where nodes without a certificate ask for one (UDP). Not where sessions are.
+    pub listen: SocketAddr,
+    /// The same as nodes dial it, `host:port`: it goes into tokens.
+    pub address: String,
+    /// Folder with `ca.pem` and `ca-key.pem` of the CA that signs: a region's (`weft pki region-ca`), or the root's.
+    pub ca: PathBuf,
+    /// How long a certificate holds. Agents get the next one after two thirds of it.
+    #[serde(default = "default_certificate_hours")]
+    pub certificate_hours: u32,
+    /// Where agents report, `host:port`; by default `address` with the port of `listen` above.
+    pub federator: Option<String>,
+}
+
+fn default_certificate_hours() -> u32 {
+    24
 }
 
 /// Metrics.
@@ -220,6 +243,16 @@ impl Config {
             self.store.flush_interval_ms > 0,
             "store.flush_interval_ms must not be 0"
         );
+        if let Some(enrol) = &self.enrol {
+            ensure!(
+                (1..=24 * 90).contains(&enrol.certificate_hours),
+                "enrol.certificate_hours must be 1 to 2160"
+            );
+            ensure!(
+                enrol.address.rsplit_once(':').is_some(),
+                "enrol.address must be host:port"
+            );
+        }
         ensure!(self.query.concurrent > 0, "query.concurrent must not be 0");
         Ok(())
     }

@@ -267,6 +267,25 @@ impl Vitals {
             ("sessions_idle", transport.idle_timeouts),
             ("sessions_lost", transport.lost),
             ("sessions_full_refusals", transport.refused_full),
+            ("tokens_created", sessions.enrol.tokens.load(Relaxed)),
+            ("nodes_joined", sessions.enrol.joined.load(Relaxed)),
+            ("join_refusals", sessions.enrol.join_refusals.load(Relaxed)),
+            (
+                "certificates_renewed",
+                sessions.enrol.renewed.load(Relaxed),
+            ),
+            (
+                "renewal_refusals",
+                sessions.enrol.renewal_refusals.load(Relaxed),
+            ),
+            (
+                "revocations_learned",
+                sessions.enrol.revocations.load(Relaxed),
+            ),
+            (
+                "revocations_refused",
+                sessions.enrol.revocations_refused.load(Relaxed),
+            ),
             ("handshake_timeouts", transport.handshake_timeouts),
             ("handshakes_retried", transport.retried),
         ]

@@ -16,6 +16,7 @@ pub mod pipeline;
 pub mod agents;
 pub mod peers;
 pub mod server;
+pub mod enrol;
 pub mod clusters;
 pub mod query;
 pub mod health;

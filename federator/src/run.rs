@@ -7,11 +7,13 @@ use anyhow::{Context, ensure};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use weft_transport::join::JoinListener;
 use weft_transport::{Dialler, Identity, Listener, PeerRole};
 use weft_wire::control::CloseCode;
 
 use crate::agents::AgentStates;
 use crate::config::Config;
+use crate::enrol::{Enrol, share};
 use crate::health::{Sources, Vitals};
 use crate::metrics::serve;
 use crate::peers::Peers;
@@ -29,6 +31,7 @@ pub struct Federator {
     listener: Arc<Listener>,
     server: Arc<Server>,
     tasks: JoinSet<()>,
+    join_address: Option<std::net::SocketAddr>,
 }
 
 /// Loads the identity, and holds it against the configuration.
@@ -70,6 +73,12 @@ impl Federator {
         let listener = Arc::new(Listener::bind(config.listen, &identity).context("cannot listen")?);
         let agents = Arc::new(AgentStates::new(&pipeline.sequences));
         let counters = Arc::new(ServerCounters::default());
+        let enrol = Arc::new(Enrol::open(
+            &config,
+            identity.clone(),
+            agents.clone(),
+            counters.enrol.clone(),
+        )?);
         let sources = Sources {
             identity: identity.clone(),
             listener: listener.clone(),
@@ -101,11 +110,21 @@ impl Federator {
             journal_max_bytes: config.journal.max_bytes,
             queries,
             peers: peers.clone(),
+            enrol: enrol.clone(),
             counters,
         });
         let dialler = Dialler::new(&identity)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(server.clone().run(listener.clone()));
+        tasks.spawn(share::run(enrol.clone(), peers.clone()));
+        let followed = identity.clone();
+        tasks.spawn(async move { followed.follow().await });
+        let mut join_address = None;
+        if let Some(settings) = &config.enrol {
+            let joins = JoinListener::bind(settings.listen, &identity).context("enrol.listen")?;
+            join_address = Some(joins.local_addr()?);
+            tasks.spawn(async move { joins.serve(enrol).await });
+        }
         tasks.spawn(peers.run(dialler, pipeline.submissions.clone()));
         tasks.spawn(vitals.clone().sample());
         if let Some(metrics) = &config.metrics {
@@ -121,12 +140,18 @@ impl Federator {
             listener,
             server,
             tasks,
+            join_address,
         })
     }
 
     /// Where it listens.
     pub fn address(&self) -> anyhow::Result<std::net::SocketAddr> {
         Ok(self.listener.local_addr()?)
+    }
+
+    /// Where nodes join, if they can.
+    pub fn join_address(&self) -> Option<std::net::SocketAddr> {
+        self.join_address
     }
 
     /// Totals of the sessions.

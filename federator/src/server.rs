@@ -22,6 +22,8 @@ use weft_wire::{Timestamp, codec};
 use crate::agents::{AgentState, AgentStates};
 use crate::clock;
 use crate::core::Contact;
+use crate::enrol::roles::{self, Act};
+use crate::enrol::{Enrol, EnrolCounters};
 use crate::peers::Peers;
 use crate::pipeline::{Progress, Room, Rows, SEQ_BYTES, Submission, room};
 use crate::query::Queries;
@@ -51,6 +53,8 @@ pub struct Server {
     pub peers: Arc<Peers>,
     /// Answers.
     pub queries: Arc<Queries>,
+    /// Certificates, and who is shut out.
+    pub enrol: Arc<Enrol>,
     /// Totals.
     pub counters: Arc<ServerCounters>,
 }
@@ -72,6 +76,8 @@ pub struct ServerCounters {
     pub journal_full: AtomicU64,
     /// Sessions refused because there are too many agents.
     pub agents_full: AtomicU64,
+    /// Of certificates.
+    pub enrol: Arc<EnrolCounters>,
 }
 
 impl Server {
@@ -148,6 +154,7 @@ impl Server {
         tokio::select! {
             ended = acknowledge => ended,
             ended = self.receive(&session, &agent, &mut receiver) => ended,
+            ended = self.enrol.serve_agent(&session) => ended,
         }
     }
 
@@ -288,15 +295,17 @@ impl Server {
         };
         match first.kind {
             Kind::Request => {
+                roles::require(&session, Act::Ask)?;
                 let request: Request = session.decode(&first)?;
                 self.queries.answer(sender, request).await
             }
             Kind::PeerHello => {
-                session.require_role(&[PeerRole::Federator])?;
+                roles::require(&session, Act::Exchange)?;
                 let hello: PeerHello = session.decode(&first)?;
                 session.require_name(&hello.name)?;
                 self.serve_peer(&session, &hello, sender, receiver).await
             }
+            Kind::IdentityRequest => self.enrol.serve(&session, sender, &first).await,
             other => Err(session.misbehaved(
                 CloseCode::Unexpected,
                 format!("{other:?} opens no conversation"),

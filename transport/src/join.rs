@@ -45,7 +45,7 @@ pub const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub trait Admit: Send + Sync + 'static {
     /// Answers one question; `from` is the address it came from, which is proven.
     fn admit(
-        &self,
+        self: Arc<Self>,
         from: SocketAddr,
         request: IdentityRequest,
     ) -> impl Future<Output = IdentityAnswer> + Send;
@@ -120,7 +120,7 @@ impl JoinListener {
             };
             let (admit, counters) = (admit.clone(), self.counters.clone());
             tokio::spawn(async move {
-                let answered = timeout(JOIN_TIMEOUT, answer(incoming, remote, &*admit)).await;
+                let answered = timeout(JOIN_TIMEOUT, answer(incoming, remote, admit)).await;
                 match answered {
                     Ok(Ok(())) => counters.established(),
                     Ok(Err(error)) => {
@@ -200,7 +200,7 @@ impl Drop for Guest {
 async fn answer<A: Admit>(
     incoming: quinn::Incoming,
     remote: SocketAddr,
-    admit: &A,
+    admit: Arc<A>,
 ) -> Result<(), TransportError> {
     let connection = incoming.await.map_err(closed)?;
     let (mut send, mut receive) = connection.accept_bi().await.map_err(closed)?;

@@ -185,6 +185,11 @@ impl Session {
         })
     }
 
+    /// Whether this is the very same session.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// The peer's proven name.
     pub fn peer(&self) -> &SpiffeId {
         &self.inner.peer
