@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod run;
+pub mod recall;
 pub mod record;
 pub mod journal;
 pub mod core;

@@ -4,6 +4,8 @@
 //! - `core` decodes and applies them in the journal's order, and lets time pass;
 //! - `store` writes what changed.
 //!
+//! Beside them `recall` looks in the store for the other ends of halves that came late, and submits what it finds.
+//!
 //! When one cannot follow, the queue before it fills up and the one before waits: down to the agents, by QUIC's flow control.
 //! When one fails, nothing goes on: [`Pipeline::failed`] says why, and the program ends. What was acknowledged is in the journal.
 
@@ -23,7 +25,7 @@ use weft_wire::batch::{BatchDecoder, BatchError};
 use weft_wire::control::PeerMessage;
 use weft_wire::{AgentInfo, AgentKey, Timestamp, codec, frame::Kind};
 
-use self::threads::{CoreEnds, run_core, run_journal, run_store};
+use self::threads::{CoreEnds, StoreEnds, run_core, run_journal, run_recall, run_store};
 use crate::agents::AgentState;
 use crate::clock;
 use crate::config::Config;
@@ -31,7 +33,8 @@ use crate::core::{Contact, Core, CoreConfig, CoreCounters, Input};
 use crate::delays::Delays;
 use crate::journal::{AgentEntry, BatchEntry, Entry, EntryRef, Journal, PeerEntry};
 use crate::peers::Peers;
-use crate::record::Flush;
+use crate::recall::Recaller;
+use crate::record::{Flush, Found};
 use crate::store::{Readers, Store, StoreOptions};
 
 /// Submissions that wait for the journal.
@@ -42,6 +45,8 @@ const ENTRIES: usize = 16_384;
 /// acknowledged be ahead of what is decided and stored. Four million halves: a burst passes at the journal's pace, and
 /// a question that waits for all of it to be stored is still answered.
 pub const BACKLOG_BYTES: usize = 96 << 20;
+/// Searches in the store that wait. While there are as many, what is sought is gathered.
+const SOUGHT: usize = 4;
 /// Flushes whose rows' memory waits to be used again.
 const SPARES: usize = 1;
 
@@ -89,6 +94,13 @@ pub enum Submission {
         acks: Arc<watch::Sender<u64>>,
         /// Its place in the backlog.
         room: Room,
+    },
+    /// Halves that had been given up come back from the store.
+    Found {
+        /// When.
+        at: Timestamp,
+        /// These.
+        found: Vec<Found>,
     },
     /// Something between us and a peer that needs no journal.
     Contact {
@@ -222,7 +234,9 @@ impl Pipeline {
         let loaded = store.load()?;
         let (covered, from) = (loaded.position, loaded.held_from.min(loaded.position));
         let live = loaded.live.len();
-        let mut core = Core::new(core_config(config)?, loaded);
+        let core_config = core_config(config)?;
+        let recaller = Recaller::new(&core_config, readers.clone());
+        let mut core = Core::new(core_config, loaded);
         let mut decoder = Decoders::default();
         let mut last = None;
         let (mut journal, recovery) = Journal::open(
@@ -275,6 +289,7 @@ impl Pipeline {
             store,
             readers,
             peers,
+            recaller,
         };
         Ok(Self::spawn(config, parts, sequences)?)
     }
@@ -290,12 +305,14 @@ impl Pipeline {
             store,
             readers,
             peers,
+            recaller,
         } = parts;
         let progress = Arc::new(Progress::default());
         progress.journal_bytes.store(journal.bytes(), Relaxed);
         let (submissions, submitted) = mpsc::channel(SUBMISSIONS);
         let (to_core, entries) = sync_channel(ENTRIES);
         let (to_store, flushes) = sync_channel(1);
+        let (to_recaller, sought) = sync_channel(SOUGHT);
         let (emptied, empty) = sync_channel(SPARES);
         let (failed, failures) = mpsc::channel(4);
         let interval = Duration::from_millis(config.store.flush_interval_ms);
@@ -339,7 +356,20 @@ impl Pipeline {
         let shared = progress.clone();
         thread(
             "store",
-            Box::new(move || run_store(store, &flushes, &emptied, retention_us, &shared)),
+            Box::new(move || {
+                let ends = StoreEnds {
+                    flushes,
+                    emptied,
+                    to_recaller,
+                };
+                run_store(store, &ends, retention_us, &shared)
+            }),
+        )?;
+        // Not kept from ending by this one.
+        let results = submissions.downgrade();
+        thread(
+            "recall",
+            Box::new(move || run_recall(recaller, &sought, &results)),
         )?;
         Ok(Self {
             submissions,
@@ -375,6 +405,7 @@ struct Parts {
     store: Store,
     readers: Readers,
     peers: Arc<Peers>,
+    recaller: Recaller,
 }
 
 /// Reads the mesh's key.
@@ -469,6 +500,13 @@ fn replayed(entry: Entry, decoders: &mut Decoders) -> (Timestamp, Option<Input>)
         }
         Entry::Batch(entry) => (entry.arrived_at, decoders.input(Rows::Halves, &entry).ok()),
         Entry::Lookups(entry) => (entry.arrived_at, decoders.input(Rows::Lookups, &entry).ok()),
+        Entry::Found(PeerEntry {
+            arrived_at,
+            message,
+        }) => {
+            let found = codec::from_bytes(Kind::PeerMessages, &message).ok();
+            (arrived_at, found.map(Input::Found))
+        }
         Entry::Peer(PeerEntry {
             arrived_at,
             message,

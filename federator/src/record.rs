@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use weft_mesh::Link;
+use weft_wire::control::Recall;
 use weft_wire::query::{Confidence, ConnectionState, PathClass, Unmatched};
 use weft_wire::{
     AgentInfo, AgentKey, Fingerprint, Half, HalfId, HalfState, Lookup, Owner, Protocol, Role,
@@ -48,8 +50,77 @@ pub struct Row {
     pub unmatched: Option<Unmatched>,
     /// The two homes have not yet told each other everything.
     pub card_due: bool,
+    /// Who could not be asked when the half was given up.
+    pub cut_off: CutOff,
     /// Nothing more is expected: the row leaves memory.
     pub settled: bool,
+}
+
+/// Who of the mesh could not be asked about a half when it was given up: it is looked for again when they return. Also
+/// bits of a column.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CutOff(pub u8);
+
+impl CutOff {
+    /// Its owner.
+    pub const OWNER: u8 = 2;
+    /// Another home: that of its partner, or any that might have a late half's.
+    pub const HOME: u8 = 4;
+}
+
+/// What is to be looked for in the store when this is written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sought {
+    /// Other ends of halves that came late, ours or a peer's.
+    pub recalls: Vec<Recall>,
+    /// What was given up while these peers could not be reached.
+    pub returned: Vec<String>,
+}
+
+/// Recalls that are gathered. More are dropped.
+pub const MAX_RECALLS: usize = 65_536;
+
+impl Sought {
+    /// Whether it is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.recalls.is_empty() && self.returned.is_empty()
+    }
+
+    /// Takes these recalls as far as there is room; how many there was no room for.
+    pub fn recall(&mut self, recalls: &[Recall]) -> usize {
+        let room = MAX_RECALLS.saturating_sub(self.recalls.len());
+        let taken = recalls.len().min(room);
+        self.recalls.extend_from_slice(&recalls[..taken]);
+        recalls.len() - taken
+    }
+
+    /// What a peer's absence has kept is to be looked for.
+    pub fn peer_returned(&mut self, peer: &str) {
+        if !self.returned.iter().any(|known| known == peer) {
+            self.returned.push(peer.to_owned());
+        }
+    }
+
+    /// Takes another one's too.
+    pub fn add(&mut self, other: Self) {
+        self.recall(&other.recalls);
+        for peer in &other.returned {
+            self.peer_returned(peer);
+        }
+    }
+}
+
+/// A half that was given up and comes back from the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// Who reported it.
+    pub agent: AgentNumber,
+    /// The half.
+    pub half: Half,
+    /// Its owner.
+    pub owner: Owner,
+    /// Its other end waits somewhere: it need not be looked for.
+    pub asked_for: bool,
 }
 
 /// A description of an agent, ours or a peer's.
@@ -91,6 +162,8 @@ pub struct Flush {
     pub replaced: Vec<HalfId>,
     /// Ids of rows that were written before as settled ones and are replaced or gone; rare, and slow.
     pub replaced_done: Vec<HalfId>,
+    /// None of these was opened before.
+    pub replaced_from: Timestamp,
     /// Rows.
     pub rows: Vec<Row>,
     /// Lookups.
@@ -99,10 +172,14 @@ pub struct Flush {
     pub links_changed: Vec<HalfId>,
     /// Links to other homes that are not done.
     pub links: Vec<(HalfId, Link)>,
+    /// What is to be looked for afterwards.
+    pub sought: Sought,
     /// When the other ends of halves that are joined with this were named to us, by our clock; some of them, if many.
     pub named: Vec<Timestamp>,
     /// Highest sequence number of each agent that is covered.
     pub sequences: Vec<(AgentKey, u64)>,
+    /// Which description of these agents is in force.
+    pub descriptions: Vec<(AgentKey, AgentNumber)>,
 }
 
 /// What a new core starts with.
@@ -128,6 +205,8 @@ pub struct Loaded {
     pub links: HashMap<HalfId, Link>,
     /// Durable sequence numbers.
     pub sequences: Vec<(AgentKey, u64)>,
+    /// Which description of these agents was in force.
+    pub descriptions: Vec<(AgentKey, AgentNumber)>,
 }
 
 impl Row {

@@ -292,20 +292,21 @@ impl Mesh {
         self.home.updated(half, view, offer);
     }
 
-    /// What a half is looked for by.
-    pub fn recall_of(&self, view: &HalfView) -> Recall {
-        Recall {
-            routing_key: self.config.key.keys(view).routing,
-            opened_at: Timestamp(view.opened_at),
-        }
-    }
-
     /// A half came so late that its other end may have expired: asks all homes that can be reached to offer that again.
     pub fn recall(&mut self, recall: Recall) {
         for peer in 0..self.peers.len() {
             if self.peers[peer].session.is_some() {
                 self.queue_recall(peer, recall);
             }
+        }
+    }
+
+    /// The same, of one home that could not be reached before.
+    pub fn recall_from(&mut self, peer: &str, recall: Recall) {
+        if let Some(peer) = self.config.members.index(peer)
+            && self.peers[peer].session.is_some()
+        {
+            self.queue_recall(peer, recall);
         }
     }
 

@@ -135,8 +135,18 @@ impl Core {
         let now = self.now;
         match (&mut self.mesh, contact) {
             (None, _) => {}
+            (
+                Some(_),
+                Contact::Said {
+                    message: PeerMessage::Recall(recalls),
+                    ..
+                },
+            ) => self.recalled(recalls),
             (Some(_), Contact::Said { peer, message }) => self.heard(peer, message),
-            (Some(mesh), Contact::Up { peer, instance }) => mesh.session_up(peer, *instance),
+            (Some(mesh), Contact::Up { peer, instance }) => {
+                mesh.session_up(peer, *instance);
+                self.returned(peer);
+            }
             (Some(mesh), Contact::Down { peer }) => mesh.session_down(peer),
             (Some(mesh), Contact::PeerUp { peer, instance }) => {
                 mesh.peer_session_up(peer, *instance)
@@ -209,6 +219,7 @@ impl Core {
         if !std::mem::replace(&mut self.slots[number].past_hold, true) {
             self.past_hold += 1;
         }
+        self.seek_if_late(number, &view);
         let Some(mesh) = &mut self.mesh else { return };
         let taken = mesh.offer(id, &view);
         self.slots[number].offered = taken;

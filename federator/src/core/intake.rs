@@ -6,7 +6,7 @@ use weft_wire::{AgentKey, Fingerprint, Half, HalfBatch, HalfState, LookupBatch};
 
 use super::Core;
 use super::slots::{Slot, SlotNumber, Stored};
-use crate::record::{AgentNumber, LookupRow, Row, is_client};
+use crate::record::{AgentNumber, CutOff, LookupRow, Row, is_client};
 
 impl Core {
     /// The agent whose batch this is, if it is a new one.
@@ -84,6 +84,11 @@ impl Core {
                 None => self.add(Slot::new(half, *agent, network, *host, skew_us)),
             }
         }
+        self.take_in();
+    }
+
+    /// Gives the stitcher what has come, and acts on what it says.
+    pub(super) fn take_in(&mut self) {
         let candidates = std::mem::take(&mut self.candidates);
         self.stitcher.insert(self.now, &candidates);
         self.candidates = candidates;
@@ -172,6 +177,7 @@ impl Core {
             joined: None,
             unmatched: Some(reason),
             card_due: false,
+            cut_off: CutOff::default(),
             settled,
         };
         self.overflow.put(&slot.half, slot.agent, row);

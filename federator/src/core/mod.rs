@@ -21,6 +21,7 @@ mod exchange;
 mod intake;
 mod names;
 mod overflow;
+mod recall;
 mod rows;
 mod slots;
 
@@ -40,7 +41,7 @@ use self::names::{Agents, Owners};
 use self::overflow::Overflow;
 pub use self::slots::view_of;
 use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
-use crate::record::{AgentRecord, Joined, Loaded, LookupRow, Row};
+use crate::record::{AgentRecord, Found, Joined, Loaded, LookupRow, Row, Sought};
 
 /// How long a settled half stays in memory, in microseconds.
 pub const LINGER_US: i64 = 10_000_000;
@@ -108,6 +109,8 @@ pub enum Input {
         /// The lookups.
         batch: LookupBatch,
     },
+    /// Halves that had been given up come back from the store.
+    Found(Vec<Found>),
     /// A peer said something that outlives this process.
     Peer {
         /// Its name.
@@ -150,6 +153,12 @@ pub struct CoreCounters {
     pub matched_halves: u64,
     /// Of the pairs, those whose other end is at another home.
     pub joined: u64,
+    /// Halves that came so late that their other ends were looked for in the store, and in those of all homes.
+    pub sought: u64,
+    /// Halves that came back from the store, because they were looked for or a peer returned.
+    pub recalled: u64,
+    /// Of those looked for or found, such that there was no room for.
+    pub recalls_dropped: u64,
     /// Halves that the mesh was not asked about, because it had too many.
     pub not_offered: u64,
     /// Messages of peers that may not say what they said.
@@ -177,6 +186,8 @@ pub struct Core {
     agents: Agents,
     stitcher: Stitcher,
     mesh: Option<Mesh>,
+    /// Makes the routing keys by which late halves are looked for.
+    key: MeshKey,
     told: VecDeque<Told>,
     departed: Departed,
     dirty: Vec<SlotNumber>,
@@ -186,6 +197,8 @@ pub struct Core {
     leaving_late: VecDeque<(i64, SlotNumber)>,
     replaced: Vec<HalfId>,
     replaced_done: Vec<HalfId>,
+    replaced_from: Timestamp,
+    sought: Sought,
     /// Stored without ever having been in memory.
     overflow: Overflow,
     /// Not yet in the store.
@@ -233,6 +246,9 @@ impl Core {
             leaving_late: VecDeque::new(),
             replaced: Vec::new(),
             replaced_done: Vec::new(),
+            replaced_from: Timestamp(i64::MAX),
+            sought: Sought::default(),
+            key: config.key(),
             overflow: Overflow::new(config.max_open, config.seed),
             lookups: Vec::new(),
             named: Vec::new(),
@@ -250,6 +266,9 @@ impl Core {
             core.departed.insert(id);
         }
         core.agents.load(loaded.agents);
+        for (key, number) in loaded.descriptions {
+            core.agents.describe(key, number);
+        }
         core.asleep = Some((loaded.live, loaded.links));
         core
     }
@@ -287,6 +306,7 @@ impl Core {
                 self.slots[number].unmatched = reason;
             }
             self.slots[number].card_due = row.card_due && !self.slots[number].remote;
+            self.slots[number].cut_off = row.cut_off;
         }
         if let Some(first) = client.or(server) {
             self.slots[first].stored = Stored::Live;
@@ -326,6 +346,9 @@ impl Core {
                     info,
                     pods: false,
                 });
+                // Written with it: which description is in force.
+                let seq = self.sequences.get(&key).copied().unwrap_or(0);
+                self.sequences_changed.insert(key, seq);
             }
             Input::Batch {
                 agent,
@@ -340,6 +363,10 @@ impl Core {
                 self.advance(at);
                 self.looked_up(agent, seq, batch);
             }
+            Input::Found(found) => {
+                self.advance(at);
+                self.found(found);
+            }
             Input::Peer { peer, message } => {
                 self.advance(at);
                 self.heard(&peer, &message);
@@ -352,7 +379,7 @@ impl Core {
     pub fn recover(&mut self, position: u64, at: Timestamp, input: Input) {
         match input {
             Input::Start { down_us } => self.down_us += down_us.max(0),
-            Input::Agent { .. } | Input::Lookups { .. } | Input::Peer { .. } => {}
+            Input::Agent { .. } | Input::Lookups { .. } | Input::Found(_) | Input::Peer { .. } => {}
             Input::Batch {
                 agent,
                 skew_us,
@@ -443,7 +470,9 @@ impl Core {
 
     /// Whether the next flush has anything to write.
     pub fn changed(&self) -> bool {
-        self.position != self.flushed_position || self.held + self.unflushed() > 0
+        self.position != self.flushed_position
+            || self.held + self.unflushed() > 0
+            || !self.sought.is_empty()
     }
 
     /// Highest sequence number of each agent that was applied.
@@ -569,10 +598,16 @@ impl Core {
     /// The row under the half's id, if there is one, goes with the next flush.
     fn unstore(&mut self, number: SlotNumber) {
         let slot = &mut self.slots[number];
+        let (id, opened_at, partner) = (slot.half.id, slot.half.opened_at, slot.partner);
         match std::mem::replace(&mut slot.stored, Stored::No) {
             Stored::No => {}
-            Stored::Live => self.replaced.push(slot.half.id),
-            Stored::Done => self.replaced_done.push(slot.half.id),
+            Stored::Live => self.replaced.push(id),
+            Stored::Done => {
+                self.replaced_done.push(id);
+                let other = self.slots.find(partner).map(|slot| slot.half.opened_at);
+                let opened_at = other.map_or(opened_at, |other| other.min(opened_at));
+                self.replaced_from = self.replaced_from.min(opened_at);
+            }
         }
     }
 
@@ -592,6 +627,7 @@ impl Core {
             }
         };
         let ambiguous = slot.unmatched == Unmatched::Ambiguous;
+        self.note_cut_off(number);
         self.counters.expired += 1;
         self.hold_over(number);
         if !ambiguous {

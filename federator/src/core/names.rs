@@ -217,6 +217,13 @@ impl Agents {
         self.list.insert(number, Agent { record, network });
     }
 
+    /// Says which description of an agent was in force.
+    pub fn describe(&mut self, key: AgentKey, number: AgentNumber) {
+        if self.list.contains_key(&number) {
+            self.by_key.insert(key, number);
+        }
+    }
+
     /// The latest description of one of our own agents.
     pub fn of_key(&self, key: AgentKey) -> Option<AgentNumber> {
         self.by_key.get(&key).copied()

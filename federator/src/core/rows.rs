@@ -1,5 +1,6 @@
 //! What the store has to write, and how halves leave memory.
 
+use weft_wire::Timestamp;
 use weft_wire::query::Unmatched;
 
 use super::slots::{NONE, Slot, SlotNumber, Stored};
@@ -71,10 +72,17 @@ impl Core {
             owners: self.owners.take_fresh(),
             replaced: std::mem::take(&mut self.replaced),
             replaced_done: std::mem::take(&mut self.replaced_done),
+            replaced_from: std::mem::replace(&mut self.replaced_from, Timestamp(i64::MAX)),
+            sought: std::mem::take(&mut self.sought),
             rows,
             lookups: std::mem::take(&mut self.lookups),
             links_changed,
             links,
+            descriptions: self
+                .sequences_changed
+                .keys()
+                .filter_map(|key| Some((*key, self.agents.of_key(*key)?)))
+                .collect(),
             sequences: std::mem::take(&mut self.sequences_changed)
                 .into_iter()
                 .collect(),
@@ -126,6 +134,7 @@ impl Core {
                 confidence: slot.confidence,
             }),
             unmatched: (!slot.matched()).then_some(slot.unmatched),
+            cut_off: slot.cut_off,
             card_due: slot.card_due || (partner != NONE && self.slots[partner].card_due),
             settled,
         }

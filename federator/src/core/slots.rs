@@ -8,7 +8,7 @@ use weft_wire::query::{Confidence, Unmatched};
 use weft_wire::{Half, HalfId};
 
 use super::names::Mixed;
-use crate::record::{AgentNumber, Side};
+use crate::record::{AgentNumber, CutOff, Side};
 
 /// Index of a half in memory.
 pub type SlotNumber = u32;
@@ -60,6 +60,10 @@ pub struct Slot {
     pub offered: bool,
     /// Its other end is at another home, and the two have not yet told each other everything.
     pub card_due: bool,
+    /// Who could not be asked when it was given up.
+    pub cut_off: CutOff,
+    /// It came back from the store because its other end waits somewhere.
+    pub asked_for: bool,
     /// A link to another home is in the store.
     pub link_stored: bool,
     /// Changed since the last flush.
@@ -97,6 +101,8 @@ impl Slot {
             past_hold: false,
             offered: false,
             card_due: false,
+            cut_off: CutOff::default(),
+            asked_for: false,
             link_stored: false,
             dirty: false,
             leaving: false,
@@ -192,6 +198,14 @@ impl Slots {
     /// One of our own halves.
     pub fn of_id(&self, id: HalfId) -> Option<SlotNumber> {
         self.by_id.get(&id).copied()
+    }
+
+    /// Those of which this is so; looks at all.
+    pub fn numbers_where(&self, is_so: impl Fn(&Slot) -> bool) -> Vec<SlotNumber> {
+        let all = self.list.iter().zip(0..);
+        all.filter(|(slot, _)| slot.used && is_so(slot))
+            .map(|(_, number)| number)
+            .collect()
     }
 
     /// Halves in memory.

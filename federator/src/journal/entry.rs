@@ -13,6 +13,8 @@ pub enum EntryRef<'a> {
     Agent(AgentEntry<&'a [u8]>),
     /// Cards of a peer.
     Peer(PeerEntry<&'a [u8]>),
+    /// Halves that come back from the store; the message is those.
+    Found(PeerEntry<&'a [u8]>),
     /// The program was started.
     Start {
         /// When.
@@ -33,6 +35,8 @@ pub enum Entry {
     Agent(AgentEntry<Vec<u8>>),
     /// Cards of a peer.
     Peer(PeerEntry<Vec<u8>>),
+    /// Halves that come back from the store; the message is those.
+    Found(PeerEntry<Vec<u8>>),
     /// The program was started.
     Start {
         /// When.
@@ -73,7 +77,7 @@ pub struct AgentEntry<B> {
 pub struct PeerEntry<B> {
     /// When it arrived, by the federator's clock.
     pub arrived_at: Timestamp,
-    /// Encoded (peer name, message).
+    /// Encoded (peer name, message), or halves.
     pub message: B,
 }
 
@@ -82,6 +86,7 @@ const AGENT: u8 = 2;
 const PEER: u8 = 3;
 const START: u8 = 4;
 const LOOKUPS: u8 = 5;
+const FOUND: u8 = 6;
 
 impl EntryRef<'_> {
     /// Appends the entry's bytes.
@@ -104,8 +109,11 @@ impl EntryRef<'_> {
                 out.extend_from_slice(&entry.agent.0.to_le_bytes());
                 out.extend_from_slice(entry.info);
             }
-            Self::Peer(entry) => {
-                out.push(PEER);
+            Self::Peer(entry) | Self::Found(entry) => {
+                out.push(match self {
+                    Self::Found(_) => FOUND,
+                    _ => PEER,
+                });
                 out.extend_from_slice(&entry.arrived_at.0.to_le_bytes());
                 out.extend_from_slice(entry.message);
             }
@@ -154,10 +162,16 @@ impl Entry {
                     info: rest.to_vec(),
                 })
             }
-            PEER => Self::Peer(PeerEntry {
-                arrived_at,
-                message: rest.to_vec(),
-            }),
+            PEER | FOUND => {
+                let entry = PeerEntry {
+                    arrived_at,
+                    message: rest.to_vec(),
+                };
+                match *kind {
+                    FOUND => Self::Found(entry),
+                    _ => Self::Peer(entry),
+                }
+            }
             START => Self::Start {
                 arrived_at,
                 down_us: word()?.cast_signed(),

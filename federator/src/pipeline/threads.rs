@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -15,7 +15,8 @@ use crate::clock;
 use crate::core::{Contact, Core, Input, Told};
 use crate::journal::{AgentEntry, BatchEntry, EntryRef, Journal, PeerEntry};
 use crate::peers::Peers;
-use crate::record::Row;
+use crate::recall::Recaller;
+use crate::record::{Row, Sought};
 use crate::store::Store;
 
 /// Bytes that one sync of the journal covers at most.
@@ -152,6 +153,19 @@ fn write_entry(
                 at,
                 input: Box::new(Input::Peer { peer, message }),
                 room: Some(room),
+            });
+        }
+        Submission::Found { at, found } => {
+            let bytes = codec::to_bytes(Kind::PeerMessages, &found)?;
+            let position = journal.append(EntryRef::Found(PeerEntry {
+                arrived_at: at,
+                message: &bytes,
+            }))?;
+            onward.push(ToCore::Entry {
+                position,
+                at,
+                input: Box::new(Input::Found(found)),
+                room: None,
             });
         }
         Submission::Acknowledge { seq, acks } => durable.push(Durable::Peer(acks, seq)),
@@ -302,16 +316,25 @@ fn report(core: &Core, progress: &Progress, peers: &Peers) {
     }
 }
 
+/// The store's ends of its channels.
+pub(super) struct StoreEnds {
+    pub(super) flushes: Receiver<ToStore>,
+    /// Rows' memory back to the core.
+    pub(super) emptied: SyncSender<Vec<Row>>,
+    pub(super) to_recaller: SyncSender<Sought>,
+}
+
 pub(super) fn run_store(
     mut store: Store,
-    flushes: &Receiver<ToStore>,
-    emptied: &SyncSender<Vec<Row>>,
+    ends: &StoreEnds,
     retention_us: i64,
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let mut retained: Option<Instant> = None;
-    while let Ok(ToStore { flush, done }) = flushes.recv() {
-        if let Some(flush) = flush {
+    let mut sought = Sought::default();
+    while let Ok(ToStore { flush, done }) = ends.flushes.recv() {
+        if let Some(mut flush) = flush {
+            sought.add(std::mem::take(&mut flush.sought));
             let began = Instant::now();
             store.flush(&flush)?;
             progress
@@ -325,7 +348,15 @@ pub(super) fn run_store(
             progress.released_position.store(needed, Relaxed);
             progress.exchange.since(&flush.named, clock::now());
             // Enough spares, or the core has ended: then it is simply given back.
-            let _ = emptied.try_send(flush.rows);
+            let _ = ends.emptied.try_send(flush.rows);
+        }
+        // What is written now is found.
+        if !sought.is_empty() {
+            match ends.to_recaller.try_send(std::mem::take(&mut sought)) {
+                Ok(()) => {}
+                Err(TrySendError::Full(back)) => sought = back,
+                Err(TrySendError::Disconnected(_)) => anyhow::bail!("the recaller has ended"),
+            }
         }
         progress.flushes.fetch_sub(1, Relaxed);
         for waiting in done {
@@ -336,6 +367,25 @@ pub(super) fn run_store(
             retained = Some(Instant::now());
             store.retain(Timestamp(clock::now().0.saturating_sub(retention_us)))?;
         }
+    }
+    Ok(())
+}
+
+pub(super) fn run_recall(
+    mut recaller: Recaller,
+    sought: &Receiver<Sought>,
+    results: &mpsc::WeakSender<Submission>,
+) -> anyhow::Result<()> {
+    while let Ok(sought) = sought.recv() {
+        recaller.look(clock::now(), &sought, |found| {
+            let Some(submissions) = results.upgrade() else {
+                return false;
+            };
+            let at = clock::now();
+            submissions
+                .blocking_send(Submission::Found { at, found })
+                .is_ok()
+        })?;
     }
     Ok(())
 }

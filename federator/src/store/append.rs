@@ -146,7 +146,7 @@ fn fact_arrays(rows: &[&Row], paths: &[StoredPath]) -> Vec<ArrayRef> {
         Arc::new(UInt32Array::from_iter_values(
             paths.iter().map(|path| path.via),
         )),
-        codes(&|row| Some(u8::from(row.card_due))),
+        codes(&|row| Some(u8::from(row.card_due) | row.cut_off.0)),
     ]
 }
 

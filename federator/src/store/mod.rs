@@ -166,6 +166,12 @@ impl Store {
         let sequences = statement
             .query_map([], |row| Ok((AgentKey(row.get(0)?), row.get(1)?)))?
             .collect::<Result<Vec<_>, _>>()?;
+        let mut statement = self
+            .connection
+            .prepare("SELECT agent, description FROM sequences WHERE description IS NOT NULL")?;
+        let descriptions = statement
+            .query_map([], |row| Ok((AgentKey(row.get(0)?), row.get(1)?)))?
+            .collect::<Result<Vec<_>, _>>()?;
         let links = read::links(&self.connection)?;
         Ok(Loaded {
             position,
@@ -178,6 +184,7 @@ impl Store {
             next_owner,
             links,
             sequences,
+            descriptions,
         })
     }
 
@@ -200,7 +207,12 @@ impl Store {
     fn write(&mut self, flush: &Flush) -> Result<(), StoreError> {
         self.write_names(flush)?;
         self.delete_ids(&flush.replaced, "connections_live", "id")?;
-        self.delete_ids(&flush.replaced_done, "connections_done", "id")?;
+        // Rows are in the order of time, more or less: what is older need not be looked through.
+        let since = format!(
+            "opened_at >= make_timestamp({}) AND id",
+            flush.replaced_from.0
+        );
+        self.delete_ids(&flush.replaced_done, "connections_done", &since)?;
         self.append(
             flush.rows.iter().filter(|row| !row.settled),
             "connections_live",
@@ -239,10 +251,12 @@ impl Store {
             .prepare("DELETE FROM sequences WHERE agent = ?")?;
         let mut remember = self
             .connection
-            .prepare("INSERT INTO sequences VALUES (?, ?)")?;
+            .prepare("INSERT INTO sequences VALUES (?, ?, ?)")?;
+        let descriptions: HashMap<AgentKey, AgentNumber> =
+            flush.descriptions.iter().copied().collect();
         for (agent, seq) in &flush.sequences {
             forget.execute(params![agent.0])?;
-            remember.execute(params![agent.0, seq])?;
+            remember.execute(params![agent.0, seq, descriptions.get(agent)])?;
         }
         self.connection.execute_batch("DELETE FROM held")?;
         let mut appender = self.connection.appender("held")?;

@@ -19,7 +19,7 @@ use weft_wire::{
 use super::StoreError;
 use super::schema::{ROW_COLUMNS, SIDE_COLUMNS};
 use crate::record::{
-    AgentNumber, AgentRecord, Joined, OwnerNumber, Row, Side, code, socket_of_words,
+    AgentNumber, AgentRecord, CutOff, Joined, OwnerNumber, Row, Side, code, socket_of_words,
 };
 
 /// Numbers looked up in one statement.
@@ -68,14 +68,15 @@ impl RowReader<'_> {
         let first = ROW_COLUMNS.len();
         let client = self.side(first, at, protocol, Role::Client);
         let server = self.side(first + SIDE_COLUMNS.len(), at, protocol, Role::Server);
-        let card_due = self.value::<U8>(12, at) == Some(1);
+        let exchange = self.value::<U8>(12, at).unwrap_or_default();
         let unmatched = pick(8).and_then(|reason| code::UNMATCHED.get(reason).copied());
         Row {
             client,
             server,
             joined,
             unmatched,
-            card_due,
+            card_due: exchange & 1 != 0,
+            cut_off: CutOff(exchange & (CutOff::OWNER | CutOff::HOME)),
             settled: false,
         }
     }

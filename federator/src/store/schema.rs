@@ -13,10 +13,12 @@
 //! `via`, which spares a join.
 
 /// The schema's version, kept in the file; another one is refused.
-pub const SCHEMA_VERSION: u64 = 3;
+pub const SCHEMA_VERSION: u64 = 4;
 
 /// View of all connections, flat.
 pub const PLAIN: &str = "connections_plain";
+/// View of those that may not, flat.
+pub const DONE: &str = "connections_done_plain";
 /// View of those that may change, flat.
 pub const LIVE: &str = "connections_live_plain";
 
@@ -52,6 +54,7 @@ impl Type {
 
 /// Columns of a connection as a whole, in the order of the views. Of them, `id`, `opened_at` and `seen_at` are columns of the
 /// tables, the others fields of `fact`; `evidence`, `confidence` and `unmatched` are kept as [`NO_CODE`] for null, `via` as 0.
+/// `exchange` has bit 1 while a card is due, and those of [`CutOff`](crate::record::CutOff).
 pub const ROW_COLUMNS: [(&str, Type); 13] = [
     ("id", Type::U64),
     ("protocol", Type::U8),
@@ -65,7 +68,7 @@ pub const ROW_COLUMNS: [(&str, Type); 13] = [
     ("class", Type::U8),
     ("crosses", Type::U8),
     ("via", Type::U32),
-    ("card_due", Type::U8),
+    ("exchange", Type::U8),
 ];
 
 /// Those of [`ROW_COLUMNS`] that are columns of the tables.
@@ -165,11 +168,12 @@ pub fn create() -> String {
          CREATE TABLE IF NOT EXISTS vias (id UINTEGER, addresses VARCHAR);
          CREATE TABLE IF NOT EXISTS links (half UBIGINT, peer VARCHAR, theirs UBIGINT, partial BOOLEAN, joined BOOLEAN,
              heard_final BOOLEAN, told_final BOOLEAN);
-         CREATE TABLE IF NOT EXISTS sequences (agent UBIGINT, seq UBIGINT);
+         CREATE TABLE IF NOT EXISTS sequences (agent UBIGINT, seq UBIGINT, description UINTEGER);
          CREATE TABLE IF NOT EXISTS progress (schema_version UBIGINT, position UBIGINT, held_from UBIGINT);
          CREATE TABLE IF NOT EXISTS held (half UBIGINT);"
     ) + &format!(
         "CREATE OR REPLACE VIEW {LIVE} AS SELECT {view} FROM connections_live;
+         CREATE OR REPLACE VIEW {DONE} AS SELECT {view} FROM connections_done;
          CREATE OR REPLACE VIEW {PLAIN} AS
              SELECT {view} FROM connections_done UNION ALL SELECT {view} FROM connections_live;
          CREATE OR REPLACE VIEW connections AS

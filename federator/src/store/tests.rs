@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use weft_wire::Owner;
 
 use super::*;
-use crate::record::{Joined, LookupRow};
+use crate::record::{CutOff, Joined, LookupRow};
 use weft_wire::query::{Confidence, Unmatched};
 use weft_wire::{
     AgentInfo, Answer, Fingerprint, Half, HalfState, Lookup, Pod, Process, Protocol, Role, Site,
@@ -155,6 +155,7 @@ fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
         joined: None,
         unmatched: Some(Unmatched::Pending),
         card_due: true,
+        cut_off: CutOff(CutOff::HOME),
         settled: false,
     };
     store
@@ -182,6 +183,7 @@ fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
         }),
         unmatched: None,
         card_due: false,
+        cut_off: CutOff(CutOff::HOME),
         settled: true,
     };
     let flush = Flush {
@@ -223,6 +225,7 @@ fn retention_deletes_rows_and_their_names() {
         joined: None,
         unmatched: Some(Unmatched::NoPartner),
         card_due: false,
+        cut_off: CutOff(CutOff::HOME),
         settled: true,
     };
     let mut flush = Flush {
@@ -263,6 +266,7 @@ fn a_failed_flush_changes_nothing() {
         joined: None,
         unmatched: None,
         card_due: false,
+        cut_off: CutOff(CutOff::HOME),
         settled: true,
     };
     let flush = Flush {

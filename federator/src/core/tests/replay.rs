@@ -121,6 +121,7 @@ fn restarted(flushes: &[Flush], journal: &[(u64, Timestamp, Input)]) -> Core {
         loaded.agents.extend(flush.agents.iter().cloned());
         loaded.owners.extend(flush.owners.iter().cloned());
         loaded.sequences.extend(&flush.sequences);
+        loaded.descriptions.extend(&flush.descriptions);
         loaded.position = flush.position;
         loaded.held = flush.held.iter().copied().collect();
         loaded.held_from = flush.held_from;
@@ -173,6 +174,40 @@ fn what_waits_is_not_written_and_survives_a_restart_in_the_journal() {
     let mut core = restarted(&[first, second], &journal[..1]);
     core.advance(Timestamp(6 + HELD_US));
     assert_eq!(core.flush_all_but_waiting().rows.len(), 1);
+}
+
+#[test]
+fn batches_that_are_replayed_before_the_next_hello_have_the_description_that_was_in_force() {
+    let hello = |zone: &str| {
+        let mut info = AgentInfo {
+            name: "a1".into(),
+            ..AgentInfo::default()
+        };
+        info.site.zone = zone.into();
+        let key = AgentKey(1);
+        Input::Agent { key, info }
+    };
+    let mut core = Core::new(config(), Loaded::default());
+    // Back where it was: not what was described last for the first time.
+    for (position, zone) in [(1, "here"), (2, "there"), (3, "here")] {
+        core.apply(position, Timestamp(0), hello(zone));
+    }
+    let first = core.flush();
+    let client = half(1, 1, Role::Client, 9, HalfState::Closed);
+    let input = Input::Batch {
+        agent: AgentKey(1),
+        seq: 1,
+        skew_us: 0,
+        batch: HalfBatch {
+            owners: vec![Owner::default()],
+            halves: vec![client],
+            ..HalfBatch::default()
+        },
+    };
+    let mut core = restarted(&[first.clone()], &[(11, Timestamp(5), input)]);
+    let agent = core.flush().rows[0].client.unwrap().agent;
+    let (_, record) = first.agents.iter().find(|(n, _)| *n == agent).unwrap();
+    assert_eq!(record.info.site.zone, "here");
 }
 
 #[test]
