@@ -205,8 +205,8 @@ mod tests {
         put(offset_of!(ProcessCall, pid), &77_u32.to_le_bytes());
         put(offset_of!(ProcessCall, started_ns), &5_u64.to_le_bytes());
         put(offset_of!(ProcessCall, comm), b"true");
-        put(offset_of!(ProcessCall, executable), b"/bin/trueXXX");
-        put(offset_of!(ProcessCall, arguments), b"true\0--help\0XXX");
+        put(offset_of!(ProcessCall, executable), b"/bin/true~~~");
+        put(offset_of!(ProcessCall, arguments), b"true\0--help\0~~~");
         bytes
     }
 
