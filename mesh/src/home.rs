@@ -113,7 +113,7 @@ struct OwnHalf {
 pub(crate) struct Home {
     halves: Map<u64, OwnHalf>,
     handles: Map<u64, HalfId>,
-    /// Ids by the peer that has the next word on them: the partner's home, else the owner.
+    /// Ids by those who may have to be told again: the owner, and the partner's home.
     by_peer: BTreeMap<HomeIndex, BTreeSet<u64>>,
     /// When to forget: halves that are done, and links that stay silent.
     timers: VecDeque<(i64, HalfId)>,
@@ -202,6 +202,7 @@ impl Home {
             round: 0,
         };
         self.handles.insert(offer.handle.0, id);
+        self.file(id, owner);
         self.file(id, peer);
         self.halves.insert(
             id.0,
@@ -332,11 +333,17 @@ impl Home {
             };
             match &mut half.link {
                 None if half.owner == peer => self.acts.push_back(Act::Offer(peer, half.offer)),
-                Some(link) if link.peer == peer => {
-                    link.sent = link.told;
-                    self.send_card(HalfId(id));
+                Some(link) => {
+                    // A partner that agrees in part may be refused: the owner is to go on looking.
+                    if half.owner == peer && link.partial && !link.joined {
+                        self.acts.push_back(Act::Offer(peer, half.offer));
+                    }
+                    if link.peer == peer {
+                        link.sent = link.told;
+                        self.send_card(HalfId(id));
+                    }
                 }
-                _ => {}
+                None => {}
             }
         }
     }
@@ -422,10 +429,11 @@ impl Home {
     ) -> bool {
         let before = self.halves.get(&id.0).map(OwnHalf::peer);
         let named = self.weigh_partner(now, id, theirs, peer, partial);
-        if let (Some(before), Some(after)) = (before, self.halves.get(&id.0).map(OwnHalf::peer))
+        let after = self.halves.get(&id.0).map(OwnHalf::peer);
+        if let (Some(before), Some(after)) = (before, after)
             && before != after
         {
-            self.unfile(id, before);
+            self.leave(id, before);
             self.file(id, after);
         }
         named
@@ -549,6 +557,13 @@ impl Home {
         self.by_peer.entry(peer).or_default().insert(id.0);
     }
 
+    /// The peer is no longer the partner's home; it may be the owner.
+    fn leave(&mut self, id: HalfId, peer: HomeIndex) {
+        if self.halves.get(&id.0).is_none_or(|half| half.owner != peer) {
+            self.unfile(id, peer);
+        }
+    }
+
     fn unfile(&mut self, id: HalfId, peer: HomeIndex) {
         if let Some(ids) = self.by_peer.get_mut(&peer) {
             ids.remove(&id.0);
@@ -566,8 +581,7 @@ impl Home {
         let before = half.peer();
         half.link = None;
         let (owner, offer) = (half.owner, half.offer);
-        self.unfile(id, before);
-        self.file(id, owner);
+        self.leave(id, before);
         self.acts.push_back(Act::Withdraw(owner, offer.handle));
         self.acts.push_back(Act::Offer(owner, offer));
     }
@@ -584,6 +598,7 @@ impl Home {
         };
         self.handles.remove(&half.offer.handle.0);
         self.unfile(id, half.peer());
+        self.unfile(id, half.owner);
         if !half.done {
             self.acts
                 .push_back(Act::Withdraw(half.owner, half.offer.handle));
