@@ -1,7 +1,7 @@
 //! `cargo xtask`: everything a developer or a build machine does with this repository, as one program.
 //!
 //! Reading order: [`setup`] (what must be installed), [`ebpf`] (the kernel programs), [`demo`], [`mod@test`]
-//! with [`tidy`], [`fuzz`] and [`kernel_matrix`], [`mod@bench`]; then the helpers [`layout`] (where things are) and [`sh`] (running programs).
+//! with [`tidy`], [`fuzz`] and [`kernel_matrix`], [`mod@bench`], [`mod@simulate`]; then the helpers [`layout`] (where things are) and [`sh`] (running programs).
 
 mod setup;
 mod ebpf;
@@ -11,9 +11,11 @@ mod tidy;
 mod fuzz;
 mod kernel_matrix;
 mod bench;
+mod simulate;
 mod layout;
 mod sh;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -34,6 +36,8 @@ Usage: cargo xtask COMMAND
                               the capture tests on other kernels, in QEMU (default all)
   bench [--only PREFIX] [--json FILE]
                               measure what Weft reaches on this machine
+  simulate [--scenario NAME] [--federators N[,N]] [--agents M] [--seed S] [--seeds K]
+                              a federation in one process, from one seed (--help says more)
 
 Environment:
   WEFT_CACHE                  downloaded tools and, with CI=true, build products
@@ -62,6 +66,7 @@ enum Command {
         only: Option<String>,
         json: Option<String>,
     },
+    Simulate(Vec<OsString>),
     Help,
 }
 
@@ -95,6 +100,7 @@ fn run(command: Command) -> Result<()> {
             kernel_matrix::kernel_matrix(&layout, &kernels, &cases)
         }
         Command::Bench { only, json } => bench::bench(&layout, only.as_deref(), json.as_deref()),
+        Command::Simulate(args) => simulate::simulate(&layout, &args),
         Command::Help => {
             print!("{HELP}");
             Ok(())
@@ -109,6 +115,9 @@ fn parse(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
     let mut kernels = kernel_matrix::Choice::All;
     while let Some(arg) = args.next()? {
         match arg {
+            Value(value) if name.is_none() && value == "simulate" => {
+                return Ok(Command::Simulate(args.raw_args()?.collect()));
+            }
             Long("help") | Short('h') => return Ok(Command::Help),
             Value(value) if name.is_none() => name = Some(value.string()?),
             Long("only") => only = Some(args.value()?.string()?),
@@ -204,6 +213,10 @@ mod tests {
                 kernels: kernel_matrix::Choice::One("5.10".into()),
                 cases: vec!["ipv4".into(), "ipv6".into()]
             })
+        );
+        assert_eq!(
+            parsed(&["simulate", "--seed", "7"]),
+            Ok(Command::Simulate(vec!["--seed".into(), "7".into()]))
         );
         assert_eq!(parsed(&[]), Ok(Command::Help));
     }

@@ -14,6 +14,7 @@ const PURE: &[&str] = &[
     "weft-stitching",
     "weft-dns",
     "weft-mesh",
+    "weft-simulator",
     "weft-agent-common",
 ];
 
@@ -89,6 +90,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("weft-stitching", &[]),
     ("weft-dns", &["weft-wire"]),
     ("weft-mesh", &["weft-stitching", "weft-wire"]),
+    (
+        "weft-simulator",
+        &["weft-mesh", "weft-stitching", "weft-wire"],
+    ),
     ("weft-cloud-context", &["weft-wire"]),
     ("weft-transport", &["weft-wire"]),
     ("weft-kubernetes", &["weft-wire"]),

@@ -46,6 +46,7 @@ const PURE_DIRS: &[&str] = &[
     "stitching/src/",
     "dns/src/",
     "mesh/src/",
+    "simulator/src/",
     "node-agent-common/src/",
 ];
 
