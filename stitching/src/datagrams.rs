@@ -48,15 +48,16 @@ impl Blind {
     }
 }
 
-/// What came of a look at those with the same addresses.
-#[derive(PartialEq, Eq)]
-enum InPlace {
-    /// There is a verdict.
-    Decided,
-    /// There will be one, when the hold of another is over.
+/// What came of a look at a half whose hold is over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// There is one.
+    Given,
+    /// There will be one, when the hold of another with the same addresses is over. Nobody else is asked until then: among all
+    /// that begin alike it may look like one of many.
     Pending,
-    /// None of them fits.
-    Nothing,
+    /// None of those known fits.
+    None,
 }
 
 /// The second word of a twin, whose first is made of the client's first datagram.
@@ -108,21 +109,52 @@ impl Stitcher {
         }
     }
 
-    /// The hold of a UDP half is over. Whether it has a verdict now.
+    /// The hold of a UDP half is over.
     pub(crate) fn datagrams_held(
         &mut self,
         slot: Slot,
         entry: Entry,
         view: &HalfView,
         halves: &impl Halves,
-    ) -> bool {
+    ) -> Verdict {
         let Some((_, client)) = keys(view) else {
-            return false;
+            return Verdict::None;
         };
         match self.try_in_place(slot, entry, halves) {
-            InPlace::Decided => true,
-            InPlace::Pending => false,
-            InPlace::Nothing => self.try_elsewhere(client, entry.handle, halves),
+            Verdict::None => {
+                self.release_pending(entry, halves);
+                match self.try_elsewhere(client, entry.handle, halves) {
+                    true => Verdict::Given,
+                    false => Verdict::None,
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// What waited for this half, with which it shares a key, and waited in vain.
+    fn release_pending(&mut self, entry: Entry, halves: &impl Halves) {
+        let mut waiting = Vec::new();
+        self.isn.table.with_routing(entry.a, |slot, other| {
+            let like = other.b == entry.b && other.role != entry.role;
+            if like && other.state == State::Offered {
+                waiting.push((slot, other));
+            }
+        });
+        for (slot, other) in waiting {
+            let view = halves.view(Handle(other.handle));
+            let Some((_, client)) = view.as_ref().and_then(keys) else {
+                continue;
+            };
+            // Dormant, a twin says that its half was not offered yet.
+            let twin = self.isn.table.find(client, other.handle);
+            if !twin.is_some_and(|(_, twin)| twin.state == State::Dormant) {
+                continue;
+            }
+            let still_nothing = self.try_in_place(slot, other, halves) == Verdict::None;
+            if still_nothing && !self.try_elsewhere(client, other.handle, halves) {
+                self.offer(other.handle);
+            }
         }
     }
 
@@ -159,7 +191,7 @@ impl Stitcher {
             return;
         }
         let decided = entry.state.waits()
-            && (self.try_in_place(slot, entry, halves) == InPlace::Decided
+            && (self.try_in_place(slot, entry, halves) == Verdict::Given
                 || self.try_elsewhere(client, entry.handle, halves));
         let open = view.closed_at.is_none();
         if decided || entry.state.waits() && open {
@@ -193,7 +225,7 @@ impl Stitcher {
     }
 
     /// Among those with the same addresses and first datagram.
-    fn try_in_place(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) -> InPlace {
+    fn try_in_place(&mut self, slot: Slot, entry: Entry, halves: &impl Halves) -> Verdict {
         let mut group = Vec::new();
         self.isn.table.with_routing(entry.a, |slot, other| {
             if other.b == entry.b {
@@ -201,7 +233,7 @@ impl Stitcher {
             }
         });
         if group.len() < 2 {
-            return InPlace::Nothing;
+            return Verdict::None;
         }
         let views = views(&group, halves);
         let fits = |x: &Entry, y: &Entry| either(&views, x, y, fit_in_place);
@@ -209,7 +241,7 @@ impl Stitcher {
         let held = |other: &Entry| other.state == State::Held && other.role != entry.role;
         let pending = |(_, other): &(Slot, Entry)| held(other) && fits(&entry, other) != Fit::No;
         if decision == Decision::None && group.iter().any(pending) {
-            return InPlace::Pending;
+            return Verdict::Pending;
         }
         let doubtful: Vec<_> = match &decision {
             Decision::Ambiguous(entries) => entries.iter().map(|(_, entry)| entry.handle).collect(),
@@ -220,7 +252,7 @@ impl Stitcher {
             Decision::Pair(_) | Decision::None => Vec::new(),
         };
         if !self.carry_out_datagrams(decision, State::Matched, &views) {
-            return InPlace::Nothing;
+            return Verdict::None;
         }
         // What begins like these, and saw them in the midst of a decision, is told.
         for handle in doubtful {
@@ -228,7 +260,7 @@ impl Stitcher {
                 self.doubt_those_like(client, handle, halves);
             }
         }
-        InPlace::Decided
+        Verdict::Given
     }
 
     fn doubt_those_like(&mut self, client: u32, handle: u32, halves: &impl Halves) {

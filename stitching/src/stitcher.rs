@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::datagrams::Blind;
+use crate::datagrams::{Blind, Verdict};
 use crate::judge::Rule;
 use crate::table::{Entry, Met, Slot, State, Table, Walk};
 use crate::timers::{SEQUENCE_BITS, Timer, Timers, kept};
@@ -525,13 +525,18 @@ impl Stitcher {
             self.isn.matched(slot, State::Matched);
             return;
         }
-        let decided = match view.fingerprint {
+        let verdict = match view.fingerprint {
             Fingerprint::Datagrams(_) => self.datagrams_held(slot, entry, &view, halves),
             Fingerprint::TcpIsn { .. } | Fingerprint::Unknown => {
-                self.try_client_isn(slot, entry, halves)
+                match self.try_client_isn(slot, entry, halves) {
+                    true => Verdict::Given,
+                    false => Verdict::None,
+                }
             }
         };
-        if !decided && !self.index_by_tuple(entry, view.tuple_key(), halves) {
+        let found =
+            verdict == Verdict::Given || self.index_by_tuple(entry, view.tuple_key(), halves);
+        if !found && verdict == Verdict::None {
             self.offer(handle);
         }
     }
@@ -663,7 +668,7 @@ impl Stitcher {
         });
     }
 
-    fn offer(&mut self, handle: u32) {
+    pub(crate) fn offer(&mut self, handle: u32) {
         self.counters.offered += 1;
         self.out.push_back(Output::Offer(Handle(handle)));
     }

@@ -135,7 +135,9 @@ impl HalfView {
                 IpAddr::V6(ip) => u128::from(ip),
             };
             key = mix64(key ^ bits as u64).wrapping_add((bits >> 64) as u64);
-            key = mix64(key).wrapping_add(u64::from(address.port()));
+            // Spread over the word: else the next port and the next address of a peer could be those of another flow.
+            let port = u64::from(address.port()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            key = mix64(key).wrapping_add(port);
         }
         mix64(key)
     }
@@ -267,6 +269,22 @@ pub(crate) mod tests {
             ..client
         };
         assert_ne!(client.tuple_key(), other_port.tuple_key());
+    }
+
+    #[test]
+    fn ports_and_addresses_that_follow_each_other_have_keys_of_their_own() {
+        let mut keys = std::collections::HashSet::new();
+        for (port, last) in (0..64_u16).flat_map(|port| (0..64).map(move |last| (port, last))) {
+            keys.insert(
+                HalfView {
+                    local: ([10, 0, 0, 1], 2000 + port).into(),
+                    remote: ([198, 51, 100, last], 53).into(),
+                    ..half(Role::Client)
+                }
+                .tuple_key(),
+            );
+        }
+        assert_eq!(keys.len(), 64 * 64);
     }
 
     #[test]

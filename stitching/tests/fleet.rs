@@ -182,11 +182,19 @@ fn a_crowd_does_not_keep_neighbours_apart() {
             stitcher.insert(now, &[views[i].candidate(Handle(i as u32))]);
         }
     }
+    let neighbour = |i: u32| i / 2 % 2 == 1;
     for tick in 10..400 {
         stitcher.advance(tick * SECOND / 10, &lookup);
         ledger.drain(&mut stitcher);
+        // Elsewhere they are some of many that begin alike, and doubted.
+        let offered: Vec<_> = ledger.offers().filter(|i| neighbour(*i)).collect();
+        assert_eq!(offered, [], "at {tick}");
     }
-    for (i, view) in views.iter().enumerate().filter(|(i, _)| i / 2 % 2 == 1) {
+    for (i, view) in views
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| neighbour(*i as u32))
+    {
         let fate = ledger.fates.get(&(i as u32));
         let stitched = matches!(fate, Some(Fate::Stitched(other, _)) if *other == i as u32 ^ 1);
         assert!(stitched, "{fate:?} {view:?}");

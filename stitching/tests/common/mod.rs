@@ -20,6 +20,12 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Halves that were offered.
+    #[allow(dead_code, reason = "not all tests ask")]
+    pub fn offers(&self) -> impl Iterator<Item = u32> {
+        self.offered.keys().copied()
+    }
+
     pub fn drain(&mut self, stitcher: &mut Stitcher) {
         while let Some(output) = stitcher.poll() {
             match output {
