@@ -19,6 +19,7 @@ use weft_wire::{
 
 use crate::clock;
 use crate::config::Config;
+use crate::run::Federator;
 
 /// Trust domain of everything here.
 pub const DOMAIN: &str = "test.example";
@@ -106,10 +107,22 @@ impl World {
         Config::parse(&self.federator(name, listen, peers)?)
     }
 
+    /// Starts a federator that knows no other; where it listens.
+    pub async fn start(&self, name: &str) -> anyhow::Result<(Federator, String)> {
+        let federator = Federator::start(self.config(name, "127.0.0.1:0", &[])?).await?;
+        let address = federator.address()?.to_string();
+        Ok((federator, address))
+    }
+
     /// Connects a made-up agent.
     pub async fn agent(&self, federator: &str, address: &str, name: &str) -> anyhow::Result<Agent> {
         let folder = self.identity(&format!("r-{federator}"), PeerRole::Agent, name)?;
         Agent::connect(&Identity::load(&folder)?, address, name).await
+    }
+
+    /// All connections of the federator that listens there.
+    pub async fn connections(&self, address: &str) -> anyhow::Result<Answered> {
+        self.operator(address).await?.connections(local()).await
     }
 
     /// Connects an operator.

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use weft_federator::run::Federator;
 use weft_federator::testing::{World, batch_of, half, local};
 use weft_wire::query::{ConnectionState, Filter, Question, Scope, Unmatched};
 use weft_wire::{HalfState, Role};
@@ -11,10 +10,7 @@ use weft_wire::{HalfState, Role};
 async fn two_ends_become_one_connection() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap())
-        .await
-        .unwrap();
-    let address = federator.address().unwrap().to_string();
+    let (federator, address) = world.start("fed-a").await.unwrap();
     let mut client = world.agent("fed-a", &address, "a1").await.unwrap();
     let mut server = world.agent("fed-a", &address, "a2").await.unwrap();
     let of = |agent, role| {
@@ -87,10 +83,7 @@ async fn two_ends_become_one_connection() {
 async fn batches_delivered_again_count_once() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap())
-        .await
-        .unwrap();
-    let address = federator.address().unwrap().to_string();
+    let (federator, address) = world.start("fed-a").await.unwrap();
     let mut first = world.agent("fed-a", &address, "a1").await.unwrap();
     let batches: Vec<_> = (1..=5u32)
         .map(|n| {
@@ -122,30 +115,15 @@ async fn batches_delivered_again_count_once() {
         .await
         .unwrap();
     second.acknowledged(6).await.unwrap();
-    let answer = world
-        .operator(&address)
-        .await
-        .unwrap()
-        .connections(local())
-        .await
-        .unwrap();
+    let answer = world.connections(&address).await.unwrap();
     assert_eq!(answer.connections.len(), 6);
     federator.drain().await;
 
     // And after a restart everything is there.
-    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap())
-        .await
-        .unwrap();
-    let address = federator.address().unwrap().to_string();
+    let (federator, address) = world.start("fed-a").await.unwrap();
     let agent = world.agent("fed-a", &address, "a1").await.unwrap();
     assert_eq!(agent.durable_seq, 6);
-    let answer = world
-        .operator(&address)
-        .await
-        .unwrap()
-        .connections(local())
-        .await
-        .unwrap();
+    let answer = world.connections(&address).await.unwrap();
     assert_eq!(answer.connections.len(), 6);
     federator.drain().await;
 }
@@ -154,10 +132,7 @@ async fn batches_delivered_again_count_once() {
 async fn roles_are_kept_apart() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap())
-        .await
-        .unwrap();
-    let address = federator.address().unwrap().to_string();
+    let (federator, address) = world.start("fed-a").await.unwrap();
     let identity = world
         .identity("r-fed-a", weft_transport::PeerRole::Agent, "a1")
         .unwrap();
@@ -174,13 +149,7 @@ async fn roles_are_kept_apart() {
             .is_err(),
         "an operator sends no halves"
     );
-    let answer = world
-        .operator(&address)
-        .await
-        .unwrap()
-        .connections(local())
-        .await
-        .unwrap();
+    let answer = world.connections(&address).await.unwrap();
     assert!(answer.connections.is_empty());
     federator.drain().await;
 }

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use weft_federator::testing::{Agent, World, batch_of, half, local};
+use weft_federator::testing::{Agent, World, batch_of, half};
 use weft_wire::{HalfState, Role};
 
 /// Starts the program and waits until it listens.
@@ -96,13 +96,7 @@ async fn kill_9_loses_and_doubles_nothing() {
     let mut server = world.agent("fed-a", &address, "a2").await.unwrap();
     assert!(deliver(&mut client, Role::Client, 240).await);
     assert!(deliver(&mut server, Role::Server, 240).await);
-    let answer = world
-        .operator(&address)
-        .await
-        .unwrap()
-        .connections(local())
-        .await
-        .unwrap();
+    let answer = world.connections(&address).await.unwrap();
     assert_eq!(answer.connections.len(), 2400);
     assert_eq!(answer.completeness.halves.matched, 4800);
     assert!(answer.completeness.halves.unmatched.is_empty());

@@ -284,10 +284,7 @@ async fn two_federators_answer_as_one() {
 async fn a_batch_that_is_none_ends_the_session_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let federator = Federator::start(world.config("fed-a", "127.0.0.1:0", &[]).unwrap())
-        .await
-        .unwrap();
-    let address = federator.address().unwrap().to_string();
+    let (federator, address) = world.start("fed-a").await.unwrap();
     let mut agent = world.agent("fed-a", &address, "a1").await.unwrap();
     agent
         .send_encoded_lookups(1, &[1, 200, 1, 0])

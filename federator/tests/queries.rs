@@ -5,8 +5,10 @@
 use std::time::Duration;
 
 use weft_federator::run::Federator;
-use weft_federator::testing::{Operator, World, batch_of, half, local};
-use weft_wire::query::{Filter, Question, Report, ReportOrder, Scope, SqlValue, Unmatched};
+use weft_federator::testing::{Answered, Operator, World, batch_of, half, local};
+use weft_wire::query::{
+    Filter, QueryError, Question, Report, ReportOrder, Scope, SqlValue, Unmatched,
+};
 use weft_wire::{Half, HalfState, Role, filter};
 
 struct Pair {
@@ -92,6 +94,12 @@ impl Pair {
             federator.drain().await;
         }
     }
+}
+
+/// Connections of the federator that is asked, of those that the filter lets pass.
+async fn passing(operator: &Operator, filter: Filter) -> Result<Answered, QueryError> {
+    let question = Question::Connections { filter, limit: 100 };
+    operator.ask(local(), question).await.unwrap()
 }
 
 fn report(report: Report) -> Question {
@@ -317,10 +325,7 @@ async fn the_store_understands_filters_as_the_reference_does() {
             expression: Some(text.to_owned()),
             ..Filter::default()
         };
-        let found = operator
-            .ask(local(), Question::Connections { filter, limit: 100 })
-            .await
-            .unwrap();
+        let found = passing(&operator, filter).await;
         let found = found.unwrap_or_else(|error| panic!("{text}: {error}"));
         let mut found: Vec<_> = found.connections.iter().map(|c| c.id).collect();
         expected.sort();
@@ -336,33 +341,13 @@ async fn the_store_understands_filters_as_the_reference_does() {
         expression: Some("client.workload = 'x' ; drop".into()),
         ..Filter::default()
     };
-    let error = operator
-        .ask(
-            local(),
-            Question::Connections {
-                filter: nonsense,
-                limit: 1,
-            },
-        )
-        .await
-        .unwrap()
-        .unwrap_err();
+    let error = passing(&operator, nonsense).await.unwrap_err();
     assert_eq!(error.code, "E-FILTER");
     let injection = Filter {
         from: Some("workload:x' OR '1'='1".into()),
         ..Filter::default()
     };
-    let none = operator
-        .ask(
-            local(),
-            Question::Connections {
-                filter: injection,
-                limit: 10,
-            },
-        )
-        .await
-        .unwrap()
-        .unwrap();
+    let none = passing(&operator, injection).await.unwrap();
     assert!(none.connections.is_empty());
     pair.stop().await;
 }
