@@ -22,6 +22,7 @@ pub mod sink;
 pub mod spool;
 pub mod uplink;
 pub mod counters;
+pub mod join;
 pub mod metrics;
 pub mod privileges;
 pub mod doctor;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use weft_agent::config::Config;
-use weft_agent::{doctor, kernel, run};
+use weft_agent::{doctor, join, kernel, run};
 
 /// Sees connections in the kernel and reports them to the federator of its region.
 #[derive(Parser)]
@@ -18,6 +18,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Get this node's certificate with a token, which is asked for (or read from stdin, or a file).
+    Join(Joining),
     /// Run until SIGTERM. The hooks stay attached, and buffer, until `unload`.
     Run(File),
     /// Say which hooks this kernel gives, what is missing and what to do about it. Exit 1 when something is.
@@ -26,6 +28,25 @@ enum Command {
     Unload(File),
     /// Print the version.
     Version,
+}
+
+#[derive(Args)]
+struct Joining {
+    /// Configuration file; written when it is not there.
+    #[arg(long, default_value = "/etc/weft/agent.toml")]
+    config: PathBuf,
+    /// Directory for the certificate; by default the configuration's, or /etc/weft/identity.
+    #[arg(long)]
+    identity: Option<PathBuf>,
+    /// Name of this agent; by default the configuration's, the token's, or this host's.
+    #[arg(long)]
+    name: Option<String>,
+    /// File with the token; - for stdin.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// Replace a certificate that still holds.
+    #[arg(long)]
+    replace: bool,
 }
 
 #[derive(Args)]
@@ -46,6 +67,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .init();
     let result = match cli.command {
+        Command::Join(typed) => return joined(typed),
         Command::Run(file) => load(&file)
             .and_then(|config| run::run(&config))
             .map(|()| ExitCode::SUCCESS),
@@ -65,6 +87,26 @@ fn main() -> ExitCode {
         eprintln!("hint:  weft-agent doctor");
         ExitCode::from(2)
     })
+}
+
+fn joined(typed: Joining) -> ExitCode {
+    let typed = join::Join {
+        config: typed.config,
+        identity: typed.identity,
+        name: typed.name,
+        token_file: typed.token_file,
+        replace: typed.replace,
+    };
+    match join::join(&typed) {
+        Ok(said) => {
+            print(&said);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn load(file: &File) -> anyhow::Result<Config> {

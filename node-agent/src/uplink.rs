@@ -18,6 +18,7 @@ use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, 
 use weft_wire::{AgentInfo, Timestamp};
 
 use crate::cluster::ClusterFeed;
+use crate::join::renew::keep_renewed;
 use crate::spool::shared::SharedSpool;
 use crate::spool::{Entry, SpoolError};
 use machine::{Machine, Misbehaviour, Step};
@@ -84,6 +85,7 @@ impl Uplink {
         };
         tokio::select! {
             () = self.keep_connected(&dialler) => {}
+            () = self.identity.follow() => {}
             () = stopped(&mut stop) => {}
         }
         dialler.wait_idle().await;
@@ -121,7 +123,11 @@ impl Uplink {
                     link.session.clone(),
                     self.serve(link, &welcome, machine, start),
                 );
-                let served = served.await;
+                let renewing = keep_renewed(&self.identity, &session, self.clock, self.seed);
+                let served = tokio::select! {
+                    served = served => served,
+                    never = renewing => match never {},
+                };
                 if let Some(feed) = &self.cluster {
                     feed.lock().await.listening.send_replace(None);
                 }

@@ -22,7 +22,7 @@ use crate::holder::{Holder, holder};
 use crate::revocations::Revocations;
 pub use crate::spiffe::{PeerRole, SpiffeError, SpiffeId};
 use crate::token::Fingerprint;
-use crate::trust::Trust;
+use crate::trust::{Trust, holds};
 
 /// Application protocol of every session.
 pub const ALPN: &[u8] = b"weft/1";
@@ -195,11 +195,9 @@ impl Identity {
     /// The CA that the own certificate stands under, PEM-less: its fingerprint. `None` when its chain does not hold.
     pub fn root_fingerprint(&self) -> Option<Fingerprint> {
         let current = self.shared.own.current();
-        let root = current.roots.iter().find(|root| {
-            let mut store = RootCertStore::empty();
-            let added = store.add((*root).clone());
-            added.is_ok() && self.shared.trust.leads_to(&store, &current.certified.cert)
-        })?;
+        let mut roots = current.roots.iter();
+        let root =
+            roots.find(|root| holds(std::slice::from_ref(*root), &current.certified.cert))?;
         Some(Fingerprint::of(root))
     }
 

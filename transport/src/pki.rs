@@ -404,29 +404,36 @@ impl Request {
         files::write_durably(key_file, self.key.serialize_pem().as_bytes(), 0o600)
     }
 
-    /// Puts key, certificate and CAs into an identity's directory, all or none. The chain must be for this key, and under one of
-    /// the roots that came with it.
-    pub fn install(&self, dir: &Path, chain: &str, roots: &str) -> Result<SpiffeId, IdentityError> {
-        let refused = |detail: &str| IdentityError::Content {
-            path: dir.into(),
-            detail: format!("what was signed cannot be used: {detail}"),
+    /// Whose certificate it is that was signed. It must be for this key, and hold now under one of the roots that came with it:
+    /// with anything else this program could not come back.
+    pub fn check(&self, chain: &str, roots: &str) -> Result<SpiffeId, IdentityError> {
+        let refused = |detail: &str| {
+            IdentityError::Crypto(format!("what was signed cannot be used: {detail}"))
         };
-        let leaf = CertificateDer::from_pem_slice(chain.as_bytes())
-            .map_err(|error| refused(&error.to_string()))?;
+        let all = |pem: &str| {
+            CertificateDer::pem_slice_iter(pem.as_bytes())
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| refused(&error.to_string()))
+        };
+        let (chain, roots) = (all(chain)?, all(roots)?);
+        let leaf = chain.first().ok_or_else(|| refused("nothing"))?;
         let (_, parsed) =
-            X509Certificate::from_der(&leaf).map_err(|error| refused(&error.to_string()))?;
+            X509Certificate::from_der(leaf).map_err(|error| refused(&error.to_string()))?;
         if parsed.public_key().subject_public_key.data.as_ref() != self.key.public_key_raw() {
             return Err(refused("it is for another key"));
         }
-        if CertificateDer::pem_slice_iter(roots.as_bytes())
-            .next()
-            .is_none()
-        {
-            return Err(refused("no CA came with it"));
+        if !crate::trust::holds(&roots, &chain) {
+            return Err(refused("it stands under no CA that came with it"));
         }
-        let holder = holder(&leaf).map_err(|detail| refused(&detail))?;
-        files::install(dir, &self.key.serialize_pem(), chain, roots)?;
+        let holder = holder(leaf).map_err(|detail| refused(&detail))?;
         Ok(holder.id)
+    }
+
+    /// Puts key, certificate and CAs into an identity's directory, all or none, after [`Request::check`].
+    pub fn install(&self, dir: &Path, chain: &str, roots: &str) -> Result<SpiffeId, IdentityError> {
+        let id = self.check(chain, roots)?;
+        files::install(dir, &self.key.serialize_pem(), chain, roots)?;
+        Ok(id)
     }
 }
 

@@ -56,27 +56,6 @@ impl Trust {
         &self.revocations
     }
 
-    /// Whether a chain of our own stands under one of these CAs now.
-    pub(crate) fn leads_to(&self, roots: &RootCertStore, chain: &[CertificateDer<'_>]) -> bool {
-        let Some((leaf, rest)) = chain.split_first() else {
-            return false;
-        };
-        let Ok(end_entity) = EndEntityCert::try_from(leaf) else {
-            return false;
-        };
-        end_entity
-            .verify_for_usage(
-                self.provider.signature_verification_algorithms.all,
-                &roots.roots,
-                rest,
-                UnixTime::now(),
-                KeyUsage::client_auth(),
-                None,
-                None,
-            )
-            .is_ok()
-    }
-
     fn roots(&self) -> Arc<RootCertStore> {
         self.roots
             .read()
@@ -153,6 +132,34 @@ impl Trust {
             None => false,
         })
     }
+}
+
+/// Whether a chain of our own stands under one of these CAs now.
+pub(crate) fn holds(roots: &[CertificateDer<'_>], chain: &[CertificateDer<'_>]) -> bool {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        if store.add(root.clone().into_owned()).is_err() {
+            return false;
+        }
+    }
+    let Some((leaf, rest)) = chain.split_first() else {
+        return false;
+    };
+    let Ok(end_entity) = EndEntityCert::try_from(leaf) else {
+        return false;
+    };
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+    end_entity
+        .verify_for_usage(
+            algorithms.all,
+            &store.roots,
+            rest,
+            UnixTime::now(),
+            KeyUsage::client_auth(),
+            None,
+            None,
+        )
+        .is_ok()
 }
 
 fn revoked_serial(revocations: &Revocations, certificate: &CertificateDer<'_>) -> bool {

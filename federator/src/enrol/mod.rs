@@ -533,7 +533,11 @@ fn token_refused(error: &TokenRefused) -> QueryError {
             "weft token create makes another one"
         }
     };
-    refused("E-JOIN", "the node cannot join", error.to_string(), hint)
+    let code = match error {
+        TokenRefused::NoName => "E-NAME",
+        _ => "E-JOIN",
+    };
+    refused(code, "the node cannot join", error.to_string(), hint)
 }
 
 fn refused(code: &str, what: &str, cause: String, hint: &str) -> QueryError {
