@@ -9,8 +9,8 @@ use weft_mesh::Link;
 use weft_wire::control::Recall;
 use weft_wire::query::{Confidence, ConnectionState, PathClass, Unmatched};
 use weft_wire::{
-    AgentInfo, AgentKey, Fingerprint, Half, HalfId, HalfState, Lookup, Owner, Protocol, Role,
-    Timestamp,
+    AgentInfo, AgentKey, DatagramSort, Fingerprint, Half, HalfId, HalfState, Lookup, Owner,
+    Protocol, Role, Timestamp,
 };
 
 /// Number of an agent's description in the store's `agents` table.
@@ -316,6 +316,10 @@ pub mod code {
         HalfState::TimedOut,
         HalfState::Aborted,
     ];
+
+    /// Sorts of first datagrams by number.
+    pub const DATAGRAM_SORTS: [DatagramSort; 3] =
+        [DatagramSort::Other, DatagramSort::Dns, DatagramSort::Quic];
 
     /// Connection states by number.
     pub const STATES: [ConnectionState; 3] = [

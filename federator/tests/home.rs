@@ -4,7 +4,7 @@
 
 use weft_federator::testing::{World, batch_of, half, local};
 use weft_wire::query::{ConnectionState, Filter, Question, Scope, Unmatched};
-use weft_wire::{HalfState, Role};
+use weft_wire::{DatagramSort, Datagrams, Fingerprint, Half, HalfState, Protocol, Role};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_ends_become_one_connection() {
@@ -125,6 +125,50 @@ async fn batches_delivered_again_count_once() {
     assert_eq!(agent.durable_seq, 6);
     let answer = world.connections(&address).await.unwrap();
     assert_eq!(answer.connections.len(), 6);
+    federator.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_flow_that_waited_through_a_restart_is_joined() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(folder.path()).unwrap();
+    let (federator, address) = world.start("fed-a").await.unwrap();
+    let mut client = world.agent("fed-a", &address, "a1").await.unwrap();
+    let asked = half(client.key, 1, Role::Client, HalfState::Closed);
+    let flow = |half: Half| Half {
+        protocol: Protocol::Udp,
+        fingerprint: Fingerprint::Datagrams(Datagrams {
+            sort: DatagramSort::Quic,
+            client: 5,
+            server: 9,
+            distinct: true,
+        }),
+        opened_at: asked.opened_at,
+        closed_at: asked.closed_at,
+        seen_at: asked.seen_at,
+        ..half
+    };
+    let one = |half: Half, workload| batch_of(workload, vec![flow(half)]);
+    client.send(1, &one(asked, "web")).await.unwrap();
+    client.acknowledged(1).await.unwrap();
+    drop(client);
+    federator.drain().await;
+
+    let (federator, address) = world.start("fed-a").await.unwrap();
+    let mut server = world.agent("fed-a", &address, "a2").await.unwrap();
+    let answered = half(server.key, 1, Role::Server, HalfState::Closed);
+    server.send(1, &one(answered, "db")).await.unwrap();
+    server.acknowledged(1).await.unwrap();
+    let mut joined = false;
+    for _ in 0..200 {
+        let answer = world.connections(&address).await.unwrap();
+        joined = answer.completeness.halves.matched == 2;
+        if joined {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(joined);
     federator.drain().await;
 }
 

@@ -19,13 +19,13 @@ use std::sync::{Arc, Mutex};
 use duckdb::{Config, Connection, params};
 use weft_cloud_context::End;
 use weft_mesh::Link;
-use weft_wire::{AgentKey, HalfId, Timestamp};
+use weft_wire::{AgentKey, Fingerprint, HalfId, Timestamp};
 
 use self::append::{Columns, VECTOR_ROWS};
 use self::paths::Paths;
 use crate::core::GENERATION;
 pub use crate::record::Loaded;
-use crate::record::{AgentNumber, AgentRecord, Flush, Row, Side};
+use crate::record::{AgentNumber, AgentRecord, Flush, Row, Side, code};
 
 /// Write-ahead log size at which DuckDB folds it into the file.
 const CHECKPOINT_THRESHOLD: &str = "64MB";
@@ -71,6 +71,8 @@ pub struct Store {
     agents: HashMap<AgentNumber, Arc<AgentRecord>>,
     paths: Paths,
     columns: Columns,
+    /// Whether the table of that name may have rows: without UDP, nothing is spent on it.
+    has_first_datagrams: bool,
 }
 
 /// Opens connections that only read.
@@ -94,11 +96,14 @@ impl Store {
             agents: HashMap::new(),
             paths: Paths::default(),
             columns: Columns::default(),
+            has_first_datagrams: true,
         };
         store.check_version(&options.path)?;
         store.forget_names()?;
         store.paths = Paths::new(read::vias(&store.connection, paths::MAX_VIAS)?);
         store.agents = read::agents(&store.connection)?;
+        let first = "SELECT count(*) > 0 FROM first_datagrams";
+        store.has_first_datagrams = store.connection.query_row(first, [], |row| row.get(0))?;
         store
             .connection
             .execute_batch("CREATE TEMP TABLE replaced_ids (id UBIGINT)")?;
@@ -146,11 +151,12 @@ impl Store {
         let held = statement
             .query_map([], |row| Ok(HalfId(row.get(0)?)))?
             .collect::<Result<_, _>>()?;
-        let live = read::rows(
+        let mut live = read::rows(
             &self.connection,
             &format!("SELECT * FROM {} ORDER BY id", schema::LIVE),
             [],
         )?;
+        read::first_datagrams(&self.connection, &mut live)?;
         let owners = read::owners(
             &self.connection,
             live.iter().flat_map(Row::sides).map(|side| side.half.owner),
@@ -207,6 +213,7 @@ impl Store {
     fn write(&mut self, flush: &Flush) -> Result<(), StoreError> {
         self.write_names(flush)?;
         self.delete_ids(&flush.replaced, "connections_live", "id")?;
+        self.delete_first_datagrams(&flush.replaced)?;
         // Rows are in the order of time, more or less: what is older need not be looked through.
         let since = format!(
             "opened_at >= make_timestamp({}) AND id",
@@ -221,6 +228,7 @@ impl Store {
             flush.rows.iter().filter(|row| row.settled),
             "connections_done",
         )?;
+        self.write_first_datagrams(&flush.rows)?;
         self.write_vias()?;
         lookups::append(&self.connection, &flush.lookups)?;
         self.delete_ids(&flush.links_changed, "links", "half")?;
@@ -375,6 +383,48 @@ impl Store {
             }
             appender.flush()?;
         }
+        Ok(())
+    }
+
+    /// Right after these rows were deleted: their ids are still listed.
+    fn delete_first_datagrams(&self, replaced: &[HalfId]) -> Result<(), StoreError> {
+        if !replaced.is_empty() && self.has_first_datagrams {
+            self.connection.execute_batch(
+                "DELETE FROM first_datagrams WHERE id IN (SELECT id FROM replaced_ids)",
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Of the rows that may still change: with nothing else can their UDP halves be told after a restart.
+    fn write_first_datagrams(&mut self, rows: &[Row]) -> Result<(), StoreError> {
+        let of_side = |side: Option<&Side>| match side?.half.fingerprint {
+            Fingerprint::Datagrams(first) => Some(first),
+            Fingerprint::Unknown | Fingerprint::TcpIsn { .. } => None,
+        };
+        let ends = rows.iter().filter(|row| !row.settled).flat_map(|row| {
+            let ends = [(row.client.as_ref(), false), (row.server.as_ref(), true)];
+            ends.map(|(side, server_end)| (row.id(), server_end, of_side(side)))
+        });
+        let mut known = ends
+            .filter_map(|(id, server_end, first)| Some((id, server_end, first?)))
+            .peekable();
+        if known.peek().is_none() {
+            return Ok(());
+        }
+        self.has_first_datagrams = true;
+        let mut appender = self.connection.appender("first_datagrams")?;
+        for (id, server_end, first) in known {
+            appender.append_row(params![
+                id.0,
+                server_end,
+                code::of(&code::DATAGRAM_SORTS, &first.sort),
+                first.client,
+                first.server,
+                first.distinct
+            ])?;
+        }
+        appender.flush()?;
         Ok(())
     }
 

@@ -12,8 +12,8 @@ use duckdb::{Connection, Params};
 use weft_mesh::Link;
 use weft_wire::control::Handle;
 use weft_wire::{
-    AgentInfo, AgentKey, Fingerprint, Half, HalfId, Owner, Pod, Process, Protocol, Role, Site,
-    Timestamp,
+    AgentInfo, AgentKey, Datagrams, Fingerprint, Half, HalfId, Owner, Pod, Process, Protocol, Role,
+    Site, Timestamp,
 };
 
 use super::StoreError;
@@ -288,6 +288,33 @@ fn list<T: serde::de::DeserializeOwned>(
     Ok(text
         .and_then(|text| serde_json::from_str(&text).ok())
         .unwrap_or_default())
+}
+
+/// Fingerprints of the UDP halves in these rows, which are those of [`LIVE`](super::schema::LIVE).
+pub fn first_datagrams(connection: &Connection, live: &mut [Row]) -> Result<(), StoreError> {
+    let mut statement = connection
+        .prepare("SELECT id, server_end, sort, client, server, telling FROM first_datagrams")?;
+    let mut rows = statement.query([])?;
+    let mut found: HashMap<(u64, bool), Datagrams> = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let sort = usize::from(row.get::<_, u8>(2)?);
+        let first = Datagrams {
+            sort: code::DATAGRAM_SORTS.get(sort).copied().unwrap_or_default(),
+            client: row.get(3)?,
+            server: row.get(4)?,
+            distinct: row.get(5)?,
+        };
+        found.insert((row.get(0)?, row.get(1)?), first);
+    }
+    for row in live {
+        let id = row.id().0;
+        for (side, server_end) in [(&mut row.client, false), (&mut row.server, true)] {
+            if let (Some(side), Some(first)) = (side, found.get(&(id, server_end))) {
+                side.half.fingerprint = Fingerprint::Datagrams(*first);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Links to other homes.

@@ -6,6 +6,9 @@
 //! for the fields of a struct it keeps no estimate of how many values are distinct. Strings stand in `owners`, `agents` and
 //! `vias`. Addresses are two 64-bit columns, IPv4 mapped into IPv6. `lookups` is only appended to.
 //!
+//! `first_datagrams` has the fingerprints of UDP halves in `connections_live`, by the row's id: those of TCP are columns, and
+//! rows that do not change any more need none.
+//!
 //! `progress` says which journal position all of it covers, and `held` which halves below that are still to be taken from the
 //! journal.
 //!
@@ -166,6 +169,8 @@ pub fn create() -> String {
              tries UTINYINT, answers VARCHAR, answer_total USMALLINT, request_bytes UINTEGER, response_bytes UINTEGER,
              search_of VARCHAR);
          CREATE TABLE IF NOT EXISTS vias (id UINTEGER, addresses VARCHAR);
+         CREATE TABLE IF NOT EXISTS first_datagrams (id UBIGINT, server_end BOOLEAN, sort UTINYINT, client UBIGINT,
+             server UBIGINT, telling BOOLEAN);
          CREATE TABLE IF NOT EXISTS links (half UBIGINT, peer VARCHAR, theirs UBIGINT, partial BOOLEAN, joined BOOLEAN,
              heard_final BOOLEAN, told_final BOOLEAN);
          CREATE TABLE IF NOT EXISTS sequences (agent UBIGINT, seq UBIGINT, description UINTEGER);

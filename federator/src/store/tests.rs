@@ -6,7 +6,8 @@ use super::*;
 use crate::record::{CutOff, Joined, LookupRow};
 use weft_wire::query::{Confidence, Unmatched};
 use weft_wire::{
-    AgentInfo, Answer, Fingerprint, Half, HalfState, Lookup, Pod, Process, Protocol, Role, Site,
+    AgentInfo, Answer, DatagramSort, Datagrams, Fingerprint, Half, HalfState, Lookup, Pod, Process,
+    Protocol, Role, Site,
 };
 
 fn options(folder: &Path) -> StoreOptions {
@@ -143,6 +144,68 @@ fn lookups_are_kept_with_their_owners_until_they_are_old() {
     assert_eq!(row, ("db-0.shop 10.0.0.9/30".into(), None));
     store.retain(Timestamp(1_500_000)).unwrap();
     assert_eq!(count(&store, "lookups"), 1);
+}
+
+#[test]
+fn first_datagrams_come_back_with_the_rows_that_may_still_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&options(folder.path())).unwrap();
+    let end = |id, role, state, sort, server| {
+        let mut side = side(id, role, state);
+        side.half.protocol = Protocol::Udp;
+        side.half.fingerprint = Fingerprint::Datagrams(Datagrams {
+            sort,
+            client: u64::MAX - 5,
+            server,
+            distinct: server == 0,
+        });
+        side
+    };
+    let row = |state, settled| Row {
+        client: Some(end(1, Role::Client, state, DatagramSort::Quic, 0)),
+        server: Some(end(2, Role::Server, state, DatagramSort::Dns, 9)),
+        joined: Some(Joined {
+            evidence: "udp-first-datagram",
+            confidence: Confidence::High,
+        }),
+        unmatched: None,
+        card_due: false,
+        cut_off: CutOff::default(),
+        settled,
+    };
+    let alone = Row {
+        client: None,
+        server: Some(end(
+            3,
+            Role::Server,
+            HalfState::Closed,
+            DatagramSort::Other,
+            0,
+        )),
+        joined: None,
+        unmatched: Some(Unmatched::Pending),
+        ..row(HalfState::Open, false)
+    };
+    let open = row(HalfState::Open, false);
+    store
+        .flush(&Flush {
+            rows: vec![open, alone],
+            ..names()
+        })
+        .unwrap();
+    drop(store);
+
+    let mut store = Store::open(&options(folder.path())).unwrap();
+    assert_eq!(store.load().unwrap().live, [open, alone]);
+    let done = Flush {
+        position: 20,
+        rows: vec![row(HalfState::Closed, true)],
+        replaced: vec![HalfId(1)],
+        ..Flush::default()
+    };
+    store.flush(&done).unwrap();
+    assert_eq!(store.load().unwrap().live, [alone]);
+    assert_eq!(count(&store, "first_datagrams"), 1);
 }
 
 #[test]
