@@ -8,6 +8,7 @@ pub mod net;
 pub mod topology;
 pub mod workload;
 pub mod udp;
+pub mod names;
 pub mod conntrack;
 pub mod truth;
 pub mod traffic;

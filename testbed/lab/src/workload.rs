@@ -95,7 +95,7 @@ pub enum Fetch {
 }
 
 /// The line that curl writes for a transfer.
-const REPORT: &str = "weft %{exitcode} %{local_ip} %{local_port} %{remote_ip} %{remote_port} %{size_request} \
+pub(crate) const REPORT: &str = "weft %{exitcode} %{local_ip} %{local_port} %{remote_ip} %{remote_port} %{size_request} \
      %{size_upload} %{size_header} %{size_download}\\n";
 
 impl Servers {
@@ -364,7 +364,7 @@ fn transfer(flow: &Flow, what: Fetch, number: u16) -> Result<String> {
 }
 
 /// Adds curl's transfers up by connection.
-fn connections_of(report: &str) -> Result<Vec<Fetched>> {
+pub(crate) fn connections_of(report: &str) -> Result<Vec<Fetched>> {
     let mut connections: BTreeMap<SocketAddr, Fetched> = BTreeMap::new();
     for line in report.lines().filter_map(|line| line.strip_prefix("weft ")) {
         let fields: Vec<_> = line.split(' ').collect();

@@ -65,6 +65,19 @@ pub fn carrier() -> Result<Topology> {
     world.finish("carrier NAT", &aws, &gcp, flows)
 }
 
+/// As [`carrier`]; the first two flows are with the servers' name servers, the others with their web servers.
+pub fn names() -> Result<Topology> {
+    let mut topology = carrier()?;
+    let mut flows = topology.flows.clone();
+    for (number, flow) in flows.iter_mut().enumerate() {
+        flow.target = GCP.outside(if number == 0 { 30 } else { 31 }, 53)?;
+        flow.service = GCP.inside(number_to_address(number), 53)?;
+    }
+    flows.append(&mut topology.flows);
+    topology.flows = flows;
+    Ok(topology)
+}
+
 /// Clients with public addresses call servers inside: only the destination is rewritten.
 pub fn destination() -> Result<Topology> {
     let world = World::new()?;
