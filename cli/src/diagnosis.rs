@@ -217,6 +217,17 @@ pub(crate) fn of_agent(a: &AgentHealth, federator: &str) -> Vec<Problem> {
             "is the link or the federator too slow?",
         );
     }
+    if !a.given_up.is_empty() {
+        let words: Vec<&str> = a.given_up.iter().map(|detail| detail.words()).collect();
+        found.warning(
+            "detail",
+            format!(
+                "gives up detail to stay within its limits (counts stay exact): {}",
+                words.join("; ")
+            ),
+            "raise [limits] cpu_percent or memory_bytes; the agent's log says which was passed",
+        );
+    }
     for (number, what, hint) in [
         (
             a.kernel_dropped,
@@ -306,6 +317,8 @@ impl Findings {
 
 #[cfg(test)]
 mod tests {
+    use weft_wire::control::Detail;
+
     use super::*;
     use weft_wire::query::PeerHealth;
 
@@ -416,6 +429,10 @@ mod tests {
         assert_eq!(
             after(|f| f.agents[0].table_dropped = 1),
             [("dropped", Warning)]
+        );
+        assert_eq!(
+            after(|f| f.agents[0].given_up = vec![Detail::Processes]),
+            [("detail", Warning)]
         );
         assert_eq!(
             after(|f| f.agents[0].spool_dropped = 1),

@@ -153,6 +153,7 @@ impl AgentState {
             kernel_dropped: inner.status.kernel_dropped,
             table_dropped: inner.status.table_dropped,
             spool_dropped: inner.status.spool_dropped,
+            given_up: inner.status.given_up.clone(),
         }
     }
 }
@@ -196,13 +197,13 @@ impl AgentStates {
         Some(state)
     }
 
-    /// All that have connected since the start, by name.
     /// Whether an agent with this key ever reported here, as far as is remembered.
     pub fn knows(&self, key: AgentKey) -> bool {
         let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
         by_key.contains_key(&key)
     }
 
+    /// All that have connected since the start, by name.
     pub fn health(&self, now: Timestamp) -> Vec<AgentHealth> {
         let states: Vec<_> = {
             let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,19 +10,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weft_agent_common::{Connection, counter};
+use weft_wire::control::Detail;
 use weft_wire::{HalfBatch, Owner, Timestamp};
 
 use crate::attribution::{Attribution, Host};
 use crate::calls::Calls;
 use crate::clock::Clock;
+use crate::config::Limits;
 use crate::counters::Counters;
 use crate::decode::{ConnectionKey, decode, opening};
 use crate::flows::{Flows, is_flow_record};
-use crate::kernel::Hooks;
+use crate::kernel::{Hooks, sys};
+use crate::limits::{Change, Governor, Usage};
 use crate::lookups::{Lookups, name_rows};
 use crate::places::Places;
 use crate::sink::BatchSink;
-use crate::table::{Row, Table};
+use crate::table::{self, Row, Table};
 use crate::time;
 
 /// Rows of one batch, at most. A batch of this size is some 100 KB encoded.
@@ -44,14 +47,19 @@ pub struct Capture<H, S> {
     pub flows: Option<Flows>,
     /// DNS, where there is UDP.
     pub lookups: Option<Lookups>,
+    /// What the process may take.
+    pub governor: Governor,
     sink: S,
     counters: Arc<Counters>,
     position: u64,
     places: Places,
     /// Connections that a look missed, once the ring was read up to the second position: what was written by then.
     gone: VecDeque<(Vec<ConnectionKey>, u64, Timestamp)>,
-    /// Batches that the sink has not taken, with the position that goes with each.
-    unsent: VecDeque<(HalfBatch, u64)>,
+    /// A batch that the sink has not taken, with the position that goes with it.
+    unsent: Option<(HalfBatch, u64)>,
+    /// Rows of flows for the batches of this flush, and whether they were asked for.
+    flow_rows: Vec<Row>,
+    flows_drained: bool,
     flushed: u64,
 }
 
@@ -75,12 +83,15 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             calls: None,
             flows: None,
             lookups: None,
+            governor: Governor::new(Limits::default().into()),
             sink,
             counters,
             position,
             places,
             gone: VecDeque::new(),
-            unsent: VecDeque::new(),
+            unsent: None,
+            flow_rows: Vec::new(),
+            flows_drained: false,
             flushed: position,
         }
     }
@@ -92,7 +103,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         if let Some(calls) = &mut self.calls {
             calls.poll(&mut self.attribution.processes);
         }
-        while self.unsent.is_empty() && self.position < end {
+        while self.unsent.is_none() && self.position < end {
             let Some((bytes, next)) = self.hooks.ring.peek(self.position) else {
                 break;
             };
@@ -129,7 +140,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         }
         self.counters.records.fetch_add(read, Relaxed);
         self.close_gone();
-        if self.position >= end && self.unsent.is_empty() {
+        if self.position >= end && self.unsent.is_none() {
             self.read_lookups(now_ns);
             self.sweep_flows(now_ns);
         }
@@ -137,8 +148,8 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
 
     /// Reads the packets of name servers.
     fn read_lookups(&mut self, now_ns: u64) {
-        if let (Some(lookups), Some(flows)) = (&mut self.lookups, &self.flows) {
-            let ring = &flows.datagrams.dns_ring;
+        if let (Some(lookups), Some(flows)) = (&mut self.lookups, &mut self.flows) {
+            let ring = &mut flows.datagrams.dns_ring;
             lookups.poll(ring, &mut self.attribution, &self.clock, now_ns);
         }
     }
@@ -158,7 +169,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
     /// Looks at what the kernel keeps: reports what stays open, and finds ends that were lost with a full ring. Not while the sink
     /// refuses: it would pile up.
     pub fn look(&mut self, now_ns: u64) {
-        if !self.unsent.is_empty() {
+        if self.unsent.is_some() {
             return;
         }
         let Self {
@@ -232,12 +243,14 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
 
     /// Hands over everything that is due. On an error nothing is lost: the same batch is offered again next time.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.unsent.is_empty() {
+        if self.unsent.is_none() {
             // A name that was learnt before a connection is in its first row.
             self.read_lookups(time::monotonic_ns());
-            self.cut_batches();
         }
-        while let Some((batch, position)) = self.unsent.front() {
+        while self.unsent.is_some() || self.cut_batch() {
+            let Some((batch, position)) = &self.unsent else {
+                break;
+            };
             let position = self.hooks.state.ring_base.saturating_add(*position);
             self.sink.append(batch, position).inspect_err(|_| {
                 self.counters.append_failures.fetch_add(1, Relaxed);
@@ -245,8 +258,9 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             self.counters
                 .halves
                 .fetch_add(batch.halves.len() as u64, Relaxed);
-            self.unsent.pop_front();
+            self.unsent = None;
         }
+        self.flows_drained = false;
         self.flushed = self.position;
         self.hooks.ring.consume(self.position);
         if let Some(flows) = &mut self.flows {
@@ -262,29 +276,33 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         Ok(())
     }
 
-    /// Everything that is due, in batches. Only the last may carry the new position: with any other, records whose rows
-    /// are in a later batch would count as taken.
-    fn cut_batches(&mut self) {
-        let mut rows = self.table.drain();
+    /// The next batch of what is due, one at a time: what a hundred thousand rows take is never taken at once. Only the last may
+    /// carry the new position: with any other, records whose rows are in a later batch would count as taken. False when
+    /// nothing is due.
+    fn cut_batch(&mut self) -> bool {
+        let mut rows = self.table.drain(MAX_BATCH_ROWS);
         if let Some(calls) = &mut self.calls {
             let now_ns = time::monotonic_ns();
             calls.complete(&mut rows, &mut self.attribution, now_ns, &self.clock);
         }
-        if let Some(flows) = &mut self.flows {
-            rows.extend(flows.drain(&self.clock, time::monotonic_ns()));
+        if let Some(flows) = &mut self.flows
+            && !self.flows_drained
+        {
+            self.flow_rows = flows.drain(&self.clock, time::monotonic_ns());
+            self.flows_drained = true;
         }
-        while !rows.is_empty() {
-            let rest = rows.split_off(rows.len().min(MAX_BATCH_ROWS));
-            let position = if rest.is_empty() {
-                self.position
-            } else {
-                self.flushed
-            };
-            let boot = self.table.identity().boot;
-            let batch = batch(boot, rows, self.lookups.as_mut());
-            self.unsent.push_back((batch, position));
-            rows = rest;
+        let room = MAX_BATCH_ROWS.saturating_sub(rows.len());
+        let from = self.flow_rows.len().saturating_sub(room);
+        rows.extend(self.flow_rows.drain(from..));
+        if rows.is_empty() {
+            return false;
         }
+        let last = self.table.pending() == 0 && self.flow_rows.is_empty();
+        let position = if last { self.position } else { self.flushed };
+        let boot = self.table.identity().boot;
+        let (lookups, calls) = (self.lookups.as_mut(), self.calls.as_ref());
+        self.unsent = Some((batch(boot, rows, lookups, calls), position));
+        true
     }
 
     /// Gives open connections what became known of their owners since; see [`Attribution::renewed`].
@@ -299,6 +317,60 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         renewed
     }
 
+    /// Looks at what the process takes, and gives up detail or takes it up again.
+    pub fn govern(&mut self, usage: Usage) {
+        let change = self.governor.look(usage);
+        let counters = &self.counters;
+        counters.resident_bytes.store(usage.resident_bytes, Relaxed);
+        let permille = (self.governor.cpu_percent() * 10.0) as u64;
+        counters.cpu_permille.store(permille, Relaxed);
+        let Some(change) = change else { return };
+        match change {
+            Change::GivenUp(detail, _) => {
+                tracing::warn!("{change}; connections, bytes and packets stay exact");
+                counters.detail_steps.fetch_add(1, Relaxed);
+                self.give_up(detail, true);
+            }
+            Change::TakenUp(detail) => {
+                tracing::info!("{change}");
+                self.give_up(detail, false);
+            }
+            Change::NothingLeft(_) => tracing::warn!("{change}"),
+        }
+        let given_up = self.governor.given_up().len() as u64;
+        self.counters.detail_given_up.store(given_up, Relaxed);
+    }
+
+    fn give_up(&mut self, detail: Detail, give_up: bool) {
+        match detail {
+            Detail::Processes => self.attribution.plain(give_up),
+            Detail::Updates => {
+                self.table.sparse(give_up);
+                if let Some(flows) = &mut self.flows {
+                    flows.sparse(if give_up { table::SPARSE as u64 } else { 1 });
+                }
+            }
+            Detail::FirstBytes => {
+                if let Some(calls) = &mut self.calls {
+                    calls.without_first_bytes = give_up;
+                }
+            }
+            Detail::Lookups => {
+                if let Some(lookups) = &mut self.lookups {
+                    lookups.skip(give_up);
+                }
+            }
+        }
+        if give_up {
+            sys::give_back();
+        }
+    }
+
+    /// Whether looks at silent connections are left out.
+    pub fn looks_sparsely(&self) -> bool {
+        self.governor.given_up().contains(&Detail::Updates)
+    }
+
     /// Brings the shared counters up to date.
     pub fn publish(&self) {
         let counters = &self.counters;
@@ -311,7 +383,13 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         counters.table_dropped.store(self.table.dropped(), Relaxed);
         counters.open.store(self.table.open() as u64, Relaxed);
         counters.escaped.store(self.attribution.escaped, Relaxed);
+        let plain = self.attribution.plain_owners;
+        counters.owners_plain.store(plain, Relaxed);
+        let skipped = self.table.skipped();
+        counters.updates_skipped.store(skipped, Relaxed);
         if let Some(calls) = &self.calls {
+            let skipped = calls.first_bytes_skipped;
+            counters.first_bytes_skipped.store(skipped, Relaxed);
             counters.calls.store(calls.records, Relaxed);
             counters.calls_dropped.store(calls.ring_full(), Relaxed);
         }
@@ -372,12 +450,17 @@ fn resume_at(hooks: &Hooks, sink: Option<u64>) -> u64 {
 }
 
 /// Rows to a batch: equal owners become one entry of its dictionary, and peers get their names.
-fn batch(boot: u64, mut rows: Vec<Row>, lookups: Option<&mut Lookups>) -> HalfBatch {
+fn batch(
+    boot: u64,
+    mut rows: Vec<Row>,
+    lookups: Option<&mut Lookups>,
+    calls: Option<&Calls>,
+) -> HalfBatch {
     let named = rows.iter_mut().map(|row| (&mut row.half, &row.owner));
     let mut batch = HalfBatch {
         boot,
         owners: Vec::new(),
-        names: name_rows(lookups, named),
+        names: name_rows(lookups, calls, named),
         halves: Vec::with_capacity(rows.len()),
     };
     let mut known: HashMap<*const Owner, u32> = HashMap::new();

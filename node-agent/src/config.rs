@@ -49,6 +49,9 @@ pub struct Config {
     /// UDP flows, and packets of name servers.
     #[serde(default)]
     pub datagrams: Datagrams,
+    /// What the agent may take of its host.
+    #[serde(default)]
+    pub limits: Limits,
     /// The spool.
     #[serde(default)]
     pub spool: Spool,
@@ -76,7 +79,7 @@ pub struct Capture {
     pub ring_bytes: u32,
     /// Seconds between two updates of a connection that stays open.
     pub update_interval_s: u32,
-    /// Most connections tracked while open: 150 bytes of kernel memory each, taken at once, and about 400 of the agent's as
+    /// Most connections tracked while open: 150 bytes of kernel memory each, taken at once, and about 130 of the agent's as
     /// they come. Beyond it connections are not seen, and counted. Changing it takes `weft-agent unload` first.
     pub max_connections: u32,
     /// Directory in bpffs for maps and links; by default one named after the agent.
@@ -244,6 +247,31 @@ impl Default for Datagrams {
     }
 }
 
+/// What the agent may take of its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Most resident bytes of the process. Beyond it detail is given up, step by step, and said and counted; connections, bytes and
+    /// packets are not. Sane from 24 MiB on.
+    pub memory_bytes: u64,
+    /// Most hundredths of one processor that the process takes over ten seconds; beyond it likewise. What the kernel programs take is
+    /// not in it.
+    pub cpu_percent: u32,
+    /// Most bytes of kernel memory for maps, which are taken at once. Sizes that do not fit are made smaller, and the log says which;
+    /// what cannot be made to fit is refused.
+    pub kernel_memory_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 64 << 20,
+            cpu_percent: 10,
+            kernel_memory_bytes: 128 << 20,
+        }
+    }
+}
+
 /// Batches on disk, until the federator has them.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -347,6 +375,12 @@ impl Config {
         }
         if !datagrams.dns_ring_bytes.is_power_of_two() || datagrams.dns_ring_bytes < 16_384 {
             return value("datagrams.dns_ring_bytes", "a power of two, at least 16384");
+        }
+        if self.limits.memory_bytes == 0 || self.limits.kernel_memory_bytes == 0 {
+            return value("limits.memory_bytes", "at least 1, as kernel_memory_bytes");
+        }
+        if self.limits.cpu_percent == 0 {
+            return value("limits.cpu_percent", "at least 1");
         }
         if !(10..=10_000).contains(&self.spool.flush_interval_ms) {
             return value("spool.flush_interval_ms", "10 to 10000");

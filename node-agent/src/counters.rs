@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use weft_wire::Timestamp;
-use weft_wire::control::AgentStatus;
+use weft_wire::control::{AgentStatus, Detail};
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident: $kind:literal $help:literal,)*) => {
@@ -125,6 +125,22 @@ counters! {
     names_dropped: "counter" "Names of addresses, or of open connections, forgotten early because there were too many.",
     /// Connections whose peer has a name.
     connections_named: "counter" "Connections whose peer's name was known.",
+    /// How much detail is given up at the moment, of `Detail::ORDER`.
+    detail_given_up: "gauge" "Kinds of detail given up at the moment to stay within the limits, of 4: processes, updates, first bytes, lookups.",
+    /// Times that detail was given up.
+    detail_steps: "counter" "Times that one more kind of detail was given up to stay within the limits.",
+    /// Owners named without looking at their process.
+    owners_plain: "counter" "Owners named without looking at their process, to stay within the limits.",
+    /// Updates of open connections not told.
+    updates_skipped: "counter" "Updates of connections that stay open not told, to stay within the limits.",
+    /// First bytes not looked at.
+    first_bytes_skipped: "counter" "First bytes of connections not looked at, to stay within the limits.",
+    /// Packets of name servers not looked at.
+    dns_packets_skipped: "counter" "Packets of name servers not looked at, to stay within the limits.",
+    /// Resident bytes.
+    resident_bytes: "gauge" "Resident bytes of the agent.",
+    /// Thousandths of one processor over ten seconds.
+    cpu_permille: "gauge" "Thousandths of one processor that the agent took over the last ten seconds.",
     /// Sockets not looked at in a snapshot because it reached its limit or a namespace could not be entered.
     snapshot_skipped: "counter" "Sockets or namespaces a snapshot had to leave out.",
 }
@@ -144,6 +160,10 @@ impl Counters {
             spool_bytes: self.spool_bytes.load(Relaxed),
             open: self.open.load(Relaxed),
             halves: self.halves.load(Relaxed),
+            given_up: Detail::ORDER
+                .into_iter()
+                .take(self.detail_given_up.load(Relaxed) as usize)
+                .collect(),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::calls::hooks::CallHooks;
 use crate::config::Config;
 use crate::kernel::datagrams::{self, Sender};
 use crate::kernel::{Plan, hooks};
+use crate::limits::sizes;
 use crate::{pods, privileges, run, snapshot};
 
 /// Size of a ring of calls that nobody reads.
@@ -65,6 +66,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         btf(),
     ];
     findings.extend(programs(config));
+    findings.push(maps(config));
     findings.push(calls(config));
     findings.push(socket_list());
     findings.push(namespaces());
@@ -258,6 +260,23 @@ fn programs(config: &Config) -> Vec<Finding> {
 }
 
 /// The call hooks are attached for a moment, beside those of a running agent.
+/// What the maps take of the kernel's memory.
+fn maps(config: &Config) -> Finding {
+    let (wanted, limit) = (run::sizes(config), config.limits.kernel_memory_bytes);
+    let processors = sizes::possible_processors();
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let takes = mib(sizes::kernel_bytes(&wanted, processors));
+    let detail = format!("{takes} of {} ({processors} processors)", mib(limit));
+    let verdict = match sizes::fit(wanted, processors, limit) {
+        Ok(sizes) if sizes == wanted => Verdict::Good,
+        Ok(sizes) => Verdict::Reduced {
+            hint: format!("maps will be smaller: {sizes:?}; raise [limits] kernel_memory_bytes"),
+        },
+        Err(error) => bad(error, "raise [limits] kernel_memory_bytes"),
+    };
+    finding("kernel memory", detail, verdict)
+}
+
 fn calls(config: &Config) -> Finding {
     let subject = "call hooks";
     if !config.capture.calls {

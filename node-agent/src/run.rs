@@ -1,5 +1,6 @@
 //! The daemon: builds everything, runs until it is told to stop, drains.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::net::UdpSocket;
 use std::path::Path;
@@ -8,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use weft_kubernetes::Pods;
 use weft_transport::{Dialler, Identity as Certificate};
 use weft_wire::AgentInfo;
@@ -22,7 +23,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::flows::Flows;
-use crate::kernel::{DatagramPlan, Datagrams, Hooks, Plan};
+use crate::kernel::{DatagramPlan, Datagrams, Hooks, Plan, sys};
+use crate::limits::sizes::{self, Sizes};
+use crate::limits::{Governor, usage};
 use crate::lookups::Lookups;
 use crate::sink::BatchSink;
 use crate::snapshot::Snapshot;
@@ -36,11 +39,15 @@ use crate::{cluster, metrics, pods, privileges, time};
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How often the kernel's places are looked at. A connection is reported as open when two looks in a row find it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How often what the process takes is looked at.
+const GOVERN_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a stopping agent tries to deliver what it has. What remains is in the spool.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the agent until SIGTERM or SIGINT. The hooks stay: what happens until the next start is in their ring.
 pub fn run(config: &Config) -> Result<()> {
+    let config = &within_kernel_memory(config)?;
+    sys::keep_little();
     privileges::drop_the_rest()?;
     let certificate = Certificate::load(&config.identity)
         .with_context(|| format!("no usable identity in {}", config.identity.display()))?;
@@ -74,17 +81,17 @@ pub fn run(config: &Config) -> Result<()> {
         tracing::warn!(%error, "the agent's own session will be among the flows");
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let capturing = {
+    let (capturing, capture_ended) = {
         let (stop, flush) = (
             Arc::clone(&stop),
             Duration::from_millis(config.spool.flush_interval_ms),
         );
         let update_interval = Duration::from_secs(config.capture.update_interval_s.into());
         let snapshot = Snapshot::new(&config.cgroup, update_interval.as_micros() as i64);
-        thread::Builder::new()
-            .name("weft-capture".into())
-            .spawn(move || drive(capture, snapshot, flush, update_interval, &stop))
-            .context("start the capture thread")?
+        watched("weft-capture", move || {
+            drive(capture, snapshot, flush, update_interval, &stop);
+        })
+        .context("start the capture thread")?
     };
     let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -93,14 +100,73 @@ pub fn run(config: &Config) -> Result<()> {
         .context("start the runtime")?
         .block_on(async {
             let uplink = uplink(config, certificate, spool.clone(), &counters, socket);
-            serve(config, uplink, spool, &counters, pods, || {
-                stop.store(true, Relaxed);
-                capturing.join().is_ok()
-            })
+            serve(
+                config,
+                uplink,
+                spool,
+                &counters,
+                pods,
+                capture_ended,
+                || {
+                    stop.store(true, Relaxed);
+                    capturing.join().is_ok()
+                },
+            )
             .await
         });
     stop.store(true, Relaxed);
     result
+}
+
+/// Starts a thread; what comes with it is told when the thread has ended, also by a panic.
+fn watched(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<(thread::JoinHandle<()>, oneshot::Receiver<Infallible>)> {
+    let (alive, ended) = oneshot::channel();
+    let run = move || {
+        let _alive: oneshot::Sender<Infallible> = alive;
+        work();
+    };
+    let thread = thread::Builder::new().name(name.into()).spawn(run)?;
+    Ok((thread, ended))
+}
+
+/// The configuration with sizes of maps that the limit on kernel memory has room for.
+fn within_kernel_memory(config: &Config) -> Result<Config> {
+    let (wanted, limit) = (sizes(config), config.limits.kernel_memory_bytes);
+    let sizes = sizes::fit(wanted, sizes::possible_processors(), limit)?;
+    if sizes != wanted {
+        tracing::warn!(
+            ?wanted,
+            ?sizes,
+            "maps are smaller than configured, to stay within [limits] kernel_memory_bytes"
+        );
+    }
+    let mut config = config.clone();
+    config.capture.ring_bytes = sizes.ring_bytes;
+    config.capture.max_connections = sizes.max_connections;
+    if config.capture.calls {
+        config.capture.calls_ring_bytes = sizes.calls_ring_bytes;
+    }
+    if config.datagrams.enabled {
+        config.datagrams.dns_ring_bytes = sizes.dns_ring_bytes;
+        config.datagrams.max_flows = sizes.max_flows;
+    }
+    Ok(config)
+}
+
+/// What the configuration asks for.
+pub fn sizes(config: &Config) -> Sizes {
+    let when = |on: bool, size: u32| if on { size } else { 0 };
+    let (capture, datagrams) = (&config.capture, &config.datagrams);
+    Sizes {
+        ring_bytes: capture.ring_bytes,
+        dns_ring_bytes: when(datagrams.enabled, datagrams.dns_ring_bytes),
+        calls_ring_bytes: when(capture.calls, capture.calls_ring_bytes),
+        max_connections: capture.max_connections,
+        max_flows: when(datagrams.enabled, datagrams.max_flows),
+    }
 }
 
 /// Locks the data directory: two agents on one spool and one ring would each lose what the other takes. The kernel lets
@@ -186,6 +252,7 @@ fn capture(
         spool,
         Arc::clone(counters),
     );
+    capture.governor = Governor::new(config.limits.into());
     capture.calls = calls(config);
     capture.flows = flows;
     capture.lookups = lookups;
@@ -255,8 +322,11 @@ fn drive(
     stop: &AtomicBool,
 ) {
     snapshot.start(&mut capture);
+    // What only the start needed: the kernel's types, lists of sockets, code.
+    sys::give_back();
+    sys::forget_code();
     let (mut flushed, mut swept, mut looked) = (Instant::now(), Instant::now(), Instant::now());
-    let mut failing = false;
+    let (mut failing, mut governed) = (false, Instant::now());
     loop {
         let stopping = stop.load(Relaxed);
         capture.poll(time::monotonic_ns());
@@ -264,9 +334,14 @@ fn drive(
             capture.look(time::monotonic_ns());
             looked = Instant::now();
         }
+        if governed.elapsed() >= GOVERN_INTERVAL {
+            capture.govern(usage::now());
+            governed = Instant::now();
+        }
         // While the spool takes nothing, what a sweep finds would only pile up.
         if swept.elapsed() >= sweep_interval && !failing {
             snapshot.sweep(&mut capture);
+            sys::give_back();
             swept = Instant::now();
         }
         if stopping || flushed.elapsed() >= flush_interval {
@@ -288,13 +363,15 @@ fn drive(
     }
 }
 
-/// Everything that talks to the network, until told to stop.
+/// Everything that talks to the network, until told to stop or the capture thread has died: an agent that sees nothing must not
+/// look alive. Who starts it again finds hooks and ring as they were.
 async fn serve(
     config: &Config,
     mut uplink: Uplink,
     spool: SharedSpool,
     counters: &Arc<Counters>,
     pods: Option<Pods>,
+    capture_ended: oneshot::Receiver<Infallible>,
     stop_capture: impl FnOnce() -> bool,
 ) -> Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -329,11 +406,10 @@ async fn serve(
     tokio::select! {
         _ = terminate.recv() => {}
         result = tokio::signal::ctrl_c() => result?,
+        _ = capture_ended => {}
     }
     tracing::info!("stopping");
-    if !stop_capture() {
-        tracing::error!("the capture thread had died");
-    }
+    let captured = stop_capture();
     let deadline = Instant::now() + DRAIN_LIMIT;
     while *is_connected.borrow() && spool.lock().has_unread() && Instant::now() < deadline {
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -345,6 +421,10 @@ async fn serve(
         // Gives the lease back, so that another agent need not wait for its end.
         let _ = tokio::time::timeout(DRAIN_LIMIT, standing).await;
     }
+    ensure!(
+        captured,
+        "the capture thread has died; its last words are above"
+    );
     Ok(())
 }
 
@@ -389,6 +469,21 @@ fn info(config: &Config) -> AgentInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_thread_is_told_also_when_it_panics() {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (thread, mut ended) = watched("test", move || {
+            let _ = wait.recv();
+            panic!("on purpose");
+        })
+        .unwrap();
+        let empty = oneshot::error::TryRecvError::Empty;
+        assert_eq!(ended.try_recv(), Err(empty), "it still runs");
+        drop(go);
+        assert!(ended.blocking_recv().is_err());
+        assert!(thread.join().is_err());
+    }
 
     #[test]
     fn a_second_agent_is_turned_away_until_the_first_is_gone() {

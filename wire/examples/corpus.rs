@@ -83,6 +83,7 @@ fn control(dir: &Path) -> Result<Vec<u8>> {
         framed(&AgentStatus {
             now,
             halves: 1_000_000,
+            given_up: Detail::ORDER.to_vec(),
             ..AgentStatus::default()
         })?,
     )?;

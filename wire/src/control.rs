@@ -124,6 +124,42 @@ pub struct AgentStatus {
     pub open: u64,
     /// Halves reported.
     pub halves: u64,
+    /// Detail that it gives up at the moment to stay within its limits, the first given up first.
+    pub given_up: Vec<Detail>,
+}
+
+/// What an agent gives up when its limits on memory and processor time are passed. Never connections, bytes or packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Detail {
+    /// Executables, arguments and parents of processes: their names stay.
+    Processes,
+    /// Most updates of connections that stay open: their ends stay exact.
+    Updates,
+    /// What is spoken on connections, by their first bytes.
+    FirstBytes,
+    /// DNS lookups, and names of peers.
+    Lookups,
+}
+
+impl Detail {
+    /// In the order of giving up.
+    pub const ORDER: [Self; 4] = [
+        Self::Processes,
+        Self::Updates,
+        Self::FirstBytes,
+        Self::Lookups,
+    ];
+
+    /// For a person.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Processes => "executables, arguments and parents of processes",
+            Self::Updates => "most updates of connections that stay open",
+            Self::FirstBytes => "what is spoken on connections",
+            Self::Lookups => "DNS lookups and names of peers",
+        }
+    }
 }
 
 /// Federator to agent: everything up to `seq` is durable.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use dns::*;
 
-use crate::control::CloseCode;
+use crate::control::{CloseCode, Detail};
 use crate::model::{HalfId, Pod, Process, Protocol, Site, Timestamp};
 
 /// A question.
@@ -512,6 +512,8 @@ pub struct AgentHealth {
     pub table_dropped: u64,
     /// Halves it lost because its spool was full.
     pub spool_dropped: u64,
+    /// Detail that it gives up at the moment to stay within its limits.
+    pub given_up: Vec<Detail>,
 }
 
 /// A peer, as a federator sees it.

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use weft_agent_common::calls::call_counter;
-use weft_wire::{Application, Owner, Role};
+use weft_wire::{HalfId, Owner, Role};
 
 use crate::attribution::{Attribution, Host};
 use crate::clock::Clock;
@@ -41,6 +41,12 @@ pub struct Calls {
     pub records: u64,
     /// Records that were not understood.
     pub malformed: u64,
+    /// What is spoken is not looked at, to stay within the limits.
+    pub without_first_bytes: bool,
+    /// First bytes not looked at for that.
+    pub first_bytes_skipped: u64,
+    /// Names that clients called their servers by, of the rows that were completed last.
+    named: HashMap<HalfId, protocol::Named>,
 }
 
 impl Calls {
@@ -58,6 +64,9 @@ impl Calls {
             speakers: Speakers::default(),
             records: 0,
             malformed: 0,
+            without_first_bytes: false,
+            first_bytes_skipped: 0,
+            named: HashMap::new(),
         }
     }
 
@@ -71,8 +80,12 @@ impl Calls {
     pub fn poll(&mut self, processes: &mut Processes) {
         while let Some((bytes, next)) = self.hooks.ring.peek(self.position) {
             match decode::decode(bytes) {
-                Ok(Call::Socket(call)) => {
+                Ok(Call::Socket(mut call)) => {
                     processes.used_a_socket(&call.process);
+                    if self.without_first_bytes && !call.first.is_empty() {
+                        call.first = Vec::new();
+                        self.first_bytes_skipped += 1;
+                    }
                     self.speakers.apply(call);
                 }
                 Ok(Call::Begun(begun)) => processes.begun(begun),
@@ -96,7 +109,7 @@ impl Calls {
             .map_or(said, |process| key(process, said.netns))
     }
 
-    /// Adds to rows what is spoken, and who else uses the socket.
+    /// Adds to rows what is spoken, and who else uses the socket; see also [`Calls::named`].
     pub fn complete<H: Host>(
         &mut self,
         rows: &mut [Row],
@@ -105,10 +118,15 @@ impl Calls {
         clock: &Clock,
     ) {
         // Rows of one owner and the same sharers keep one owner: a batch has each owner once.
+        self.named.clear();
         let mut shared: HashMap<(*const Owner, Vec<OwnerKey>), [Arc<Owner>; 2]> = HashMap::new();
         for row in rows {
             let cookie = ConnectionKey(row.half.cookie).cookie();
-            row.half.application = self.speakers.spoken(cookie, row.half.role).0;
+            let (application, named) = self.speakers.spoken(cookie, row.half.role);
+            row.half.application = application;
+            if let (Role::Client, Some(named)) = (row.half.role, named) {
+                self.named.insert(row.half.id, named);
+            }
             let sharers: Vec<OwnerKey> = self
                 .speakers
                 .sharers(cookie)
@@ -134,9 +152,9 @@ impl Calls {
         }
     }
 
-    /// What is spoken on a connection, and the name that its client called the server by.
-    pub fn spoken(&mut self, cookie: u64, role: Role) -> (Application, Option<protocol::Named>) {
-        self.speakers.spoken(cookie, role)
+    /// The name that a client called its server by, of a row that was just completed.
+    pub fn named(&self, half: HalfId) -> Option<&protocol::Named> {
+        self.named.get(&half)
     }
 
     /// Records lost because the ring was full.

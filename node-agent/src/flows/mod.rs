@@ -182,6 +182,11 @@ impl Flows {
         self.failures += 1;
     }
 
+    /// Rows of flows that stay open come after so many intervals from now on.
+    pub fn sparse(&mut self, intervals: u64) {
+        self.table.sparse(intervals);
+    }
+
     /// Rows that [`Flows::drain`] would give, at most.
     pub fn pending(&self) -> usize {
         self.table.pending()

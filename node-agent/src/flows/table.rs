@@ -74,6 +74,8 @@ pub struct Table {
     round: u64,
     dropped: u64,
     own: u64,
+    /// Rows of a flow that stays open come after so many intervals.
+    sparse: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -122,7 +124,13 @@ impl Table {
             round: 0,
             dropped: 0,
             own: 0,
+            sparse: 1,
         }
+    }
+
+    /// Rows of flows that stay open come after so many intervals from now on.
+    pub fn sparse(&mut self, intervals: u64) {
+        self.sparse = intervals;
     }
 
     /// Takes one event. `read` looks a flow up in the kernel's map.
@@ -359,7 +367,7 @@ impl Table {
             return;
         }
         let due = flow.reported_ns.is_none_or(|reported_ns| {
-            now_ns >= reported_ns.saturating_add(self.settings.update_ns)
+            now_ns >= reported_ns.saturating_add(self.settings.update_ns * self.sparse)
         });
         let moved = flow.reported_last_ns < flow.state.last_ns;
         if moved && due && !flow.changed {

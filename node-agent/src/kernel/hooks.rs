@@ -360,7 +360,7 @@ fn unread(dir: &Path) -> u64 {
     let count = || -> Result<u64, HookError> {
         let map = MapData::from_pin(dir.join("RING"))?;
         let size = map.info()?.max_entries();
-        let ring = Ring::map(map.fd(), size).map_err(HookError::Ring)?;
+        let mut ring = Ring::map(map.fd(), size).map_err(HookError::Ring)?;
         let (mut position, mut count) = (ring.consumed(), 0);
         while let Some((_, next)) = ring.peek(position) {
             (position, count) = (next, count + 1);

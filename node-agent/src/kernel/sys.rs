@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+mod ring;
 pub mod tags;
 pub mod batch;
 
@@ -12,12 +13,13 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use weft_agent_common::{
     Connection, DatagramMeta, DatagramSocket, Listener, ListenerKey, Meta, SocketState,
 };
+
+pub use ring::Ring;
 
 /// A shared type as map value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,23 +41,6 @@ unsafe impl aya::Pod for Plain<Listener> {}
 unsafe impl aya::Pod for Plain<DatagramMeta> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<DatagramSocket> {}
-
-/// Bit of a record's length word: the kernel is still writing it.
-const BUSY: u32 = 1 << 31;
-/// Bit of a record's length word: the kernel gave it up.
-const DISCARDED: u32 = 1 << 30;
-/// Bytes before each record: its length word and one that is the kernel's own.
-const HEADER: u64 = 8;
-
-/// The reader's side of a BPF ring buffer, which separates looking from consuming: what was looked at stays until
-/// [`Ring::consume`] gives its space back.
-#[derive(Debug)]
-pub struct Ring {
-    consumer: Mapping,
-    producer: Mapping,
-    page: usize,
-    size: u64,
-}
 
 #[derive(Debug)]
 struct Mapping {
@@ -97,92 +82,6 @@ impl Drop for Mapping {
     }
 }
 
-impl Ring {
-    /// Maps a ring buffer map of `size` bytes.
-    pub fn map(fd: impl AsFd, size: u32) -> io::Result<Self> {
-        let page = usize::try_from(
-            nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096),
-        )
-        .map_err(|_| io::ErrorKind::InvalidData)?;
-        if !size.is_power_of_two() || (size as usize) < page {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let consumer = Mapping::new(
-            fd.as_fd(),
-            page,
-            0,
-            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-        )?;
-        let producer = Mapping::new(
-            fd.as_fd(),
-            page + 2 * size as usize,
-            page,
-            ProtFlags::PROT_READ,
-        )?;
-        Ok(Self {
-            consumer,
-            producer,
-            page,
-            size: u64::from(size),
-        })
-    }
-
-    fn consumer(&self) -> &AtomicU64 {
-        // SAFETY: the page begins with the consumer's position, aligned, written only through this atomic.
-        unsafe { AtomicU64::from_ptr(self.consumer.byte(0).cast()) }
-    }
-
-    /// Up to where space was given back.
-    pub fn consumed(&self) -> u64 {
-        self.consumer().load(Ordering::Acquire)
-    }
-
-    /// Up to where the kernel has reserved.
-    pub fn produced(&self) -> u64 {
-        // SAFETY: the page begins with the producer's position, aligned; the kernel writes it atomically.
-        unsafe { &*self.producer.byte(0).cast::<AtomicU64>() }.load(Ordering::Acquire)
-    }
-
-    /// Gives back the space of everything before `position`, which [`Ring::peek`] returned.
-    pub fn consume(&self, position: u64) {
-        assert!(
-            self.consumed() <= position && position <= self.produced(),
-            "a position within the ring"
-        );
-        self.consumer().store(position, Ordering::Release);
-    }
-
-    /// The record at `position` and the position of the next; `None` where the kernel has written no more. A record
-    /// that the kernel gave up is empty.
-    pub fn peek(&self, position: u64) -> Option<(&[u8], u64)> {
-        if position >= self.produced() || position < self.consumed() {
-            return None;
-        }
-        let at = self.page + (position & (self.size - 1)) as usize;
-        // SAFETY: records are aligned to 8 bytes; the kernel writes this word atomically.
-        let word = unsafe { &*self.producer.byte(at).cast::<AtomicU32>() }.load(Ordering::Acquire);
-        if word & BUSY != 0 {
-            return None;
-        }
-        let length = u64::from(word & !DISCARDED);
-        let next = position + (HEADER + length).next_multiple_of(8);
-        if word & DISCARDED != 0 {
-            return Some((&[], next));
-        }
-        let first = self.producer.byte(at + HEADER as usize);
-        let last = self
-            .producer
-            .byte(at + HEADER as usize + (length as usize).saturating_sub(1));
-        let _ = last;
-        // SAFETY: both ends are within the mapping, as `byte` asserts (the data is mapped twice in a row, so a record
-        // never wraps); the kernel does not write between the consumer's position and the producer's again.
-        Some((
-            unsafe { std::slice::from_raw_parts(first, length as usize) },
-            next,
-        ))
-    }
-}
-
 /// Bytes of a kernfs file handle: the cgroup's 64-bit id.
 const KERNFS_HANDLE_BYTES: u32 = 8;
 /// `FILEID_KERNFS`.
@@ -216,6 +115,59 @@ pub fn cgroup_path(mount: &File, id: u64) -> io::Result<PathBuf> {
     // SAFETY: a descriptor just made, owned by nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     std::fs::read_link(Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string()))
+}
+
+/// Allocations of this size and more go back to the system when they are freed.
+const LARGE_BYTES: i32 = 256 << 10;
+/// Heaps that threads share.
+const HEAPS: i32 = 2;
+
+/// Makes the allocator give back what is freed: by default it learns from the first large buffer to keep such ones, and gives each
+/// thread a heap of its own.
+pub fn keep_little() {
+    // SAFETY: settings of the allocator; it checks them.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+    }
+}
+
+/// Gives back what was freed since.
+pub fn give_back() {
+    // SAFETY: touches only memory that is free.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Lets go of the program's code: what is needed comes back from its file, and what only the start needed does not.
+pub fn forget_code() {
+    let Ok(code) = code() else { return };
+    for (from, to) in code {
+        let (Ok(from), Ok(length)) = (usize::try_from(from), usize::try_from(to - from)) else {
+            continue;
+        };
+        // SAFETY: a mapping of our own file that may not be written, so that it holds what the file holds.
+        unsafe { libc::madvise(from as *mut c_void, length, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Where this program's own code is.
+fn code() -> io::Result<Vec<(u64, u64)>> {
+    let program = std::fs::read_link("/proc/self/exe")?;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let code = maps.lines().filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (range, rights) = (fields.next()?, fields.next()?);
+        let path = fields.nth(3)?;
+        if rights != "r-xp" || Path::new(path) != program {
+            return None;
+        }
+        let (from, to) = range.split_once('-')?;
+        Some((
+            u64::from_str_radix(from, 16).ok()?,
+            u64::from_str_radix(to, 16).ok()?,
+        ))
+    });
+    Ok(code.collect())
 }
 
 /// A copy of another process's descriptor (kernel 5.6).

@@ -21,6 +21,7 @@ use weft_wire::batch::lookups::MAX_LOOKUPS;
 use weft_wire::{Lookup, LookupBatch, LookupTransport, Owner, Protocol, Timestamp};
 
 use crate::attribution::{Attribution, Host};
+use crate::calls::Calls;
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::kernel::sys::Ring;
@@ -56,6 +57,9 @@ pub struct Lookups {
     rows: Vec<(Lookup, Arc<Owner>)>,
     unsent: VecDeque<(LookupBatch, u64)>,
     packets: u64,
+    /// Packets are not looked at, to stay within the limits.
+    skipping: bool,
+    skipped: u64,
     unreadable: u64,
     sent: u64,
 }
@@ -83,6 +87,8 @@ impl Lookups {
             rows: Vec::new(),
             unsent: VecDeque::new(),
             packets: 0,
+            skipping: false,
+            skipped: 0,
             unreadable: 0,
             sent: 0,
         }
@@ -95,10 +101,19 @@ impl Lookups {
         }
     }
 
+    /// Whether to skip packets: then there are no lookups, and no names, which are forgotten.
+    pub fn skip(&mut self, skip: bool) {
+        self.skipping = skip;
+        if skip {
+            self.names = Names::default();
+            self.search = HashMap::new();
+        }
+    }
+
     /// Reads what is in the ring. Reads nothing while the sink refuses: the ring buffers.
     pub fn poll<H: Host>(
         &mut self,
-        ring: &Ring,
+        ring: &mut Ring,
         attribution: &mut Attribution<H>,
         clock: &Clock,
         now_ns: u64,
@@ -109,6 +124,7 @@ impl Lookups {
                 break;
             };
             match packet::decode(bytes) {
+                _ if self.skipping => self.skipped += 1,
                 Ok(packet) => self.packet(&packet, attribution, clock, now_ns),
                 Err(error) => {
                     tracing::debug!(%error, "packet skipped");
@@ -297,6 +313,7 @@ impl Lookups {
         let pairs = &self.pairs.counters;
         for (counter, value) in [
             (&counters.dns_packets, self.packets),
+            (&counters.dns_packets_skipped, self.skipped),
             (&counters.dns_messages, pairs.messages),
             (
                 &counters.dns_malformed,
@@ -322,15 +339,19 @@ impl Lookups {
     }
 }
 
-/// Names the peers of a batch's rows; without lookups nothing has a name.
+/// Names the peers of a batch's rows, by what was looked up, else by what was spoken.
 pub fn name_rows<'a>(
-    lookups: Option<&mut Lookups>,
+    mut lookups: Option<&mut Lookups>,
+    calls: Option<&Calls>,
     rows: impl Iterator<Item = (&'a mut weft_wire::Half, &'a Arc<Owner>)>,
 ) -> Vec<weft_wire::PeerName> {
     let mut names = Dictionary::default();
-    if let Some(lookups) = lookups {
-        for (half, owner) in rows {
-            lookups.names.name(half, owner, &mut names);
+    for (half, owner) in rows {
+        let spoken = calls.and_then(|calls| calls.named(half.id));
+        match (&mut lookups, spoken) {
+            (Some(lookups), spoken) => lookups.names.name(half, owner, spoken, &mut names),
+            (None, Some(spoken)) => names.name(half, spoken),
+            (None, None) => {}
         }
     }
     names.into_names()

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::calls::protocol::Named as Spoken;
 use weft_dns::Asker;
 use weft_dns::cache::{NameCache, Named};
 use weft_dns::resolvers::Resolvers;
@@ -67,8 +68,15 @@ impl Names {
         self.cache.learn(asker(owner), name, address, ttl, at);
     }
 
-    /// Fills in what is known of a row's peer. The row is about to go into a batch with these names.
-    pub fn name(&mut self, half: &mut Half, owner: &Arc<Owner>, names: &mut Dictionary) {
+    /// Fills in what is known of a row's peer: the name that was looked up, else the one that was spoken. The row is about to go
+    /// into a batch with these names.
+    pub fn name(
+        &mut self,
+        half: &mut Half,
+        owner: &Arc<Owner>,
+        spoken: Option<&Spoken>,
+        names: &mut Dictionary,
+    ) {
         if half.role != Role::Client {
             return;
         }
@@ -78,7 +86,13 @@ impl Names {
         } else {
             self.kept.get(&half.id).cloned()
         };
-        let said = known.unwrap_or_else(|| self.say(half, owner, finished));
+        let mut said = known.unwrap_or_else(|| self.say(half, owner));
+        if let (None, Some(spoken)) = (&said.name, spoken) {
+            // What is spoken comes after the connection's first row, as often as not.
+            said.name = Some(as_named(spoken));
+            self.named += 1;
+            self.keep(half, &said);
+        }
         if let Some(named) = &said.name {
             half.name = names.index(named);
             half.named_before_us = named.before_us;
@@ -86,7 +100,7 @@ impl Names {
     }
 
     /// What there is to say of a connection when its first row goes out.
-    fn say(&mut self, half: &Half, owner: &Arc<Owner>, finished: bool) -> Said {
+    fn say(&mut self, half: &Half, owner: &Arc<Owner>) -> Said {
         let name = self
             .cache
             .name_for(asker(owner), half.remote.ip(), half.opened_at);
@@ -102,14 +116,21 @@ impl Names {
             self.hidden
                 .push((hidden_lookup(half, transport), Arc::clone(owner)));
         }
-        if !finished && (said.name.is_some() || said.hidden.is_some()) {
-            if self.kept.len() < MAX_KEPT {
-                self.kept.insert(half.id, said.clone());
-            } else {
-                self.unkept += 1;
-            }
+        if said.name.is_some() || said.hidden.is_some() {
+            self.keep(half, &said);
         }
         said
+    }
+
+    fn keep(&mut self, half: &Half, said: &Said) {
+        if half.state.finished() {
+            return;
+        }
+        if self.kept.len() < MAX_KEPT || self.kept.contains_key(&half.id) {
+            self.kept.insert(half.id, said.clone());
+        } else {
+            self.unkept += 1;
+        }
     }
 
     /// Lookups that cannot be read, one for each connection that may carry any.
@@ -133,7 +154,23 @@ impl Names {
     }
 }
 
+/// A name that the client itself said, in the first bytes it sent.
+fn as_named(spoken: &Spoken) -> Named {
+    Named {
+        name: spoken.name.as_str().into(),
+        source: spoken.source,
+        before_us: 0,
+    }
+}
+
 impl Dictionary {
+    /// Fills in the name that was spoken, where lookups are not read at all.
+    pub fn name(&mut self, half: &mut Half, spoken: &Spoken) {
+        if half.role == Role::Client {
+            half.name = self.index(&as_named(spoken));
+        }
+    }
+
     fn index(&mut self, named: &Named) -> u32 {
         let key = (Arc::clone(&named.name), named.source);
         *self.known.entry(key).or_insert_with(|| {
@@ -219,7 +256,7 @@ mod tests {
         owner: &Arc<Owner>,
     ) -> Option<(String, NameSource, u32)> {
         let mut dictionary = Dictionary::default();
-        names.name(&mut half, owner, &mut dictionary);
+        names.name(&mut half, owner, None, &mut dictionary);
         let list = dictionary.into_names();
         let found = list.get((half.name as usize).checked_sub(1)?)?;
         Some((found.name.clone(), found.source, half.named_before_us))
@@ -262,6 +299,41 @@ mod tests {
             ..half(3, "52.216.1.1:443", 90_000, HalfState::Closed)
         };
         assert_eq!(name(&mut names, server, &python), None);
+    }
+
+    #[test]
+    fn what_was_spoken_names_a_connection_without_a_lookup() {
+        let mut names = Names::default();
+        let process = owner(4, None);
+        let address = "10.0.0.1".parse().unwrap();
+        names.learn(&process, &"db.example".into(), (address, 60), Timestamp(1));
+        let spoken = Spoken {
+            name: "shop.example".to_owned(),
+            source: NameSource::Sni,
+        };
+        let mut row = |id, remote: &str, state, spoken: Option<&Spoken>| {
+            let mut dictionary = Dictionary::default();
+            let mut half = half(id, remote, 5, state);
+            names.name(&mut half, &process, spoken, &mut dictionary);
+            let list = dictionary.into_names();
+            (half.name as usize).checked_sub(1).map(|at| {
+                assert_eq!(half.named_before_us > 0, list[at].source != NameSource::Sni);
+                list[at].name.clone()
+            })
+        };
+        // Its first row came before its first bytes; once named it stays so.
+        assert_eq!(row(1, "10.0.0.2:443", HalfState::Open, None), None);
+        let shop = Some("shop.example".to_owned());
+        assert_eq!(row(1, "10.0.0.2:443", HalfState::Open, Some(&spoken)), shop);
+        assert_eq!(row(1, "10.0.0.2:443", HalfState::Closed, None), shop);
+        assert_eq!(
+            row(2, "10.0.0.2:443", HalfState::Closed, Some(&spoken)),
+            shop
+        );
+        // A lookup is worth more: it was asked before.
+        let db = Some("db.example".to_owned());
+        assert_eq!(row(3, "10.0.0.1:443", HalfState::Closed, Some(&spoken)), db);
+        assert!(names.kept.is_empty());
     }
 
     #[test]

@@ -31,6 +31,8 @@ use crate::capture::Capture;
 use crate::decode::{ConnectionKey, OwnerKey};
 use crate::kernel::sys;
 use crate::sink::BatchSink;
+use crate::table::SPARSE;
+use crate::table::kept::Kept;
 use crate::time;
 use diag::{DiagError, Listed, Progress};
 use processes::{Holder, Resident};
@@ -43,14 +45,14 @@ const DUMP_ATTEMPTS: usize = 3;
 const ANSWER_LIMIT_S: i64 = 2;
 /// Sockets that a list gives in the time of asking for one: beyond so many to ask for, all are listed.
 const LISTED_PER_ASKED: usize = 4;
-/// Most older connections followed; some 400 bytes each. Beyond it they are reported once, as open, and counted.
+/// Most older connections followed; some 200 bytes each. Beyond it they are reported once, as open, and counted.
 const MAX_FOLLOWED: usize = 65_536;
 
 /// What is followed between two looks.
 pub struct Snapshot {
     cgroup: PathBuf,
     namespaces: HashMap<u32, Diag>,
-    followed: HashMap<u64, (Half, Arc<Owner>)>,
+    followed: HashMap<u64, Kept>,
     dropped: u64,
     swept_at: Timestamp,
     update_interval_us: i64,
@@ -86,22 +88,37 @@ impl Snapshot {
         }
         let listeners = capture.hooks.listeners();
         let before = time::monotonic_ns();
-        let listed = self.list(capture);
-        let leaked = forget_leaked(capture, &listed, before);
+        // Two looks: what a hundred thousand sockets are is not kept, only what the second look needs of the first.
+        let mut alive = HashSet::new();
+        let mut ports: HashSet<(u32, u16)> = HashSet::new();
+        let entered = self.list(capture, |netns, socket, _| {
+            if socket.state != diag::state::TIME_WAIT {
+                alive.insert(socket.cookie);
+            }
+            if socket.state == diag::state::LISTEN {
+                ports.insert((netns, socket.local.port()));
+            }
+        });
+        let leaked = forget_leaked(capture, &entered, &alive, before);
         if leaked > 0 {
             tracing::warn!(connections = leaked, "ends that no hook saw");
         }
-        for (netns, sockets) in listed {
-            let listening = sockets
-                .iter()
-                .filter(|socket| socket.state == diag::state::LISTEN);
-            let ports: HashSet<u16> = listening.map(|socket| socket.local.port()).collect();
-            for socket in &sockets {
-                if let Some(holder) = holders.get(&socket.inode) {
-                    self.adopt(capture, netns, socket, holder, &ports, &listeners);
-                }
+        drop(alive);
+        let mut followed = std::mem::take(&mut self.followed);
+        self.list(capture, |netns, socket, capture| {
+            if let Some(holder) = holders.get(&socket.inode) {
+                let accepted = ports.contains(&(netns, socket.local.port()));
+                adopt(
+                    &mut followed,
+                    capture,
+                    (netns, accepted),
+                    &socket,
+                    holder,
+                    &listeners,
+                );
             }
-        }
+        });
+        self.followed = followed;
         tracing::info!(
             connections = self.followed.len(),
             "connections older than the hooks"
@@ -115,9 +132,9 @@ impl Snapshot {
         let lost = dropped > self.dropped;
         let looked_at = time::now();
         let since = std::mem::replace(&mut self.swept_at, looked_at);
-        let due = capture
-            .table
-            .due_for_a_look(since, looked_at, self.update_interval_us);
+        let rarer = if capture.looks_sparsely() { SPARSE } else { 1 };
+        let interval_us = self.update_interval_us.saturating_mul(rarer);
+        let mut due = capture.table.due_for_a_look(since, looked_at, interval_us);
         if lost || !due.is_empty() {
             let (residents, _) = processes::residents(&self.cgroup);
             self.enter(&residents, capture);
@@ -127,22 +144,31 @@ impl Snapshot {
             return self.ask_for(&due, capture, looked_at);
         }
         self.dropped = dropped;
-        let sockets = self.list(capture);
+        due.sort_unstable_by_key(|key| key.cookie());
+        let mut alive = HashSet::new();
+        let mut older = HashMap::new();
+        let entered = self.list(capture, |_, socket, capture| {
+            let at = due.binary_search_by_key(&socket.cookie, |key| key.cookie());
+            if let Some(key) = at.ok().and_then(|at| due.get(at)) {
+                capture
+                    .table
+                    .refresh(*key, |half, _| update(half, &socket, looked_at));
+            }
+            if lost && socket.state != diag::state::TIME_WAIT {
+                alive.insert(socket.cookie);
+            }
+            if self.followed.contains_key(&socket.cookie) && socket.half_state().is_some() {
+                older.insert(socket.cookie, socket);
+            }
+        });
         if lost {
-            let alive: HashSet<u64> = sockets
-                .values()
-                .flatten()
-                .filter(|socket| socket.state != diag::state::TIME_WAIT)
-                .map(|socket| socket.cookie)
-                .collect();
             let found = capture.table.reconcile(
-                |key, owner| !sockets.contains_key(&owner.netns) || alive.contains(&key.cookie()),
+                |key, owner| !entered.contains(&owner.netns) || alive.contains(&key.cookie()),
                 looked_at,
             );
             tracing::warn!(lost_ends = found, "the kernel's ring was full");
         }
-        refresh(capture, &due, &sockets, looked_at);
-        self.follow(capture, &sockets, looked_at);
+        self.follow(capture, &entered, &older, looked_at);
     }
 
     /// Looks at some connections, one by one.
@@ -152,20 +178,23 @@ impl Snapshot {
         capture: &mut Capture<H, S>,
         looked_at: Timestamp,
     ) {
-        capture.table.refresh(due, |key, half, owner| {
-            let Some(diag) = self.namespaces.get(&owner.netns) else {
-                return false;
-            };
-            match diag.one(half, key.cookie()) {
-                Ok(Some(socket)) => update(half, &socket, looked_at),
-                // Its end is under way, or tells of itself.
-                Ok(None) => false,
-                Err(error) => {
-                    tracing::debug!(%error, "connection left out");
-                    false
+        let Capture { table, .. } = capture;
+        for key in due {
+            table.refresh(*key, |half, owner| {
+                let Some(diag) = self.namespaces.get(&owner.netns) else {
+                    return false;
+                };
+                match diag.one(half, key.cookie()) {
+                    Ok(Some(socket)) => update(half, &socket, looked_at),
+                    // Its end is under way, or tells of itself.
+                    Ok(None) => false,
+                    Err(error) => {
+                        tracing::debug!(%error, "connection left out");
+                        false
+                    }
                 }
-            }
-        });
+            });
+        }
     }
 
     /// Opens a socket into every network namespace that residents live in.
@@ -190,99 +219,24 @@ impl Snapshot {
         }
     }
 
-    fn list<H: Host, S: BatchSink>(&self, capture: &Capture<H, S>) -> HashMap<u32, Vec<Listed>> {
-        let mut all = HashMap::new();
+    /// Shows every socket of the namespaces, some of them more than once (a list that changes while it is read is read again), and
+    /// says which namespaces could be read.
+    fn list<H: Host, S: BatchSink>(
+        &self,
+        capture: &mut Capture<H, S>,
+        mut each: impl FnMut(u32, Listed, &mut Capture<H, S>),
+    ) -> HashSet<u32> {
+        let mut entered = HashSet::new();
         for (netns, diag) in &self.namespaces {
-            match diag.sockets() {
-                Ok(sockets) => drop(all.insert(*netns, sockets)),
+            match diag.sockets(|socket| each(*netns, socket, capture)) {
+                Ok(()) => drop(entered.insert(*netns)),
                 Err(error) => {
                     tracing::debug!(%error, netns, "namespace left out");
                     capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
                 }
             }
         }
-        all
-    }
-
-    fn adopt<H: Host, S: BatchSink>(
-        &mut self,
-        capture: &mut Capture<H, S>,
-        netns: u32,
-        socket: &Listed,
-        holder: &Holder,
-        ports: &HashSet<u16>,
-        listeners: &HashSet<u64>,
-    ) {
-        let accepted = ports.contains(&socket.local.port());
-        let listener = socket.state == diag::state::LISTEN;
-        if !listener && socket.half_state().is_none() {
-            return;
-        }
-        let known = if listener {
-            listeners.contains(&socket.cookie)
-        } else {
-            capture.hooks.follows(socket.cookie)
-        };
-        if known {
-            return;
-        }
-        let owner = OwnerKey {
-            pid: holder.pid,
-            uid: socket.uid,
-            comm: processes::comm(holder.pid),
-            cgroup: holder.cgroup,
-            netns,
-        };
-        if !listener {
-            return self.adopt_connection(capture, socket, &owner, accepted);
-        }
-        // Gone since it was listed: then there is nothing to adopt.
-        let Ok(fd) = sys::descriptor_of(holder.pid, holder.fd) else {
-            return;
-        };
-        match capture.hooks.state_of(&fd) {
-            Some(known) if known.pid != 0 => {}
-            _ => {
-                let state = SocketState {
-                    cgroup: owner.cgroup,
-                    pid: owner.pid,
-                    uid: owner.uid,
-                    comm: owner.comm,
-                    netns,
-                    phase: phase::IDLE,
-                    ..SocketState::default()
-                };
-                if let Err(error) = capture.hooks.track(&fd, state) {
-                    tracing::debug!(%error, "listener left out");
-                    capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
-                }
-            }
-        }
-    }
-
-    fn adopt_connection<H: Host, S: BatchSink>(
-        &mut self,
-        capture: &mut Capture<H, S>,
-        socket: &Listed,
-        owner: &OwnerKey,
-        accepted: bool,
-    ) {
-        let now_ns = time::monotonic_ns();
-        let owner = capture
-            .attribution
-            .owner(owner, now_ns, now_ns, &capture.clock);
-        // Nobody knows when it was opened; the hooks came after.
-        let opened_at = capture.clock.utc(capture.hooks.state.attached_ns);
-        let role = if accepted { Role::Server } else { Role::Client };
-        let half = observed(socket, role, opened_at, time::now());
-        capture
-            .table
-            .adopt(ConnectionKey(socket.cookie), half, &owner);
-        if self.followed.len() < MAX_FOLLOWED {
-            self.followed.insert(socket.cookie, (half, owner));
-        } else {
-            capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
-        }
+        entered
     }
 
     /// Gives followed connections the owners that took the place of theirs, and reports them again.
@@ -294,10 +248,12 @@ impl Snapshot {
         if renewed.is_empty() {
             return;
         }
-        for (cookie, (half, owner)) in &mut self.followed {
-            if let Some(new) = renewed.get(&Arc::as_ptr(owner)) {
-                *owner = Arc::clone(new);
-                capture.table.adopt(ConnectionKey(*cookie), *half, owner);
+        for (cookie, kept) in &mut self.followed {
+            if let Some(new) = renewed.get(&Arc::as_ptr(&kept.owner)) {
+                kept.owner = Arc::clone(new);
+                capture
+                    .table
+                    .adopt(ConnectionKey(*cookie), kept.half(), &kept.owner);
             }
         }
     }
@@ -306,76 +262,131 @@ impl Snapshot {
     fn follow<H: Host, S: BatchSink>(
         &mut self,
         capture: &mut Capture<H, S>,
-        sockets: &HashMap<u32, Vec<Listed>>,
+        entered: &HashSet<u32>,
+        alive: &HashMap<u64, Listed>,
         looked_at: Timestamp,
     ) {
-        let alive: HashMap<u64, &Listed> = sockets
-            .values()
-            .flatten()
-            .filter(|socket| socket.half_state().is_some())
-            .map(|socket| (socket.cookie, socket))
-            .collect();
-        self.followed.retain(|cookie, (half, owner)| {
-            let before = *half;
+        self.followed.retain(|cookie, kept| {
+            let before = kept.half();
+            let mut half = before;
             // The clock may have been set back.
             let looked_at = looked_at.max(before.seen_at);
             match alive.get(cookie) {
-                Some(socket) => *half = observed(socket, half.role, half.opened_at, looked_at),
+                Some(socket) => half = observed(socket, half.role, half.opened_at, looked_at),
+                // Of a namespace that cannot be read nothing new is known.
+                None if !entered.contains(&kept.owner.netns) => return true,
                 None => {
                     half.state = HalfState::Closed;
                     half.closed_at = Some(looked_at);
                 }
             }
+            let key = ConnectionKey(*cookie);
             let moved = (before.bytes_sent, before.bytes_received)
                 != (half.bytes_sent, half.bytes_received);
             if moved || half.state.finished() {
-                capture.table.adopt(ConnectionKey(*cookie), *half, owner);
+                capture.table.adopt(key, half, &kept.owner);
             }
+            *kept = Kept::new(key, &half, Arc::clone(&kept.owner));
             !half.state.finished()
         });
+    }
+}
+
+/// Makes a listener that is older than the hooks known to them, or follows a connection that is.
+fn adopt<H: Host, S: BatchSink>(
+    followed: &mut HashMap<u64, Kept>,
+    capture: &mut Capture<H, S>,
+    (netns, accepted): (u32, bool),
+    socket: &Listed,
+    holder: &Holder,
+    listeners: &HashSet<u64>,
+) {
+    let listener = socket.state == diag::state::LISTEN;
+    if !listener && socket.half_state().is_none() {
+        return;
+    }
+    let known = if listener {
+        listeners.contains(&socket.cookie)
+    } else {
+        capture.hooks.follows(socket.cookie) || followed.contains_key(&socket.cookie)
+    };
+    if known {
+        return;
+    }
+    let owner = OwnerKey {
+        pid: holder.pid,
+        uid: socket.uid,
+        comm: processes::comm(holder.pid),
+        cgroup: holder.cgroup,
+        netns,
+    };
+    if !listener {
+        return adopt_connection(followed, capture, socket, &owner, accepted);
+    }
+    // Gone since it was listed: then there is nothing to adopt.
+    let Ok(fd) = sys::descriptor_of(holder.pid, holder.fd) else {
+        return;
+    };
+    match capture.hooks.state_of(&fd) {
+        Some(known) if known.pid != 0 => {}
+        _ => {
+            let state = SocketState {
+                cgroup: owner.cgroup,
+                pid: owner.pid,
+                uid: owner.uid,
+                comm: owner.comm,
+                netns,
+                phase: phase::IDLE,
+                ..SocketState::default()
+            };
+            if let Err(error) = capture.hooks.track(&fd, state) {
+                tracing::debug!(%error, "listener left out");
+                capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
+            }
+        }
+    }
+}
+
+fn adopt_connection<H: Host, S: BatchSink>(
+    followed: &mut HashMap<u64, Kept>,
+    capture: &mut Capture<H, S>,
+    socket: &Listed,
+    owner: &OwnerKey,
+    accepted: bool,
+) {
+    let now_ns = time::monotonic_ns();
+    let owner = capture
+        .attribution
+        .owner(owner, now_ns, now_ns, &capture.clock);
+    // Nobody knows when it was opened; the hooks came after.
+    let opened_at = capture.clock.utc(capture.hooks.state.attached_ns);
+    let role = if accepted { Role::Server } else { Role::Client };
+    let half = observed(socket, role, opened_at, time::now());
+    let key = ConnectionKey(socket.cookie);
+    capture.table.adopt(key, half, &owner);
+    if followed.len() < MAX_FOLLOWED {
+        followed.insert(socket.cookie, Kept::new(key, &half, owner));
+    } else {
+        capture.counters().snapshot_skipped.fetch_add(1, Relaxed);
     }
 }
 
 /// Closes what the kernel programs still keep although the socket is gone: its end fell into a time when no hook was attached.
 fn forget_leaked<H: Host, S: BatchSink>(
     capture: &mut Capture<H, S>,
-    listed: &HashMap<u32, Vec<Listed>>,
+    entered: &HashSet<u32>,
+    alive: &HashSet<u64>,
     before_ns: u64,
 ) -> usize {
-    let alive: HashSet<u64> = listed
-        .values()
-        .flatten()
-        .filter(|socket| socket.state != diag::state::TIME_WAIT)
-        .map(|socket| socket.cookie)
-        .collect();
     let leaked = capture.hooks.kept(|key, kept| {
         kept.state.opened_ns < before_ns
-            && listed.contains_key(&kept.state.netns)
+            && entered.contains(&kept.state.netns)
             && !alive.contains(&key.cookie())
     });
     for (key, kept) in &leaked {
         capture.end_unseen(*key, kept);
     }
     leaked.len()
-}
-
-/// Looks at connections in the lists of all.
-fn refresh<H: Host, S: BatchSink>(
-    capture: &mut Capture<H, S>,
-    due: &[ConnectionKey],
-    sockets: &HashMap<u32, Vec<Listed>>,
-    looked_at: Timestamp,
-) {
-    let sockets: HashMap<u64, &Listed> = sockets
-        .values()
-        .flatten()
-        .map(|socket| (socket.cookie, socket))
-        .collect();
-    capture.table.refresh(due, |key, half, _| {
-        sockets
-            .get(&key.cookie())
-            .is_some_and(|socket| update(half, socket, looked_at))
-    });
 }
 
 /// Brings a half up to date; false when nothing moved.
@@ -421,7 +432,9 @@ fn observed(socket: &Listed, role: Role, opened_at: Timestamp, seen_at: Timestam
 
 /// How many TCP sockets there are in this process's own network namespace.
 pub fn probe() -> io::Result<usize> {
-    Ok(Diag::open(std::process::id())?.sockets()?.len())
+    let mut count = 0;
+    Diag::open(std::process::id())?.sockets(|_| count += 1)?;
+    Ok(count)
 }
 
 /// A sock_diag socket, and the number of the last request on it.
@@ -464,28 +477,27 @@ impl Diag {
     }
 
     /// Every TCP socket of the namespace. A list that changes while it is read is read again.
-    fn sockets(&self) -> io::Result<Vec<Listed>> {
+    fn sockets(&self, mut each: impl FnMut(Listed)) -> io::Result<()> {
         let mut last = None;
         for _ in 0..DUMP_ATTEMPTS {
-            let mut all = Vec::new();
             let listed = [libc::AF_INET, libc::AF_INET6]
                 .into_iter()
-                .try_for_each(|family| self.dump(family as u8, &mut all));
+                .try_for_each(|family| self.dump(family as u8, &mut each));
             match listed {
-                Ok(()) => return Ok(all),
+                Ok(()) => return Ok(()),
                 Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| io::ErrorKind::Other.into()))
     }
 
-    fn dump(&self, family: u8, all: &mut Vec<Listed>) -> io::Result<()> {
+    fn dump(&self, family: u8, each: &mut impl FnMut(Listed)) -> io::Result<()> {
         let seq = self.next();
         self.ask(&diag::request(family, seq))?;
         let mut datagram = vec![0; DATAGRAM_BYTES];
         loop {
             let length = recv(self.fd.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
-            match diag::parse(&datagram[..length], seq, |listed| all.push(listed)) {
+            match diag::parse(&datagram[..length], seq, &mut *each) {
                 Ok(Progress::More) => {}
                 Ok(Progress::Done) => return Ok(()),
                 Err(error) => return Err(io::Error::other(error)),

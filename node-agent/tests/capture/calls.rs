@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use weft_agent::calls::hooks::{CallHooks, Mode};
 use weft_agent::calls::{Calls, RING_BYTES};
-use weft_wire::{Application, Half, HalfState, Owner, Process};
+use weft_wire::{Application, Half, HalfState, NameSource, Owner, Process};
 
 use crate::world::{Case, World, loopback, myself, pair, skip};
 
@@ -260,6 +260,12 @@ fn first_bytes(world: &mut World) {
             (client.0.application, server.0.application),
             (application, application)
         );
+        // Nothing was looked up: what the client said names its peer, and nothing names the client.
+        let name = world.named(from).map(|(_, name)| (name.name, name.source));
+        let said = (application == Application::Http1)
+            .then(|| ("a.example".to_owned(), NameSource::HttpHost));
+        assert_eq!(name, said);
+        assert_eq!(world.named(server.0.local), None);
     }
 }
 

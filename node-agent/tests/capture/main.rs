@@ -11,6 +11,7 @@ mod cases;
 mod datagrams;
 mod lookups;
 mod losses;
+mod nginx;
 mod programs;
 mod world;
 

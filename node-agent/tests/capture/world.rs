@@ -45,7 +45,8 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         .iter()
         .chain(super::losses::ALL)
         .chain(super::datagrams::ALL)
-        .chain(super::calls::ALL);
+        .chain(super::calls::ALL)
+        .chain(super::nginx::ALL);
     all.chain(super::lookups::ALL)
 }
 
@@ -435,7 +436,8 @@ impl World {
 
     /// Takes every packet of name servers out of their ring.
     pub fn dns_packets(&mut self) -> Vec<Packet> {
-        let ring = &self.datagrams().dns_ring;
+        let flows = self.capture().flows.as_mut().unwrap();
+        let ring = &mut flows.datagrams.dns_ring;
         let (mut position, mut packets) = (ring.consumed(), Vec::new());
         while let Some((bytes, next)) = ring.peek(position) {
             packets.push(Packet::read(bytes));
@@ -573,7 +575,7 @@ impl World {
 
     /// Records that wait in the ring.
     pub fn records_in_ring(&mut self) -> u64 {
-        let ring = &self.capture().hooks.ring;
+        let ring = &mut self.capture().hooks.ring;
         let (mut position, mut count) = (ring.consumed(), 0);
         while let Some((_, next)) = ring.peek(position) {
             (position, count) = (next, count + 1);

@@ -4,15 +4,23 @@
 //! connection older than the hooks. Output: [`Table::drain`], everything that changed since the last one, one row for
 //! each connection: what opened and closed in between is one finished row. No clock, no IO.
 
+pub mod kept;
+
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-use weft_wire::{AgentKey, Half, HalfId, HalfState, Owner, Protocol, Timestamp, mix64};
+use weft_wire::{AgentKey, Half, HalfId, HalfState, Owner, Protocol, Timestamp};
 
 use crate::clock::Clock;
 use crate::decode::{ConnectionKey, Event};
+use kept::{Kept, Slots};
+
+/// Of so many updates one is told while detail is given up.
+pub const SPARSE: i64 = 8;
+/// How long a connection's turn is then.
+const UPDATE_TURN_US: i64 = 10_000_000;
+/// Keys of changed connections for which room is kept from one batch to the next.
+const CHANGED_KEPT: usize = 8_192;
 
 /// Who is speaking: with it a connection's id is the same after every restart of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,16 +45,12 @@ pub struct Row {
 pub struct Table {
     identity: Identity,
     limit: usize,
-    open: HashMap<ConnectionKey, Tracked, Mix>,
+    open: Slots,
     changed: Vec<ConnectionKey>,
     finished: Vec<Row>,
     dropped: u64,
-}
-
-#[derive(Debug)]
-struct Tracked {
-    row: Row,
-    changed: bool,
+    sparse: bool,
+    skipped: u64,
 }
 
 impl Table {
@@ -56,10 +60,12 @@ impl Table {
         Self {
             identity,
             limit,
-            open: HashMap::with_hasher(Mix),
+            open: Slots::default(),
             changed: Vec::new(),
             finished: Vec::new(),
             dropped: 0,
+            sparse: false,
+            skipped: 0,
         }
     }
 
@@ -67,8 +73,8 @@ impl Table {
     pub fn apply(&mut self, event: &Event, owner: &Arc<Owner>, clock: &Clock) {
         let mut half = half(event, self.identity, clock);
         if event.state.finished() {
-            if let Some(before) = self.open.remove(&event.key) {
-                half = after(half, &before.row.half);
+            if let Some(before) = self.open.remove(event.key) {
+                half = after(half, &before);
             }
             self.finished.push(Row {
                 half,
@@ -76,35 +82,38 @@ impl Table {
             });
             return;
         }
-        let full = self.open.len() >= self.limit;
-        match self.open.entry(event.key) {
-            Entry::Occupied(mut entry) => {
-                let tracked = entry.get_mut();
-                half = after(half, &tracked.row.half);
-                tracked.row = Row {
-                    half,
-                    owner: Arc::clone(owner),
-                };
-                if !tracked.changed {
-                    tracked.changed = true;
-                    self.changed.push(event.key);
-                }
-            }
-            // Counted once, not with each of its updates.
-            Entry::Vacant(_) if full => {
-                self.dropped += u64::from(event.at_ns == event.opened_ns);
-            }
-            Entry::Vacant(entry) => {
-                entry.insert(Tracked {
-                    row: Row {
-                        half,
-                        owner: Arc::clone(owner),
-                    },
-                    changed: true,
-                });
+        if let Some(before) = self.open.get_mut(event.key) {
+            half = after(half, before);
+            let changed = before.changed;
+            // Which of its updates is told depends on when it is, so that all take turns.
+            let told = !self.sparse
+                || (half.seen_at.0 / UPDATE_TURN_US).rem_euclid(SPARSE)
+                    == (event.key.0 as i64).rem_euclid(SPARSE);
+            *before = Kept::new(event.key, &half, Arc::clone(owner));
+            before.changed = changed || told;
+            if before.changed && !changed {
                 self.changed.push(event.key);
             }
+            self.skipped += u64::from(!before.changed);
+        } else if self.open.len() >= self.limit {
+            // Counted once, not with each of its updates.
+            self.dropped += u64::from(event.at_ns == event.opened_ns);
+        } else {
+            let mut kept = Kept::new(event.key, &half, Arc::clone(owner));
+            kept.changed = true;
+            self.open.insert(kept);
+            self.changed.push(event.key);
         }
+    }
+
+    /// Whether to tell only one of [`SPARSE`] updates of connections that stay open. What ends is told with all of its counts.
+    pub fn sparse(&mut self, sparse: bool) {
+        self.sparse = sparse;
+    }
+
+    /// Updates not told for that.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// Takes a connection that the kernel knows and the hooks do not report: open at `seen`, or gone since. One that
@@ -112,7 +121,7 @@ impl Table {
     pub fn adopt(&mut self, key: ConnectionKey, mut half: Half, owner: &Arc<Owner>) {
         half.id = HalfId::new(self.identity.agent, self.identity.boot, key.0);
         half.cookie = key.0;
-        if self.open.contains_key(&key) {
+        if self.open.contains(key) {
             return;
         }
         self.finished.push(Row {
@@ -124,15 +133,31 @@ impl Table {
     /// Closes one that the kernel does not keep any more and whose end it could not report. Its last known counters stand.
     /// False when its end was reported.
     pub fn lost(&mut self, key: ConnectionKey, at: Timestamp) -> bool {
-        let Some(mut tracked) = self.open.remove(&key) else {
+        let Some(kept) = self.open.remove(key) else {
             return false;
         };
-        let half = &mut tracked.row.half;
-        half.state = HalfState::Closed;
-        half.seen_at = half.seen_at.max(at);
-        half.closed_at = Some(half.seen_at);
-        self.finished.push(tracked.row);
+        let at = at.max(kept.seen_at);
+        self.close(kept, at);
         true
+    }
+
+    /// Its last known counters stand.
+    fn close(&mut self, kept: Kept, at: Timestamp) {
+        let mut half = self.row(&kept);
+        half.state = HalfState::Closed;
+        half.seen_at = at.max(half.seen_at);
+        half.closed_at = Some(half.seen_at);
+        self.finished.push(Row {
+            half,
+            owner: kept.owner,
+        });
+    }
+
+    fn row(&self, kept: &Kept) -> Half {
+        Half {
+            id: HalfId::new(self.identity.agent, self.identity.boot, kept.key().0),
+            ..kept.half()
+        }
     }
 
     /// Closes what is tracked, last seen before `dumped_at` and not among the sockets that the kernel still has: its end
@@ -145,16 +170,12 @@ impl Table {
         let gone: Vec<ConnectionKey> = self
             .open
             .iter()
-            .filter(|(key, tracked)| {
-                tracked.row.half.seen_at < dumped_at && !alive(**key, &tracked.row.owner)
-            })
-            .map(|(key, _)| *key)
+            .filter(|kept| kept.seen_at < dumped_at && !alive(kept.key(), &kept.owner))
+            .map(Kept::key)
             .collect();
         for key in &gone {
-            if let Some(mut tracked) = self.open.remove(key) {
-                tracked.row.half.state = HalfState::Closed;
-                tracked.row.half.closed_at = Some(dumped_at);
-                self.finished.push(tracked.row);
+            if let Some(kept) = self.open.remove(*key) {
+                self.close(kept, dumped_at);
             }
         }
         gone.len()
@@ -172,44 +193,38 @@ impl Table {
         let intervals = |from: Timestamp, to: Timestamp| {
             u64::try_from((to.0 - from.0) / interval_us.max(1)).unwrap_or(0)
         };
-        let due = |tracked: &&Tracked| {
-            let heard = tracked.row.half.seen_at;
+        let due = |kept: &&Kept| {
+            let heard = kept.seen_at;
             let silence = intervals(heard, now);
             silence > 0 && intervals(heard, since).checked_ilog2() < silence.checked_ilog2()
         };
-        self.open
-            .iter()
-            .filter(|(_, tracked)| due(tracked))
-            .map(|(key, _)| *key)
-            .collect()
+        self.open.iter().filter(due).map(Kept::key).collect()
     }
 
-    /// Brings connections up to date from another source. `look` changes the half, and says whether it did.
-    pub fn refresh(
-        &mut self,
-        keys: &[ConnectionKey],
-        mut look: impl FnMut(ConnectionKey, &mut Half, &Owner) -> bool,
-    ) {
-        for key in keys {
-            let Some(tracked) = self.open.get_mut(key) else {
-                continue;
-            };
-            let Row { half, owner } = &mut tracked.row;
-            if look(*key, half, owner) && !tracked.changed {
-                tracked.changed = true;
-                self.changed.push(*key);
+    /// Brings a connection up to date from another source. `look` changes the half, and says whether it did.
+    pub fn refresh(&mut self, key: ConnectionKey, look: impl FnOnce(&mut Half, &Owner) -> bool) {
+        let Some(kept) = self.open.get_mut(key) else {
+            return;
+        };
+        let mut half = kept.half();
+        if look(&mut half, &kept.owner) {
+            let changed = kept.changed;
+            *kept = Kept::new(key, &half, Arc::clone(&kept.owner));
+            kept.changed = true;
+            if !changed {
+                self.changed.push(key);
             }
         }
     }
 
     /// Gives open connections the owners that took the place of theirs, by address. What is open and changed is due again.
     pub fn reown(&mut self, renewed: &HashMap<*const Owner, Arc<Owner>>) {
-        for (key, tracked) in &mut self.open {
-            if let Some(owner) = renewed.get(&Arc::as_ptr(&tracked.row.owner)) {
-                tracked.row.owner = Arc::clone(owner);
-                if !tracked.changed {
-                    tracked.changed = true;
-                    self.changed.push(*key);
+        for kept in self.open.iter_mut() {
+            if let Some(owner) = renewed.get(&Arc::as_ptr(&kept.owner)) {
+                kept.owner = Arc::clone(owner);
+                if !kept.changed {
+                    kept.changed = true;
+                    self.changed.push(kept.key());
                 }
             }
         }
@@ -221,15 +236,39 @@ impl Table {
         }
     }
 
-    /// Hands out every row that is due.
-    pub fn drain(&mut self) -> Vec<Row> {
-        let mut rows = std::mem::take(&mut self.finished);
-        for key in self.changed.drain(..) {
+    /// Hands out rows that are due, at most `limit` and what has ended first; fewer than that: there are no more.
+    pub fn drain(&mut self, limit: usize) -> Vec<Row> {
+        let mut rows = if self.finished.len() > limit {
+            let rest = self.finished.split_off(limit);
+            std::mem::replace(&mut self.finished, rest)
+        } else {
+            // As many are due the next time, as a rule.
+            let room = Vec::with_capacity(self.finished.len());
+            std::mem::replace(&mut self.finished, room)
+        };
+        while rows.len() < limit
+            && let Some(key) = self.changed.pop()
+        {
             // A connection that closed since is not in the table any more, and its finished row is above.
-            if let Some(tracked) = self.open.get_mut(&key).filter(|tracked| tracked.changed) {
-                tracked.changed = false;
-                rows.push(tracked.row.clone());
-            }
+            let Some(kept) = self.open.get_mut(key).filter(|kept| kept.changed) else {
+                continue;
+            };
+            kept.changed = false;
+            let (half, owner) = (kept.half(), Arc::clone(&kept.owner));
+            let id = HalfId::new(self.identity.agent, self.identity.boot, key.0);
+            rows.push(Row {
+                half: Half { id, ..half },
+                owner,
+            });
+        }
+        // What is left says whether there are more.
+        while let Some(key) = self.changed.last()
+            && !self.open.get_mut(*key).is_some_and(|kept| kept.changed)
+        {
+            self.changed.pop();
+        }
+        if self.changed.is_empty() {
+            self.changed.shrink_to(CHANGED_KEPT);
         }
         rows
     }
@@ -239,7 +278,7 @@ impl Table {
         self.identity
     }
 
-    /// Rows that [`Table::drain`] would give, at most.
+    /// Rows that [`Table::drain`] would give, at most; none after it gave the last.
     pub fn pending(&self) -> usize {
         self.finished.len() + self.changed.len()
     }
@@ -256,14 +295,14 @@ impl Table {
 
     /// Whether this connection is tracked.
     pub fn knows(&self, key: ConnectionKey) -> bool {
-        self.open.contains_key(&key)
+        self.open.contains(key)
     }
 }
 
 /// A later row of a connection keeps its opening time, and is later also where the clock was set back in between: a
 /// federator takes the row seen last.
-fn after(mut half: Half, before: &Half) -> Half {
-    half.opened_at = before.opened_at;
+fn after(mut half: Half, before: &Kept) -> Half {
+    half.opened_at = before.opened_at();
     half.seen_at = half.seen_at.max(before.seen_at);
     half.closed_at = half.closed_at.map(|_| half.seen_at);
     half
@@ -291,37 +330,6 @@ fn half(event: &Event, identity: Identity, clock: &Clock) -> Half {
         retransmits: event.retransmits,
         owner: 0,
         ..Half::default()
-    }
-}
-
-/// Hashes a connection's key with the mixer of the ids: keys are the kernel's own counters, nobody chooses them.
-#[derive(Clone, Copy, Debug, Default)]
-struct Mix;
-
-#[derive(Debug, Default)]
-struct MixHasher(u64);
-
-impl BuildHasher for Mix {
-    type Hasher = MixHasher;
-
-    fn build_hasher(&self) -> MixHasher {
-        MixHasher::default()
-    }
-}
-
-impl Hasher for MixHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = mix64(self.0 ^ value);
     }
 }
 
@@ -376,11 +384,46 @@ mod tests {
         let mut table = table(8);
         apply(&mut table, &event(1, HalfState::Open, 2_000));
         apply(&mut table, &event(1, HalfState::Closed, 3_000));
-        let rows = table.drain();
+        let rows = table.drain(usize::MAX);
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].half.state, HalfState::Closed);
         assert_eq!(rows[0].half.id, HalfId::new(AgentKey(1), 2, 1));
-        assert!(table.drain().is_empty());
+        assert!(table.drain(usize::MAX).is_empty());
+    }
+
+    #[test]
+    fn a_sparse_table_tells_one_update_of_eight_and_the_exact_end() {
+        let mut table = table(8);
+        apply(&mut table, &event(5, HalfState::Open, 1_000));
+        table.drain(usize::MAX);
+        table.sparse(true);
+        let turns = 1..=64_u64;
+        let told = turns.filter(|turn| {
+            apply(
+                &mut table,
+                &event(5, HalfState::Open, turn * 10_000_000_000),
+            );
+            !table.drain(usize::MAX).is_empty()
+        });
+        assert_eq!((told.count(), table.skipped()), (8, 56));
+        apply(&mut table, &event(5, HalfState::Closed, 777_000_000_000));
+        let rows = table.drain(usize::MAX);
+        assert_eq!((rows.len(), rows[0].half.bytes_sent), (1, 777_000_000_000));
+    }
+
+    #[test]
+    fn rows_are_handed_out_in_parts() {
+        let mut table = table(64);
+        for key in 0..10 {
+            apply(&mut table, &event(key, HalfState::Open, 1_000));
+        }
+        for key in 0..4 {
+            apply(&mut table, &event(key, HalfState::Closed, 2_000));
+        }
+        let parts: Vec<(usize, bool)> = (0..4)
+            .map(|_| (table.drain(3).len(), table.pending() == 0))
+            .collect();
+        assert_eq!(parts, [(3, false), (3, false), (3, false), (1, true)]);
     }
 
     #[test]
@@ -390,7 +433,7 @@ mod tests {
         apply(&mut table, &event(2, HalfState::Open, 1_000));
         apply(&mut table, &event(2, HalfState::Closed, 3_000));
         assert_eq!((table.open(), table.dropped()), (1, 1));
-        assert_eq!(table.drain().len(), 2);
+        assert_eq!(table.drain(usize::MAX).len(), 2);
     }
 
     #[test]
@@ -403,7 +446,7 @@ mod tests {
             &Clock::new(5_000),
         );
         table.apply(&event(1, HalfState::Closed, 3_000), &owner, &Clock::new(0));
-        let half = table.drain()[0].half;
+        let half = table.drain(usize::MAX)[0].half;
         assert_eq!(
             (half.opened_at, half.seen_at),
             (Timestamp(5_001), Timestamp(5_002))
@@ -417,18 +460,18 @@ mod tests {
         let (old, other) = (Arc::new(Owner::default()), Arc::new(Owner::default()));
         table.apply(&event(1, HalfState::Open, 2_000), &old, &Clock::new(0));
         table.apply(&event(2, HalfState::Open, 2_000), &other, &Clock::new(0));
-        table.drain();
+        table.drain(usize::MAX);
         let new = Arc::new(Owner {
             workload: "checkout".into(),
             ..Owner::default()
         });
         table.reown(&HashMap::from([(Arc::as_ptr(&old), new)]));
-        let rows = table.drain();
+        let rows = table.drain(usize::MAX);
         assert_eq!(
             (rows.len(), rows[0].owner.workload.as_str()),
             (1, "checkout")
         );
-        assert!(table.drain().is_empty());
+        assert!(table.drain(usize::MAX).is_empty());
     }
 
     #[test]
@@ -465,9 +508,9 @@ mod tests {
         apply(&mut table, &event(1, HalfState::Open, 2_000));
         apply(&mut table, &event(2, HalfState::Open, 2_000));
         apply(&mut table, &event(3, HalfState::Open, 9_000_000));
-        table.drain();
+        table.drain(usize::MAX);
         let gone = table.reconcile(|key, _| key == ConnectionKey(1), Timestamp(5_000));
-        let rows = table.drain();
+        let rows = table.drain(usize::MAX);
         assert_eq!((gone, rows.len()), (1, 1));
         assert_eq!(rows[0].half.closed_at, Some(Timestamp(5_000)));
         assert!(table.knows(ConnectionKey(1)) && table.knows(ConnectionKey(3)));
@@ -484,7 +527,7 @@ mod tests {
             let mut closed = std::collections::BTreeSet::new();
             let mut time = 1_000;
             let take = |table: &mut Table, got: &mut BTreeMap<HalfId, Half>| {
-                for row in table.drain() {
+                for row in table.drain(usize::MAX) {
                     got.insert(row.half.id, row.half);
                 }
             };
