@@ -2,13 +2,15 @@
 
 use std::io::Write;
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
 use weft_transport::{CloseReason, IdentityError, Refusal, TransportError};
 use weft_wire::Timestamp;
 use weft_wire::control::{CloseCode, PROTOCOL_VERSION};
 use weft_wire::filter::FilterError;
 use weft_wire::query::QueryError;
 
+use crate::args::Args;
 use crate::figures::plain;
 use crate::world::Target;
 use crate::{EXIT_ERROR, Surroundings};
@@ -316,6 +318,20 @@ pub(crate) fn usage(
     told.exit
 }
 
+/// The verb that a line of usage is about, and the words that lead to it.
+fn meant(usage: &str) -> (Vec<&str>, clap::Command) {
+    let mut words = vec!["weft"];
+    let mut command = Args::command();
+    for word in usage.split_whitespace().skip(1) {
+        let Some(found) = command.find_subcommand(word).cloned() else {
+            break;
+        };
+        words.push(word);
+        command = found;
+    }
+    (words, command)
+}
+
 fn told(error: &clap::Error) -> Told {
     let rendered = error.render().to_string();
     let mut blocks = rendered.split("\n\n").map(str::trim);
@@ -328,7 +344,7 @@ fn told(error: &clap::Error) -> Told {
     let tip = rendered
         .lines()
         .find_map(|line| line.trim().strip_prefix("tip: "));
-    let hint = match (tip, usage) {
+    let mut hint = match (tip, usage) {
         (Some(tip), _) => tip.to_owned(),
         (None, Some(usage)) => usage.to_owned(),
         (None, None) => "weft --help".to_owned(),
@@ -336,14 +352,28 @@ fn told(error: &clap::Error) -> Told {
     let cause = cause.trim().trim_start_matches('[').trim_end_matches(']');
     let mut cause: String = cause.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut what = what.to_owned();
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-        || error.kind() == ErrorKind::MissingSubcommand
-    {
-        what = "a verb is missing".to_owned();
-        let verbs = error
-            .get(ContextKind::ValidSubcommand)
-            .map(ToString::to_string);
-        cause = verbs.unwrap_or_else(|| "weft does one thing at a time".to_owned());
+    let (words, command) = meant(usage.unwrap_or_default());
+    match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            what = "a verb is missing".to_owned();
+            let verbs = command.get_subcommands().map(clap::Command::get_name);
+            cause = format!("there are {}", verbs.collect::<Vec<_>>().join(", "));
+            hint = format!("{} --help", words.join(" "));
+        }
+        // What may stand there, where that is one of a few words.
+        ErrorKind::MissingRequiredArgument => {
+            for argument in command
+                .get_positionals()
+                .filter(|one| one.is_required_set())
+            {
+                let values = argument.get_possible_values();
+                if !values.is_empty() {
+                    let values: Vec<_> = values.iter().map(|value| value.get_name()).collect();
+                    cause = format!("{cause}: one of {}", values.join(", "));
+                }
+            }
+        }
+        _ => {}
     }
     Told {
         code: "E-USAGE".to_owned(),

@@ -272,6 +272,8 @@ golden!(help_exit_codes, pipe(), "help exit-codes", []);
 golden!(help_health, pipe(), "help health", []);
 golden!(help_error_code, pipe(), "help E-TRUST", []);
 golden!(nothing_typed, pipe(), "", []);
+golden!(no_report_named, pipe(), "report", []);
+golden!(nothing_to_do_with_certificates, pipe(), "pki", []);
 golden!(no_such_verb, pipe(), "conections", []);
 golden!(no_such_option, pipe(), "connections --frm web", []);
 golden!(no_such_report, pipe(), "report hairpin", []);

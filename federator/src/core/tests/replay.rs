@@ -204,7 +204,7 @@ fn batches_that_are_replayed_before_the_next_hello_have_the_description_that_was
             ..HalfBatch::default()
         },
     };
-    let mut core = restarted(&[first.clone()], &[(11, Timestamp(5), input)]);
+    let mut core = restarted(std::slice::from_ref(&first), &[(11, Timestamp(5), input)]);
     let agent = core.flush().rows[0].client.unwrap().agent;
     let (_, record) = first.agents.iter().find(|(n, _)| *n == agent).unwrap();
     assert_eq!(record.info.site.zone, "here");
