@@ -8,6 +8,7 @@ use weft_wire::HalfId;
 use weft_wire::control::{EndpointCard, Handle, Offer};
 
 use crate::keys::card_view;
+use crate::members::Members;
 use crate::owner::{HomeIndex, Map};
 
 /// Why a half is taken back from the mesh.
@@ -346,6 +347,62 @@ impl Home {
                 None => {}
             }
         }
+    }
+
+    /// Owners have gained weight, or lost some: halves that are another's now are offered to that one. How many.
+    pub(crate) fn reassign(
+        &mut self,
+        members: &Members,
+        more: &[HomeIndex],
+        less: &[HomeIndex],
+    ) -> usize {
+        let mut moved = Vec::new();
+        let of_less = less.iter().flat_map(|owner| self.by_peer.get(owner));
+        for id in of_less.flatten() {
+            if let Some(half) = self.halves.get(id) {
+                let to = members.rendezvous(half.offer.routing_key);
+                moved.push((*id, to));
+            }
+        }
+        if !more.is_empty() {
+            for (id, half) in &self.halves {
+                if !less.contains(&half.owner) {
+                    let to = members.better_of(half.offer.routing_key, half.owner, more);
+                    moved.push((*id, to));
+                }
+            }
+        }
+        moved.sort_unstable();
+        moved.dedup();
+        moved
+            .into_iter()
+            .filter(|(id, to)| self.move_to(HalfId(*id), *to))
+            .count()
+    }
+
+    /// Another owns the half's offer now.
+    fn move_to(&mut self, id: HalfId, to: HomeIndex) -> bool {
+        let Some(half) = self.halves.get_mut(&id.0) else {
+            return false;
+        };
+        let from = std::mem::replace(&mut half.owner, to);
+        if from == to || half.done {
+            return false;
+        }
+        let (offer, peer) = (half.offer, half.peer());
+        let asked = half
+            .link
+            .as_ref()
+            .is_none_or(|link| link.partial && !link.joined);
+        if peer != from || half.link.is_none() {
+            self.unfile(id, from);
+        }
+        self.file(id, to);
+        if asked {
+            self.acts.push_back(Act::Withdraw(from, offer.handle));
+            self.acts.push_back(Act::Offer(to, offer));
+        }
+        asked
     }
 
     /// The peer has made a card durable.

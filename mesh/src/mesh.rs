@@ -1,5 +1,7 @@
 //! The state machine of one federator in the mesh.
 
+mod ownership;
+
 use std::collections::{BTreeSet, VecDeque};
 
 use weft_stitching::{HalfView, Verdict};

@@ -178,6 +178,12 @@ impl Owner {
         }
     }
 
+    /// One home more.
+    pub(crate) fn meet(&mut self) {
+        self.per_home.push(BTreeSet::new());
+        self.timers.push(0);
+    }
+
     pub(crate) fn counters(&self) -> OwnerCounters {
         self.counters
     }

@@ -67,6 +67,8 @@ pub enum Contact {
         /// Up to this number of the present session.
         seq: u64,
     },
+    /// Federators have come or gone: who owns offers now, with their weights.
+    Owners(Vec<(String, u8)>),
     /// A peer offered, or took back.
     Said {
         /// Its name.
@@ -147,6 +149,7 @@ impl Core {
                 mesh.session_up(peer, *instance);
                 self.returned(peer);
             }
+            (Some(mesh), Contact::Owners(owners)) => drop(mesh.owners_changed(owners)),
             (Some(mesh), Contact::Down { peer }) => mesh.session_down(peer),
             (Some(mesh), Contact::PeerUp { peer, instance }) => {
                 mesh.peer_session_up(peer, *instance)
