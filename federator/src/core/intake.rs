@@ -8,6 +8,9 @@ use super::Core;
 use super::slots::{Slot, SlotNumber, Stored};
 use crate::record::{AgentNumber, CutOff, LookupRow, Row, is_client};
 
+/// Halves whose places in memory are read ahead.
+const AHEAD: usize = 64;
+
 impl Core {
     /// The agent whose batch this is, if it is a new one.
     fn taken(&mut self, key: AgentKey, seq: u64) -> Option<AgentNumber> {
@@ -70,7 +73,10 @@ impl Core {
                 (self.owners.number(owner), host, agent)
             })
             .collect();
-        for half in &batch.halves {
+        for (at, half) in batch.halves.iter().enumerate() {
+            if at % AHEAD == 0 {
+                self.touch_next(&batch.halves[at..]);
+            }
             let Some((owner, host, agent)) = owners.get(half.owner as usize) else {
                 continue;
             };
@@ -85,6 +91,14 @@ impl Core {
             }
         }
         self.take_in();
+    }
+
+    /// Reads where the next halves will be looked for, all at once: the memory serves them together.
+    fn touch_next(&self, halves: &[Half]) {
+        let touched = halves.iter().take(AHEAD).fold(0, |sum, half| {
+            sum ^ self.slots.touch(half.id) ^ usize::from(self.departed.contains(half.id))
+        });
+        std::hint::black_box(touched);
     }
 
     /// Gives the stitcher what has come, and acts on what it says.

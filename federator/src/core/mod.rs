@@ -514,8 +514,13 @@ impl Core {
         if self.slots[client].matched() || self.slots[server].matched() {
             return;
         }
-        let verdict = judge(&self.slots[client].view(), &self.slots[server].view());
-        let confidence = verdict.map_or(Confidence::Low, |verdict| confidence(verdict.confidence));
+        let confidence = if rule == Rule::TcpIsnPair && client != server {
+            // As the rules say of all such: the views need not be made.
+            Confidence::Exact
+        } else {
+            let verdict = judge(&self.slots[client].view(), &self.slots[server].view());
+            verdict.map_or(Confidence::Low, |verdict| confidence(verdict.confidence))
+        };
         self.link(
             client,
             server,

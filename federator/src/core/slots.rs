@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use weft_mesh::half_view;
-use weft_stitching::{self as stitching, Candidate, HalfView, Halves};
+use weft_stitching::{self as stitching, Candidate, HalfView, Halves, Key};
 use weft_wire::query::{Confidence, Unmatched};
-use weft_wire::{Half, HalfId};
+use weft_wire::{Fingerprint, Half, HalfId, Role};
 
 use super::names::Mixed;
 use crate::record::{AgentNumber, CutOff, Side};
@@ -134,7 +134,19 @@ impl Slot {
 
     /// What the stitcher is given of it.
     pub fn candidate(&self, slot: SlotNumber) -> Candidate {
-        self.view().candidate(stitching::Handle(slot))
+        let handle = stitching::Handle(slot);
+        match self.half.fingerprint {
+            // What most are, without looking at more of the half than that needs.
+            Fingerprint::TcpIsn { client, server } => Candidate {
+                handle,
+                role: match self.half.role {
+                    Role::Client => stitching::Role::Client,
+                    Role::Server => stitching::Role::Server,
+                },
+                key: Key::Isn { client, server },
+            },
+            Fingerprint::Unknown | Fingerprint::Datagrams(_) => self.view().candidate(handle),
+        }
     }
 
     /// Whether it has its other end.
@@ -198,6 +210,12 @@ impl Slots {
     /// One of our own halves.
     pub fn of_id(&self, id: HalfId) -> Option<SlotNumber> {
         self.by_id.get(&id).copied()
+    }
+
+    /// Reads where an id would be found, and where it is: what follows finds that in the cache. What is returned means nothing.
+    pub fn touch(&self, id: HalfId) -> usize {
+        self.of_id(id)
+            .map_or(0, |number| self.list[number as usize].agent as usize)
     }
 
     /// Those of which this is so; looks at all.
