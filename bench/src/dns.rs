@@ -28,6 +28,22 @@ const PEER_WINDOW_S: u32 = 10;
 /// Distinct names asked for.
 const NAMES: u32 = 10_000;
 
+/// Counters of the agent that say that something of DNS, or the flow it belongs to, was lost or not understood.
+const LOSSES: [&str; 12] = [
+    "dns_packets_dropped",
+    "dns_packets_cut",
+    "dns_malformed",
+    "dns_orphans",
+    "dns_duplicates",
+    "dns_questions_dropped",
+    "flow_records_dropped",
+    "flow_datagrams_untracked",
+    "flows_dropped",
+    "packets_unreadable",
+    "append_failures",
+    "spool_dropped",
+];
+
 /// A window of load.
 #[derive(Clone, Copy, Debug)]
 struct Window {
@@ -56,9 +72,10 @@ pub fn run(_wanted: &[&'static str]) -> Result<Vec<Figure>> {
     let before = agent.lookups();
     let window = load(&hosts, dir.path(), WINDOW_S, &running)?;
     let reported = agent.lookups() - before;
+    let lost = agent.lost(&LOSSES)?;
     drop(running);
     let note = format!(
-        "{QUERIES_PER_SECOND} queries/s for {WINDOW_S} s: {} sent, {} answered, {reported} lookups reported; \
+        "{QUERIES_PER_SECOND} queries/s for {WINDOW_S} s: {} sent, {} answered, {reported} lookups reported, {lost}; \
          CPU time of the process until all is acknowledged, kernel programs not included",
         window.sent, window.completed
     );

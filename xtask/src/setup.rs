@@ -30,6 +30,8 @@ enum Use {
     Demo,
     Test,
     Bench,
+    /// By tests and by the bench.
+    Measured,
 }
 
 impl Purpose {
@@ -39,6 +41,7 @@ impl Purpose {
             Use::Demo => self != Self::Bench,
             Use::Test => matches!(self, Self::Test | Self::All),
             Use::Bench => matches!(self, Self::Bench | Self::All),
+            Use::Measured => self != Self::Demo,
         }
     }
 }
@@ -150,7 +153,15 @@ const PACKAGES: &[Package] = &[
         "nfdump",
         "bench: collects what softflowd exports",
     ),
-    package(Use::Bench, "dnsperf", "bench: a steady load of DNS queries"),
+    package(Use::Test, "python3", "lab: a UDP workload"),
+    package(Use::Test, "dnsmasq-base", "lab: a name server"),
+    package(Use::Test, "unbound", "lab: another"),
+    package(Use::Test, "bind9-dnsutils", "lab: dig, which asks them"),
+    package(
+        Use::Measured,
+        "dnsperf",
+        "lab: asks them steadily; bench: so does it there",
+    ),
     package(
         Use::Bench,
         "tshark",
@@ -165,6 +176,7 @@ const SERVICES: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
     ("softflowd", "softflowd"),
     ("nfdump", "nfdump"),
+    ("unbound", "unbound"),
 ];
 
 const BPF_LINKER: &str = "0.13.0";

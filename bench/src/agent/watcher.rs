@@ -15,6 +15,7 @@ use crate::machine;
 use crate::uplink;
 
 const SINK: &str = "127.0.0.1:7443";
+const METRICS: &str = "127.0.0.1:9464";
 const COLLECTOR: &str = "127.0.0.1:9995";
 /// Longest wait for a program to come up or to finish.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,7 +65,7 @@ impl Agent {
             "name = \"bench\"\nfederator = \"{SINK}\"\nidentity = \"{0}/bench\"\ndata_dir = \"{0}/spool\"\n\
              cgroup = \"{1}\"\n\n[site]\ncloud = \"bench\"\n\n\
              [capture]\npin_dir = \"/sys/fs/bpf/weft/bench-{2}\"\n\n\
-             [lookups]\nenabled = true\n",
+             [lookups]\nenabled = true\n\n[metrics]\nlisten = \"{METRICS}\"\n",
             dir.path().display(),
             hosts.server.cgroup().display(),
             std::process::id()
@@ -127,6 +128,27 @@ impl Agent {
             .with_extension(super::sink::LOOKUPS);
         let text = fs::read_to_string(path).unwrap_or_default();
         text.trim().parse().unwrap_or(0)
+    }
+
+    /// What the agent says that it lost: its counters of these names that are not 0, since its start.
+    pub fn lost(&self, names: &[&str]) -> Result<String> {
+        let mut command = self.host.command(Path::new("/usr/bin/curl"));
+        command.args(["-s", "-S", &format!("http://{METRICS}/")]);
+        let output = command.output().context("cannot run curl")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut lost = Vec::new();
+        for name in names {
+            let prefix = format!("weft_agent_{name}_total ");
+            let value = text.lines().find_map(|line| line.strip_prefix(&prefix));
+            match value.with_context(|| format!("the agent says nothing of {name}"))? {
+                "0" => {}
+                value => lost.push(format!("{value} {name}")),
+            }
+        }
+        Ok(match lost.is_empty() {
+            true => "nothing lost".into(),
+            false => lost.join(", "),
+        })
     }
 
     fn last_words(&self) -> String {

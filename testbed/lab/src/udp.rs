@@ -33,7 +33,9 @@ pub enum Speaker {
 pub enum Talk {
     /// So many flows with so many datagrams each way, of chance.
     Random(u16, u16),
-    /// The same with datagrams that are all alike.
+    /// So many flows with so many datagrams each way, of chance, with this many milliseconds between two.
+    Paced(u16, u16, u16),
+    /// The first with datagrams that are all alike.
     Ping(u16, u16),
     /// So many QUIC connections with a request of so many bytes each, sent back.
     Request(u16, usize),
@@ -141,26 +143,19 @@ impl EchoServers {
 
     /// Runs one client on a flow to its end; gives what it reported.
     pub fn ask(&self, flow: &Flow, talk: Talk) -> Result<Vec<Fetched>> {
-        let (ip, port) = (flow.target.ip().to_string(), flow.target.port().to_string());
-        let take = |count: u16| {
-            let first = flow.client.take_ports(count)?;
-            Ok::<_, LabError>((first.to_string(), count.to_string()))
-        };
         let out = match (&self.speaker, talk) {
-            (Speaker::Echo, Talk::Random(count, rounds) | Talk::Ping(count, rounds)) => {
-                let kind = if matches!(talk, Talk::Ping(..)) {
-                    "ping"
-                } else {
-                    "random"
-                };
-                let (first, count) = take(count)?;
-                let script = self.script();
-                let rounds = rounds.to_string();
-                let words = [&*script, "ask", &ip, &port, &first, &count, &rounds, kind];
-                flow.client.run(PYTHON, &words)?
+            (Speaker::Echo, Talk::Random(count, rounds)) => {
+                self.echo(flow, [count, rounds, 0], "random")?
+            }
+            (Speaker::Echo, Talk::Paced(count, rounds, pause_ms)) => {
+                self.echo(flow, [count, rounds, pause_ms], "random")?
+            }
+            (Speaker::Echo, Talk::Ping(count, rounds)) => {
+                self.echo(flow, [count, rounds, 0], "ping")?
             }
             (Speaker::Quic(program), Talk::Request(count, bytes)) => {
-                let (first, count) = take(count)?;
+                let first = flow.client.take_ports(count)?.to_string();
+                let count = count.to_string();
                 let (target, certificate) =
                     (flow.target.to_string(), self.certificate(flow.service));
                 let bytes = bytes.to_string();
@@ -183,6 +178,16 @@ impl EchoServers {
                 })
             })
             .collect()
+    }
+
+    fn echo(&self, flow: &Flow, [count, rounds, pause_ms]: [u16; 3], kind: &str) -> Result<String> {
+        let first = flow.client.take_ports(count)?;
+        let numbers = [flow.target.port(), first, count, rounds, pause_ms].map(|n| n.to_string());
+        let (script, ip) = (self.script(), flow.target.ip().to_string());
+        let mut words = vec![script.as_str(), "ask", &ip];
+        words.extend(numbers.iter().map(String::as_str));
+        words.push(kind);
+        flow.client.run(PYTHON, &words)
     }
 
     /// Follows every flow through its routers to its server, and checks that both ends' accounts tell the same.

@@ -44,6 +44,8 @@ pub struct Served {
     pub received: u64,
     /// Bytes sent, headers included.
     pub sent: u64,
+    /// The process that served it; 0 where the log has none.
+    pub pid: u32,
 }
 
 /// One connection as haproxy's log has it.
@@ -151,6 +153,11 @@ impl Servers {
 impl Server {
     /// nginx on these addresses, with files to fetch and a place to upload to.
     pub fn nginx(host: &Host, listen: &[SocketAddr]) -> Result<Self> {
+        Self::nginx_with(host, listen, 1)
+    }
+
+    /// The same with so many worker processes, which accept on the sockets that the first process listens on.
+    pub fn nginx_with(host: &Host, listen: &[SocketAddr], workers: u8) -> Result<Self> {
         let dir = host.dir().join("nginx");
         let root = dir.join("files");
         fs::create_dir_all(&root).during("creating", &root)?;
@@ -158,7 +165,7 @@ impl Server {
         fs::write(root.join("large"), "l".repeat(LARGE_BYTES)).during("writing", &root)?;
         let log = dir.join("access");
         let config = dir.join("nginx.conf");
-        let text = nginx_config(&dir, listen);
+        let text = nginx_config(&dir, listen, workers);
         fs::write(&config, text).during("writing", &config)?;
         let process = host.spawn(
             "nginx",
@@ -243,7 +250,7 @@ impl Server {
         let mut serials = BTreeMap::new();
         for line in read(&self.log)?.lines() {
             let fields: Vec<_> = line.split(' ').collect();
-            let [serial, address, port, own, own_port, sent, received] = fields[..] else {
+            let [serial, address, port, own, own_port, sent, received, pid] = fields[..] else {
                 return Err(unreadable("nginx's log", line));
             };
             let key = (endpoint(address, port)?, endpoint(own, own_port)?);
@@ -259,6 +266,7 @@ impl Server {
             let entry = connections.entry(key).or_default();
             entry.sent += number(sent, "nginx's log")?;
             entry.received += number(received, "nginx's log")?;
+            entry.pid = pid.parse().map_err(|_| unreadable("nginx's log", line))?;
         }
         Ok(connections)
     }
@@ -405,17 +413,17 @@ pub fn redis_benchmark(flow: &Flow, port: u16, connections: u32) -> Result<()> {
     flow.client.run("redis-benchmark", &args).map(drop)
 }
 
-fn nginx_config(dir: &Path, listen: &[SocketAddr]) -> String {
+fn nginx_config(dir: &Path, listen: &[SocketAddr], workers: u8) -> String {
     let listens: String = listen
         .iter()
         .map(|a| format!("listen {a} backlog=4096;\n"))
         .collect();
     let dir = dir.display();
     format!(
-        "user root;\nworker_processes 1;\ndaemon off;\npid {dir}/pid;\nerror_log {dir}/error.log;\n\
+        "user root;\nworker_processes {workers};\ndaemon off;\npid {dir}/pid;\nerror_log {dir}/error.log;\n\
          events {{ worker_connections 4096; }}\n\
          http {{\n\
-         log_format truth '$connection $remote_addr $remote_port $server_addr $server_port $bytes_sent $request_length';\n\
+         log_format truth '$connection $remote_addr $remote_port $server_addr $server_port $bytes_sent $request_length $pid';\n\
          access_log {dir}/access truth;\n\
          client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
          uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\

@@ -9,6 +9,7 @@ use common::{assert_perfect, compare, ok, settle};
 use serde_json::Value;
 use weft_lab::topology::{self, Topology};
 use weft_lab::truth::Connection;
+use weft_lab::udp::{EchoServers, Speaker, Talk};
 use weft_lab::weft::Weft;
 use weft_lab::workload::{Fetch, Servers};
 use weft_lab::{Result, answer, traffic, wait};
@@ -49,10 +50,34 @@ fn survives(what: &str, fault: impl FnOnce(&Topology, &mut Weft<'_>) -> Result<(
     assert_eq!(counted, real);
 }
 
-/// What the report over all dependencies adds up to: of TCP, which is all that the workloads speak. The agents' own sessions
-/// are UDP.
+/// The same for UDP flows, some of which span the fault.
+fn flows_survive(what: &str, fault: impl FnOnce(&Topology, &mut Weft<'_>) -> Result<()> + Send) {
+    let topology = ok(topology::demo());
+    let mut weft = ok(Weft::start(&topology));
+    let servers = ok(EchoServers::start(&topology, Speaker::Echo));
+    let (asked, ()) = ok(traffic::keep_talking(
+        &topology,
+        &servers,
+        Talk::Paced(20, 8, 300),
+        || {
+            sleep(SPAN);
+            fault(&topology, &mut weft)?;
+            sleep(SPAN);
+            Ok(())
+        },
+    ));
+    let truth = ok(traffic::settle_flows(&topology, &servers, &asked));
+    let score = compare(&mut weft, &truth);
+    let (counted, real) = (totals(&weft), sum(&truth));
+    println!("{what}: {score}");
+    println!("  flows, bytes to servers, bytes to clients: {counted:?} reported, {real:?} really");
+    assert_perfect(&score);
+    assert_eq!(counted, real);
+}
+
+/// What the report over all dependencies adds up to.
 fn totals(weft: &Weft<'_>) -> (u64, u64, u64) {
-    let report = ok(weft.json(&["report", "dependencies", "--where", "protocol = tcp"]));
+    let report = ok(weft.json(&["report", "dependencies"]));
     let rows = report["rows"].as_array().cloned().unwrap_or_default();
     let add = |key: &str| rows.iter().filter_map(|row| row[key].as_u64()).sum();
     assert_eq!(report["truncated"], Value::Bool(false));
@@ -101,6 +126,35 @@ fn killed_federators() {
             sleep(SPAN);
         }
         Ok(())
+    });
+}
+
+#[test]
+fn flows_and_a_killed_client_agent() {
+    flows_survive("UDP, agent of a client killed", |topology, weft| {
+        let host = &topology.flows[0].client;
+        weft.kill_agent(host)?;
+        sleep(SPAN);
+        weft.start_agent(host)
+    });
+}
+
+#[test]
+fn flows_and_a_killed_server_agent() {
+    flows_survive("UDP, agent of a server killed", |topology, weft| {
+        let host = &topology.flows[1].server;
+        weft.kill_agent(host)?;
+        sleep(SPAN);
+        weft.start_agent(host)
+    });
+}
+
+#[test]
+fn flows_and_a_killed_federator() {
+    flows_survive("UDP, a federator killed", |_, weft| {
+        weft.kill_federator(1)?;
+        sleep(SPAN);
+        weft.start_federator(1)
     });
 }
 

@@ -92,7 +92,8 @@ fn a_fleet_that_sends_ping() {
             let score = Score::of(&truth, &rows);
             let reasons = ["ambiguous", "no-partner", "pending"].map(unmatched);
             let judged = 2 * score.right + score.unmatched;
-            Ok(if reasons[2] == 0 && judged == 2 * truth.len() {
+            let told = score.not_closed == 0 && score.bytes_wrong == 0;
+            Ok(if reasons[2] == 0 && judged == 2 * truth.len() && told {
                 Ok((score, reasons))
             } else {
                 Err(format!("{score}; {reasons:?}"))

@@ -1,13 +1,14 @@
 """UDP echo. Every line of output is one flow's, or one datagram's, own account of itself.
 
 serve ADDRESS PORT
-ask ADDRESS PORT FIRST_PORT COUNT ROUNDS random|ping: COUNT flows, each from the next local port
+ask ADDRESS PORT FIRST_PORT COUNT ROUNDS PAUSE_MS random|ping: COUNT flows, each from the next local port
 """
 
 import os
 import random
 import socket
 import sys
+import time
 
 
 def udp(address):
@@ -25,7 +26,7 @@ def serve(address, port):
         print("served", *peer[:2], address, port, len(data), len(data), flush=True)
 
 
-def ask(address, port, first, count, rounds, kind):
+def ask(address, port, first, count, rounds, pause_ms, kind):
     flows = []
     for number in range(count):
         flow = udp(address)
@@ -41,6 +42,7 @@ def ask(address, port, first, count, rounds, kind):
             if answer != payload:
                 sys.exit("another answer than what was sent")
             entry[2] += len(answer)
+        time.sleep(pause_ms / 1000)
     for flow, sent, received in flows:
         print("asked", *flow.getsockname()[:2], *flow.getpeername()[:2], sent, received)
         flow.close()
@@ -50,4 +52,4 @@ words = sys.argv[2:]
 if sys.argv[1] == "serve":
     serve(words[0], int(words[1]))
 else:
-    ask(words[0], *map(int, words[1:5]), words[5])
+    ask(words[0], *map(int, words[1:6]), words[6])
