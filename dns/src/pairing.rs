@@ -230,6 +230,15 @@ impl<O: Clone> Lookups<O> {
         self.drain()
     }
 
+    /// The owners of everything that is not drained yet, for more may become known of them.
+    pub fn owners_mut(&mut self) -> impl Iterator<Item = &mut O> {
+        let waiting = self.pending.values_mut().flatten();
+        let held = self.search.items_mut().chain(&mut self.finished);
+        waiting
+            .map(|pending| &mut pending.owner)
+            .chain(held.map(|finished| &mut finished.owner))
+    }
+
     /// Questions that wait for an answer.
     pub fn pending(&self) -> usize {
         self.by_age.len()

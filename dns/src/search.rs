@@ -48,6 +48,11 @@ impl<T> Default for Search<T> {
 }
 
 impl<T> Search<T> {
+    /// What is held.
+    pub fn items_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.held.values_mut().map(|held| &mut held.item)
+    }
+
     /// Takes a question that was answered with "no such name". `list` is the asker's search list, empty when it is not known.
     pub fn failed(
         &mut self,

@@ -435,3 +435,20 @@ fn by_tcp() {
     udp.packet(false, CUT_ANSWER);
     assert!(udp.rows()[0].truncated);
 }
+
+#[test]
+fn owners_are_renewed_until_a_row_is_drained() {
+    let mut world = World::new();
+    world.packet(true, &message(1, false, 0, &["answered.example"]));
+    world.packet(false, &message(1, true, 0, &["answered.example"]));
+    world.packet(true, &message(2, false, 0, &["failed.example"]));
+    world.packet(false, &message(2, true, 3, &["failed.example"]));
+    world.packet(true, &message(3, false, 0, &["waiting.example"]));
+    let renewed = world.lookups.owners_mut().map(|owner| *owner = 8).count();
+    assert_eq!(renewed, 3, "what waits, what is held, what is ready");
+    let mut rows = world.lookups.drain();
+    rows.extend(world.lookups.close());
+    let owners: Vec<u32> = rows.iter().map(|row| row.owner).collect();
+    assert_eq!(owners, [8, 8, 8]);
+    assert_eq!(world.lookups.owners_mut().count(), 0);
+}

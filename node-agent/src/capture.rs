@@ -305,13 +305,16 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         true
     }
 
-    /// Gives open connections what became known of their owners since; see [`Attribution::renewed`].
+    /// Gives open connections and flows, and lookups that are not handed over, what became known of their owners since; see [`Attribution::renewed`].
     pub fn renew_owners(&mut self) -> HashMap<*const Owner, Arc<Owner>> {
         let renewed = self.attribution.renewed(time::monotonic_ns());
         if !renewed.is_empty() {
             self.table.reown(&renewed);
             if let Some(flows) = &mut self.flows {
                 flows.reown(&renewed);
+            }
+            if let Some(lookups) = &mut self.lookups {
+                lookups.reown(&renewed);
             }
         }
         renewed

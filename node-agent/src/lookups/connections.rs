@@ -31,6 +31,16 @@ impl Connections {
         self.entry(cookie).owner = Some(Arc::clone(owner));
     }
 
+    /// Gives connections the owners that took the place of theirs, by address.
+    pub fn reown(&mut self, renewed: &HashMap<*const Owner, Arc<Owner>>) {
+        let owners = self.known.values_mut().filter_map(|it| it.owner.as_mut());
+        for owner in owners {
+            if let Some(new) = renewed.get(&Arc::as_ptr(owner)) {
+                *owner = Arc::clone(new);
+            }
+        }
+    }
+
     /// Whose a connection is, or what stands for it.
     pub fn owner(&mut self, cookie: u64) -> Arc<Owner> {
         let known = self.entry(cookie);
@@ -103,6 +113,13 @@ mod tests {
         assert!(!connections.awaits(&early));
         assert!(Arc::ptr_eq(connections.real(&early), &owner));
         assert!(Arc::ptr_eq(&connections.owner(7), &owner));
+        let renewed = Arc::new(Owner::default());
+        connections.reown(&HashMap::from([(
+            Arc::as_ptr(&owner),
+            Arc::clone(&renewed),
+        )]));
+        assert!(Arc::ptr_eq(connections.real(&early), &renewed));
+        connections.tell(7, &owner);
         for cookie in 100..100 + MAX_CONNECTIONS as u64 {
             connections.owner(cookie);
         }

@@ -101,6 +101,18 @@ impl Lookups {
         }
     }
 
+    /// Gives lookups that were not handed over yet the owners that took the place of theirs, by address. What was handed over
+    /// stays as it was said.
+    pub fn reown(&mut self, renewed: &HashMap<*const Owner, Arc<Owner>>) {
+        self.connections.reown(renewed);
+        let waiting = self.rows.iter_mut().map(|(_, owner)| owner);
+        for owner in waiting.chain(self.pairs.owners_mut()) {
+            if let Some(new) = renewed.get(&Arc::as_ptr(owner)) {
+                *owner = Arc::clone(new);
+            }
+        }
+    }
+
     /// Whether to skip packets: then there are no lookups, and no names, which are forgotten.
     pub fn skip(&mut self, skip: bool) {
         self.skipping = skip;

@@ -67,9 +67,10 @@ impl Nginx {
             Ok(master) => master,
             Err(error) => skip(&format!("nginx does not start: {error}")),
         };
-        let nginx = Self { master, _dir: dir };
+        let mut nginx = Self { master, _dir: dir };
         let deadline = Instant::now() + patience(Duration::from_secs(20));
         while nginx.workers().len() < WORKERS {
+            assert_eq!(nginx.master.try_wait().unwrap(), None, "nginx has ended");
             assert!(Instant::now() < deadline, "nginx has no workers");
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -387,3 +387,32 @@ fn the_agents_own_session_is_followed_and_not_told() {
     );
     assert!(drain(&mut next, 43 * SECOND).is_empty());
 }
+
+#[test]
+fn owners_that_become_known_late_are_told_of_flows_that_stay_open() {
+    let mut table = table(Vec::new());
+    let (open, ended) = (key(1, 53), key(2, 53));
+    let old = Arc::new(Owner::default());
+    for flow in [open, ended] {
+        let event = first(flow, state(SECOND, SECOND, 1, 0), direction::SENT, b"hello");
+        let owner = |_: &SocketOwner| Arc::clone(&old);
+        table.apply(event, owner, |_| None, &Clock::new(0));
+    }
+    assert_eq!(drain(&mut table, 2 * SECOND).len(), 2);
+    apply(
+        &mut table,
+        FlowEvent::End {
+            key: ended,
+            state: state(SECOND, SECOND, 1, 0),
+            released_ns: Some(2 * SECOND),
+        },
+    );
+    let new = Arc::new(Owner {
+        workload: "shop".into(),
+        ..Owner::default()
+    });
+    table.reown(&HashMap::from([(Arc::as_ptr(&old), Arc::clone(&new))]));
+    let rows = table.drain(3 * SECOND, &Clock::new(0));
+    assert_eq!(rows.len(), 2, "one that ended, and one that is told again");
+    assert!(rows.iter().all(|row| Arc::ptr_eq(&row.owner, &new)));
+}
