@@ -84,7 +84,7 @@ const FAST: &[&str] = &[
     "full_ring",
     "killed_agent",
     "calls_workers",
-    "calls_pipeline",
+    "calls_nginx",
     "calls_socket_passed_on",
     "calls_first_bytes",
 ];

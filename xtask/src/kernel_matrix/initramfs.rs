@@ -15,7 +15,7 @@ const INIT: &str = include_str!("../../../testbed/vm/init");
 /// Drivers and protocols that are modules in Debian's kernels, without what these need themselves.
 const MODULES: &[&str] = &["tcp_diag", "udp_diag", "veth"];
 /// Programs that the tests call, besides busybox.
-const PROGRAMS: &[&str] = &["ip"];
+const PROGRAMS: &[&str] = &["ip", "nginx", "curl"];
 
 /// What goes in.
 pub struct Contents<'a> {
@@ -35,6 +35,7 @@ pub fn build(contents: &Contents<'_>) -> Result<Vec<u8>> {
     archive.file("init", 0o755, INIT.as_bytes());
     archive.file("bin/busybox", 0o755, &read(contents.busybox)?);
     archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
+    archive.file("etc/group", 0o644, b"root:x:0:\n");
     archive.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n");
     archive.file("weft/capture", 0o755, &read(contents.tests)?);
     archive.file(
