@@ -132,11 +132,14 @@ fn unbound(host: &Host, dir: &Path, address: SocketAddr, web: &str) -> Result<Pr
     )
 }
 
-/// `… SERIAL PEER query[TYPE] NAME from PEER`, then what was found, where `is NXDOMAIN` says that there is no such name.
+/// `dnsmasq[PID]: SERIAL PEER query[TYPE] NAME from PEER`, then what was found, where `is NXDOMAIN` says that there is no such name.
 fn dnsmasq_log(text: &str) -> BTreeMap<Question, u64> {
     let (mut asked, mut codes) = (Vec::new(), BTreeMap::new());
     for line in text.lines() {
-        let words: Vec<_> = line.split_whitespace().skip(4).collect();
+        let Some((_, said)) = line.split_once("]: ") else {
+            continue;
+        };
+        let words: Vec<_> = said.split_whitespace().collect();
         match words[..] {
             [serial, peer, query, name, "from", _] if query.starts_with("query[") => {
                 let kind = query.trim_start_matches("query[").trim_end_matches(']');
@@ -337,10 +340,10 @@ mod tests {
 
     #[test]
     fn dnsmasq_tells_questions_and_codes_by_serial() {
-        let text = "Nov 22 22:14:32 dnsmasq[8]: 1 127.0.0.1/30 query[A] web.lab.example from 127.0.0.1\n\
-             Nov 22 22:14:32 dnsmasq[8]: 1 127.0.0.1/30 /hosts web.lab.example is 198.51.100.2\n\
-             Nov 22 22:14:32 dnsmasq[8]: 3 127.0.0.1/31 query[AAAA] no.lab.example from 127.0.0.1\n\
-             Nov 22 22:14:32 dnsmasq[8]: 3 127.0.0.1/31 config no.lab.example is NXDOMAIN\n";
+        let text = "dnsmasq[8]: 1 127.0.0.1/30 query[A] web.lab.example from 127.0.0.1\n\
+             dnsmasq[8]: 1 127.0.0.1/30 /hosts web.lab.example is 198.51.100.2\n\
+             dnsmasq[8]: 3 127.0.0.1/31 query[AAAA] no.lab.example from 127.0.0.1\n\
+             dnsmasq[8]: 3 127.0.0.1/31 config no.lab.example is NXDOMAIN\n";
         let expected = [
             (question("no.lab.example", "AAAA", "nxdomain"), 1),
             (question("web.lab.example", "A", "noerror"), 1),
