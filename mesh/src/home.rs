@@ -81,6 +81,8 @@ pub struct HomeCounters {
     pub conflicting: u64,
     /// Named partners whose home never spoke.
     pub silent: u64,
+    /// Halves offered to another owner, because federators came or went.
+    pub reoffered: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -402,6 +404,7 @@ impl Home {
             self.acts.push_back(Act::Withdraw(from, offer.handle));
             self.acts.push_back(Act::Offer(to, offer));
         }
+        self.counters.reoffered += u64::from(asked);
         asked
     }
 

@@ -2,6 +2,7 @@
 //! homes then tell each other. Pure: no clock, no randomness, no IO.
 //!
 //! Reading order: [`keys`] (what an offer says of a half, and what it does not), [`members`] (who owns a routing key),
+//! [`membership`] (who is there at all),
 //! [`mesh`](mod@mesh) (the whole state machine of one federator, [`Mesh`]), then its two parts, [`owner`] (who belongs together) and
 //! [`home`] (what became of our halves).
 //!
@@ -13,10 +14,12 @@
 pub mod home;
 pub mod keys;
 pub mod members;
+pub mod membership;
 pub mod mesh;
 pub mod owner;
 
 pub use home::{Link, Withdrawn};
 pub use keys::{Keys, MeshKey, card_view, half_view, host_key, network_key};
-pub use members::Members;
+pub use members::{MAX_WEIGHT, Members};
+pub use membership::{Membership, Node};
 pub use mesh::{Card, Config, Counters, CutOff, Effect, Mesh, Misbehaved, Records};
