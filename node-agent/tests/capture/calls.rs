@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use weft_agent::calls::hooks::{CallHooks, Mode};
 use weft_agent::calls::{Calls, RING_BYTES};
+use weft_agent::privileges::NEEDED;
 use weft_wire::{Application, Half, HalfState, NameSource, Owner, Process};
 
 use crate::world::{Case, World, loopback, myself, pair, skip};
@@ -32,6 +33,12 @@ pub const ALL: &[Case] = &[
     }),
     ("calls_first_bytes", first_bytes),
     ("calls_full_ring_drops_and_counts", full_ring),
+    ("calls_with_the_least_capabilities", |world| {
+        least_capabilities(world, Mode::Trampolines)
+    }),
+    ("calls_with_the_least_capabilities_by_kprobes", |world| {
+        least_capabilities(world, Mode::Probes)
+    }),
 ];
 
 /// Attaches the socket hooks, then the call hooks.
@@ -303,4 +310,47 @@ fn full_ring(world: &mut World) {
     let halves = world.halves();
     let (_, server) = pair(&halves, from);
     assert_eq!(process(&server.1).pid, std::process::id());
+}
+
+/// Becomes nobody, with what the agent needs and nothing else.
+fn become_nobody() {
+    use caps::{CapSet, Capability, CapsHashSet};
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+    const NOBODY: u32 = 65_534;
+    let mut needed: CapsHashSet = NEEDED.iter().map(|(one, _)| *one).collect();
+    let kernel = aya::util::KernelVersion::current().unwrap();
+    if kernel < aya::util::KernelVersion::new(5, 11, 0) {
+        // The memory of maps is locked memory there.
+        needed.insert(Capability::CAP_SYS_RESOURCE);
+    }
+    nix::sys::prctl::set_keepcaps(true).unwrap();
+    setgroups(&[]).unwrap();
+    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    setresgid(group, group, group).unwrap();
+    setresuid(user, user, user).unwrap();
+    caps::set(None, CapSet::Effective, &needed).unwrap();
+    caps::set(None, CapSet::Permitted, &needed).unwrap();
+    assert_eq!(caps::read(None, CapSet::Permitted).unwrap(), needed);
+}
+
+/// Attached, and heard of, by another user than root who may do no more than the agent says it needs.
+fn least_capabilities(world: &mut World, mode: Mode) {
+    std::fs::create_dir(&world.pins).unwrap();
+    std::os::unix::fs::chown(&world.pins, Some(65_534), Some(65_534)).unwrap();
+    become_nobody();
+    watch(world, mode, RING_BYTES);
+    let (listener, address) = listen();
+    let mut client = TcpStream::connect(address).unwrap();
+    let (mut server, from) = listener.accept().unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    server.read_exact(&mut [0; 16]).unwrap();
+    drop(client);
+    drop(server);
+    let halves = world.finished(2);
+    let (client, server) = pair(&halves, from);
+    for (half, owner) in [&client, &server] {
+        assert_eq!(process(owner).pid, std::process::id());
+        assert_eq!(half.application, Application::Http1);
+    }
+    assert!(world.capture().calls.as_ref().unwrap().records >= 3);
 }

@@ -37,7 +37,9 @@ struct Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        let _ = self.master.kill();
+        // At once, and its workers with it.
+        let master = nix::unistd::Pid::from_raw(self.master.id() as i32);
+        let _ = nix::sys::signal::kill(master, nix::sys::signal::SIGTERM);
         let _ = self.master.wait();
     }
 }

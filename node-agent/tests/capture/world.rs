@@ -155,7 +155,14 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
+        if fs::write(self.cgroup.join("cgroup.kill"), "1").is_err() {
+            // Kernels before 5.14.
+            let left = fs::read_to_string(self.cgroup.join("cgroup.procs")).unwrap_or_default();
+            for pid in left.lines().filter_map(|pid| pid.parse().ok()) {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+            }
+        }
         hooks::unload(&self.pins);
         let deadline = Instant::now() + patience(WAIT_LIMIT);
         while fs::remove_dir(&self.cgroup).is_err() && Instant::now() < deadline {
