@@ -152,7 +152,7 @@ fn runs(others: &HashSet<u32>) -> Result<Runs> {
             let number = line.with_context(|| format!("no {name} of a program (kernel 5.12)"))?;
             Ok(number.trim().parse()?)
         };
-        let run = runs.entry(whole_name(name)).or_insert_with(Run::default);
+        let run = runs.entry(whole_name(name)).or_default();
         run.count += field("run_cnt:")?;
         run.time_ns += field("run_time_ns:")?;
     }

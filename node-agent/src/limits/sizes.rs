@@ -106,9 +106,12 @@ fn per_cpu(slots: u32, processors: u64) -> u64 {
     u64::from(slots) * (8 * processors + 8) + MAP
 }
 
+/// One of the sizes, and the least that it may become.
+type Shrinks = fn(&mut Sizes) -> (&mut u32, u32);
+
 /// What shrinks, in this order, each down to a half, a quarter and so on before the next does: first what only holds what nobody
 /// has read yet, then how much can be open at a time.
-const SHRINKING: [fn(&mut Sizes) -> (&mut u32, u32); 5] = [
+const SHRINKING: [Shrinks; 5] = [
     |sizes| (&mut sizes.dns_ring_bytes, LEAST.dns_ring_bytes),
     |sizes| (&mut sizes.calls_ring_bytes, LEAST.calls_ring_bytes),
     |sizes| (&mut sizes.ring_bytes, LEAST.ring_bytes),
