@@ -121,7 +121,10 @@ pub enum Verb {
     Health(Health),
     /// List federators; exits with 1 when one has a problem
     Federators(Federators),
-    /// Make certificates
+    /// Make tokens with which nodes join
+    #[command(subcommand)]
+    Token(Token),
+    /// Make certificates, and revoke them
     #[command(subcommand)]
     Pki(Pki),
     /// Print a completion script for a shell
@@ -338,6 +341,47 @@ pub struct Asking {
     pub watch: Option<String>,
 }
 
+/// `weft token`
+#[derive(Clone, Debug, Subcommand)]
+pub enum Token {
+    /// Make a token, as an admin, of a federator of the region; it is shown once
+    Create(TokenCreate),
+}
+
+/// `weft token create`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct TokenCreate {
+    /// What the node will be
+    #[arg(long, value_name = "ROLE", default_value = "agent", value_parser = ["agent"])]
+    pub role: String,
+    /// Its region
+    #[arg(long, value_name = "REGION")]
+    pub region: String,
+    /// Its name; without it the node chooses one that is free
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// How long the token may wait: 10s to 7d
+    #[arg(long, value_name = "DURATION", default_value = "30m")]
+    pub ttl: String,
+}
+
+/// `weft pki revoke`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Revoke {
+    /// Every certificate of this name: spiffe://DOMAIN/region/REGION/ROLE/NAME
+    #[arg(long, value_name = "ID", conflicts_with_all = ["serial", "certificate"])]
+    pub name: Option<String>,
+    /// The certificate with this serial number, or the CA and all that it signed
+    #[arg(long, value_name = "HEX", conflicts_with = "certificate")]
+    pub serial: Option<String>,
+    /// The first certificate of this file
+    #[arg(long, value_name = "FILE")]
+    pub certificate: Option<PathBuf>,
+    /// Let it in again
+    #[arg(long)]
+    pub lift: bool,
+}
+
 /// `weft pki`
 #[derive(Clone, Debug, Subcommand)]
 pub enum Pki {
@@ -374,6 +418,25 @@ pub enum Pki {
         #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=36500))]
         days: u32,
     },
+    /// Make a CA that signs one region's agents, for its federator: ca.pem and ca-key.pem
+    RegionCa {
+        /// Directory of the certificate authority above it
+        #[arg(long, value_name = "DIR", default_value = "weft-ca")]
+        ca: PathBuf,
+        /// Directory to write to
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Region
+        #[arg(long, value_name = "REGION")]
+        region: String,
+        /// Days of validity
+        #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36500))]
+        days: u32,
+    },
+    /// Shut a name or a certificate out, everywhere, as an admin
+    Revoke(Revoke),
+    /// List what is revoked
+    Revoked,
 }
 
 /// What a certificate's holder may do.
@@ -385,4 +448,6 @@ pub enum Role {
     Federator,
     /// Ask
     Operator,
+    /// Ask, make tokens, revoke
+    Admin,
 }

@@ -7,7 +7,7 @@
 //! What must stay absent: no view knows a format, no format knows a view, only [`live`] knows the network and the clock.
 //!
 //! Reading order: `args`, `plan`, `world`, `answer`, the views (`connections`, `explain`, `report`, `sql`, `dns`, `health` with `diagnosis`),
-//! `output`, `table`, `figures`, `failure`, `help`, `pki`, `live`.
+//! `output`, `table`, `figures`, `failure`, `help`, `pki`, `identify`, `live`.
 
 pub mod args;
 pub mod plan;
@@ -28,6 +28,7 @@ pub mod figures;
 pub mod failure;
 pub mod help;
 pub mod pki;
+pub mod identify;
 pub mod live;
 
 use std::collections::BTreeMap;
@@ -106,6 +107,7 @@ fn carry_out(
     let done = plan::plan(args, surroundings).and_then(|plan| match plan {
         Plan::Print(text) => output.text(&text).map(|()| 0),
         Plan::Pki(work) => pki::carry_out(&work, world.now(), &mut output),
+        Plan::Identify(work) => identify::carry_out(&work, world, &mut output),
         Plan::Ask(ask) => ask_and_show(&ask, world, &mut output),
     });
     match done {

@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use weft_transport::{Dialler, Expect, Identity, Session, TransportError};
 use weft_wire::Timestamp;
+use weft_wire::identity::{IdentityAnswer, IdentityRequest};
 use weft_wire::query::{Request, Response};
 
 use crate::failure::Failure;
@@ -61,6 +62,19 @@ impl World for Live {
         let (received, connected) = asked?;
         self.connected = connected;
         Ok(received)
+    }
+
+    fn identify(
+        &mut self,
+        target: &Target,
+        request: &IdentityRequest,
+    ) -> Result<IdentityAnswer, Failure> {
+        let runtime = self.runtime()?;
+        let answered = runtime.block_on(identify(target, request));
+        self.runtime = Some(runtime);
+        let (answer, connected) = answered?;
+        self.connected = Some(connected);
+        Ok(answer)
     }
 
     fn pause(&mut self, duration: Duration) -> Pause {
@@ -166,6 +180,26 @@ async fn connect(target: &Target) -> Result<Connected, Failure> {
         dialler,
         session,
     })
+}
+
+async fn identify(
+    target: &Target,
+    request: &IdentityRequest,
+) -> Result<(IdentityAnswer, Connected), Failure> {
+    let connected = connect(target).await?;
+    let exchange = async {
+        let (mut sender, mut receiver) = connected.session.open_bi().await?;
+        sender.send(request, SEND_TIMEOUT).await?;
+        sender.finish();
+        receiver.expect::<IdentityAnswer>(ANSWER_TIMEOUT).await
+    };
+    match exchange.await {
+        Ok(answer) => Ok((answer, connected)),
+        Err(error) => Err(Failure::transport(
+            &told_by_peer(error, &connected.session).await,
+            target,
+        )),
+    }
 }
 
 async fn exchange(

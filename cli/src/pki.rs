@@ -42,10 +42,28 @@ pub fn carry_out(work: &Pki, now: Timestamp, output: &mut Output<'_>) -> Result<
                 out.display(),
                 validity.not_after
             ))?;
-            if *role == Role::Operator {
+            if matches!(role, Role::Operator | Role::Admin) {
                 output.remark(&format!("hint: export WEFT_IDENTITY={}", out.display()));
             }
         }
+        Pki::RegionCa {
+            ca,
+            out,
+            region,
+            days,
+        } => {
+            let validity = Validity::days_from(now, *days);
+            pki::init_region_ca(ca, out, region, validity).map_err(|error| failure(&error, out))?;
+            output.text(&format!(
+                "certificate authority of the agents of {region}\n  {}\n  {}\nvalid until {} at the latest\n",
+                out.join(weft_transport::identity::CA_FILE).display(),
+                out.join(pki::CA_KEY_FILE).display(),
+                validity.not_after
+            ))?;
+            output.remark("hint: put it on the region's federator and name it there: [enrol] ca = \"DIR\"");
+        }
+        // Asked of a federator: see `identify`.
+        Pki::Revoke(_) | Pki::Revoked => {}
     }
     Ok(0)
 }
@@ -62,6 +80,7 @@ fn issue(
         Role::Agent => PeerRole::Agent,
         Role::Federator => PeerRole::Federator,
         Role::Operator => PeerRole::Operator,
+        Role::Admin => PeerRole::Admin,
     };
     let id = SpiffeId::new(&pki::ca_domain(ca)?, region, role, name)?;
     pki::issue(ca, out, &id, validity)?;

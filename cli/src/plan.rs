@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_wire::control::PROTOCOL_VERSION;
+use weft_wire::identity::IdentityRequest;
 use weft_wire::query::{self, DnsReport, Filter, Question, ReportOrder, Request, Scope};
 
 use crate::args::{
-    Args, Asking, By, Dns, Ends, Global, Pki, Report, Verb, Which, WhichDns, Window as TypedWindow,
+    Args, Asking, By, Dns, Ends, Global, Pki, Report, Token, Verb, Which, WhichDns, Window as TypedWindow,
 };
 use crate::failure::Failure;
+use crate::identify::{self, Identify};
 use crate::when::{DEFAULT_SINCE_US, Span, When, Window, duration};
 use crate::world::Target;
 use crate::{Surroundings, help};
@@ -29,6 +31,8 @@ pub enum Plan {
     Print(String),
     /// Make certificates.
     Pki(Pki),
+    /// Ask a federator for a token, or to shut somebody out.
+    Identify(Identify),
     /// Ask a federator.
     Ask(Ask),
 }
@@ -123,6 +127,12 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
             min_complete: global.min_complete,
         }))
     };
+    let identified = |request| -> Result<Plan, Failure> {
+        Ok(Plan::Identify(Identify {
+            target: target(global, surroundings)?,
+            request,
+        }))
+    };
     match &args.verb {
         Verb::Connections(typed) => {
             let what = What::Connections {
@@ -150,6 +160,9 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
         Verb::Dns(typed) => ask(dns(typed)?, span(&typed.window)?, &typed.asking),
         Verb::Health(typed) => ask(What::Health, Span::ALL, &typed.asking),
         Verb::Federators(typed) => ask(What::Federators, Span::ALL, &typed.asking),
+        Verb::Token(Token::Create(typed)) => identified(identify::create_token(typed)?),
+        Verb::Pki(Pki::Revoke(typed)) => identified(identify::revoke(typed)?),
+        Verb::Pki(Pki::Revoked) => identified(IdentityRequest::Revoked),
         Verb::Pki(work) => Ok(Plan::Pki(work.clone())),
         Verb::Completion { shell } => Ok(Plan::Print(help::completion(*shell)?)),
         Verb::Help { topic } => help::topic(topic).map(Plan::Print),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_wire::Timestamp;
+use weft_wire::identity::{IdentityAnswer, IdentityRequest};
 use weft_wire::query::{Request, Response};
 
 use crate::failure::Failure;
@@ -55,6 +56,12 @@ pub trait World {
         request: &Request,
         progress: Progress,
     ) -> Result<Received, Failure>;
+    /// Asks something about certificates.
+    fn identify(
+        &mut self,
+        target: &Target,
+        request: &IdentityRequest,
+    ) -> Result<IdentityAnswer, Failure>;
     /// Waits, or until Ctrl-C.
     fn pause(&mut self, duration: Duration) -> Pause;
 }

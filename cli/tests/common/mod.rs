@@ -8,6 +8,7 @@ use weft_cli::failure::Failure;
 use weft_cli::world::{Pause, Progress, Received, Target, World};
 use weft_cli::{Surroundings, run};
 use weft_wire::control::CloseCode;
+use weft_wire::identity::{IdentityAnswer, IdentityRequest};
 use weft_wire::query::*;
 use weft_wire::{HalfId, HalfState, Process, Protocol, Site, Timestamp};
 
@@ -26,6 +27,10 @@ impl World for Script {
     fn ask(&mut self, _: &Target, request: &Request, _: Progress) -> Result<Received, Failure> {
         self.asked.push(request.clone());
         Ok(self.answers.pop_front().expect("one answer a question"))
+    }
+
+    fn identify(&mut self, _: &Target, _: &IdentityRequest) -> Result<IdentityAnswer, Failure> {
+        Ok(IdentityAnswer::Done)
     }
 
     fn pause(&mut self, _: Duration) -> Pause {
