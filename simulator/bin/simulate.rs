@@ -99,7 +99,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Asked>, Strin
 
 fn heading() {
     println!(
-        "{:>8} {:>6} {:>7} {:>6} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8}",
+        "{:>8} {:>6} {:>7} {:>6} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9} {:>9}",
         "SCENARIO",
         "SEED",
         "FEDS",
@@ -115,7 +115,9 @@ fn heading() {
         "OFFER MAX",
         "HEALED S",
         "MB/FED",
-        "TOOK S"
+        "TOOK S",
+        "CHANGES",
+        "REOFFERS"
     );
 }
 
@@ -125,7 +127,7 @@ fn line(scenario: &Scenario, outcome: &Outcome, took: f64) {
         .healed_us
         .map_or("-".into(), |us| format!("{:.1}", us as f64 / 1e6));
     println!(
-        "{:>8} {:>6} {:>7} {:>6} {:>9} {:>9} {:>8.3} {:>8.3} {:>9.1} {:>9.1} {:>9.1} {:>9} {:>9} {:>8} {:>8.2} {:>8.1}",
+        "{:>8} {:>6} {:>7} {:>6} {:>9} {:>9} {:>8.3} {:>8.3} {:>9.1} {:>9.1} {:>9.1} {:>9} {:>9} {:>8} {:>8.2} {:>8.1} {:>9} {:>9}",
         scenario.name,
         scenario.seed,
         scenario.federators,
@@ -142,6 +144,8 @@ fn line(scenario: &Scenario, outcome: &Outcome, took: f64) {
         healed,
         memory,
         took,
+        outcome.owner_changes,
+        outcome.reoffered,
     );
 }
 

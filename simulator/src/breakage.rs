@@ -12,14 +12,18 @@ pub enum Breakage {
     CardNotJournaled,
     /// The store does not delete the rows that are replaced.
     RowsNotReplaced,
-    /// After a crash the store does not say which halves left memory.
-    DepartedForgotten,
-    /// After a crash batches are taken again that were applied before.
-    SequencesForgotten,
+    /// The journal forgets some batches.
+    BatchNotJournaled,
+    /// After a crash the halves that the store left to the journal are not taken from there.
+    HeldNotRecovered,
+    /// The store does not keep who the other ends' homes are.
+    StoreLosesLinks,
     /// The first offers of each session are lost.
     FirstOffersLost,
-    /// Notices are lost that a federator sends in the first place.
+    /// Some notices are lost.
     NoticesLost,
+    /// Notices name each other's partners.
+    NoticesMisdirected,
     /// Cards of halves that are finished are lost.
     LastCardsLost,
     /// A card's half has another ISN than it had.
@@ -30,29 +34,28 @@ pub enum Breakage {
     OffersMisdirected,
     /// Acknowledgements between federators say more than what came.
     AcknowledgedTooMuch,
-    /// A session's messages come in the wrong order, each acknowledged as if it had been the last.
-    StoreLosesLinks,
     /// The clocks of agents are believed.
     SkewIgnored,
 }
 
 impl Breakage {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::BatchAcknowledgedEarly,
         Self::CardAcknowledgedEarly,
         Self::CardNotJournaled,
         Self::RowsNotReplaced,
-        Self::DepartedForgotten,
-        Self::SequencesForgotten,
+        Self::BatchNotJournaled,
+        Self::HeldNotRecovered,
+        Self::StoreLosesLinks,
         Self::FirstOffersLost,
         Self::NoticesLost,
+        Self::NoticesMisdirected,
         Self::LastCardsLost,
         Self::CardsGarbled,
         Self::CardsMisdirected,
         Self::OffersMisdirected,
         Self::AcknowledgedTooMuch,
-        Self::StoreLosesLinks,
         Self::SkewIgnored,
     ];
 }

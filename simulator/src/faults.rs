@@ -139,6 +139,11 @@ impl World {
             (Breakage::NoticesLost, PeerMessage::Matched(_)) if self.random.below(4) == 0 => {
                 return None;
             }
+            (Breakage::NoticesMisdirected, PeerMessage::Matched(notices)) => {
+                if let [first, .., last] = notices.as_mut_slice() {
+                    std::mem::swap(&mut first.theirs, &mut last.theirs);
+                }
+            }
             (Breakage::LastCardsLost, PeerMessage::Cards(cards)) => {
                 cards.retain(|card| !card.half.state.finished());
                 if cards.is_empty() {

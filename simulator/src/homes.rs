@@ -17,8 +17,6 @@ use crate::scenario::{MILLI, SECOND, Scenario};
 use crate::store::Stored;
 use crate::world::World;
 
-/// How long the journal takes to become durable.
-const SYNC_US: i64 = 4 * MILLI;
 /// How often time is told to a core while there is something to do.
 const TICK_US: i64 = 20 * MILLI;
 /// How often otherwise.
@@ -139,7 +137,7 @@ impl World {
                 home: number as u16,
                 run: home.run,
             };
-            self.queue.after(SYNC_US, event);
+            self.queue.after(self.scenario.sync_us, event);
         }
     }
 
@@ -242,10 +240,12 @@ impl World {
                 ..
             }
         ) && self.broken(Breakage::CardNotJournaled);
+        let torn = matches!(&input, Input::Batch { seq, .. } if seq % 4 == 0)
+            && self.broken(Breakage::BatchNotJournaled);
         let home = &mut self.homes[number];
         home.position += 1;
         let at = home.clock.reads(now);
-        if journalled && !lost {
+        if journalled && !lost && !torn {
             home.journal.push_back((home.position, at, input.clone()));
         }
         if let Some(core) = &mut home.core {
@@ -389,6 +389,7 @@ impl World {
         home.inbox.clear();
         home.syncing = false;
         home.committing = None;
+        self.parts[number] = crate::members::Part::default();
         self.outcome.crashes += 1;
         for agent in (number..self.agents.len()).step_by(self.homes.len()) {
             self.agent_lost(agent as u32, until);
@@ -415,6 +416,9 @@ impl World {
             .filter(|(position, ..)| *position > from)
         {
             last = Some(*at);
+            if *position <= covered && breakage == Some(Breakage::HeldNotRecovered) {
+                continue;
+            }
             if *position <= covered {
                 core.recover(*position, *at, input.clone());
             } else {
@@ -440,6 +444,7 @@ impl World {
     pub(crate) fn start(&mut self, number: usize) {
         let (home, run) = (number as u16, self.homes[number].run);
         self.homes[number].last_news = self.queue.now();
+        self.member_starts(number);
         let phase = self.random.below(TICK_US as u64) as i64;
         self.queue.after(phase, Event::Tick { home, run });
         self.queue

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`scenario`] (what is asked), [`truth`] (what really happens, and what must come of it), [`queue`] (time),
 //! [`links`] (delay, loss, partitions), [`clock`], [`agents`] and [`homes`] (what runs on top), [`store`] (what survives, with
-//! the invariants that are checked whenever it changes), [`sessions`], [`faults`], [`world`] (which holds all of it),
+//! the invariants that are checked whenever it changes), [`sessions`], [`members`], [`faults`], [`world`] (which holds all of it),
 //! [`outcome`] (what is measured) and [`breakage`] (what must be caught).
 //!
 //! What must stay absent: real time, real randomness, IO; and any decision of Weft's own.
@@ -32,6 +32,7 @@ mod agents;
 mod homes;
 mod store;
 mod sessions;
+mod members;
 mod faults;
 pub mod world;
 pub mod outcome;

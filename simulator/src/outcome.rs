@@ -21,6 +21,8 @@ pub enum Violation {
     Lost,
     /// Ends that could be joined are not; the detail is the end.
     NotJoined,
+    /// Both ends are closed and joined, and a home does not know that of the other; the detail is the end.
+    Outdated,
     /// A half stands without partner, closed, and without a reason; the detail is the end.
     NoReason,
     /// Something is still on its way when all should be over.
@@ -62,6 +64,14 @@ pub struct Outcome {
     pub to_heal: u64,
     /// Most halves in one core, waiting halves, offers kept as owner, own halves in the mesh.
     pub most: [u64; 4],
+    /// Messages of the membership, all federators'.
+    pub member_messages: u64,
+    /// Their bytes.
+    pub member_bytes: u64,
+    /// How often a core was told who owns offers.
+    pub owner_changes: u64,
+    /// Offers made again because their owner changed, by all federators.
+    pub reoffered: u64,
     /// Crashes.
     pub crashes: u64,
     /// Events of the simulation.
@@ -144,6 +154,7 @@ impl fmt::Display for Violation {
             Self::CountedTwice => "counted twice",
             Self::Lost => "acknowledged and lost",
             Self::NotJoined => "not joined",
+            Self::Outdated => "the other end's close is not known",
             Self::NoReason => "no partner and no reason",
             Self::Unsettled => "not settled",
         })

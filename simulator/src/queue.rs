@@ -43,6 +43,14 @@ pub(crate) enum Event {
         number: u32,
         seq: u64,
     },
+    /// A federator without company looks for some.
+    MemberJoins { home: u16, run: u32 },
+    /// A timer of a federator's membership is due.
+    MemberDue { home: u16, run: u32 },
+    /// A message of a membership arrives.
+    Datagram(u32),
+    /// A core hears who may own offers.
+    OwnersTold { home: u16, run: u32 },
     /// A fault begins.
     Fault(u32),
     /// It ends.

@@ -44,6 +44,8 @@ pub struct Scenario {
     pub lasting_percent: u64,
     /// Ports that a NAT or a host hands out before it uses one again.
     pub ports: u16,
+    /// How long a journal takes to become durable.
+    pub sync_us: i64,
     /// As configured for all federators.
     pub hold_us: i64,
     /// As configured for all federators.
@@ -62,6 +64,8 @@ pub struct Scenario {
     pub cuts: usize,
     /// Agents that lose their session for a while, in all.
     pub absences: usize,
+    /// Federators find each other, and owners follow from that; else all own offers at all times.
+    pub membership: bool,
     /// What is broken on purpose.
     pub breakage: Option<Breakage>,
 }
@@ -90,6 +94,7 @@ impl Scenario {
             lifetime_us: 5 * SECOND,
             lasting_percent: 2,
             ports: 28_000,
+            sync_us: 4 * MILLI,
             hold_us: 300 * MILLI,
             expiry_us: 120 * SECOND,
             max_open: 0,
@@ -99,6 +104,7 @@ impl Scenario {
             split_percent: 0,
             cuts: 0,
             absences: 0,
+            membership: true,
             breakage: None,
         }
     }

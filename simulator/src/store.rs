@@ -89,11 +89,8 @@ impl Stored {
                 .collect(),
             ..Loaded::default()
         };
-        match breakage {
-            Some(Breakage::DepartedForgotten) => loaded.departed.clear(),
-            Some(Breakage::SequencesForgotten) => loaded.sequences.clear(),
-            Some(Breakage::StoreLosesLinks) => loaded.links.clear(),
-            _ => {}
+        if breakage == Some(Breakage::StoreLosesLinks) {
+            loaded.links.clear();
         }
         loaded
     }
@@ -133,6 +130,7 @@ impl Stored {
                     end.rows += 1;
                     end.closed = side.half.state.finished();
                     end.standing = standing(row);
+                    end.other_closed = row.sides().all(|side| side.half.state.finished());
                     if end.standing == Standing::Joined {
                         end.joined_at = end.joined_at.min(now);
                     }

@@ -111,6 +111,8 @@ pub(crate) struct End {
     pub(crate) acknowledged: bool,
     /// The last that its home heard of it is its end.
     pub(crate) closed: bool,
+    /// Its home knows that the other end is at its end, too.
+    pub(crate) other_closed: bool,
     /// Rows of its home's store that it is in.
     pub(crate) rows: u8,
     pub(crate) standing: Standing,
@@ -128,6 +130,7 @@ impl End {
             agent,
             acknowledged: false,
             closed: false,
+            other_closed: false,
             rows: 0,
             standing: Standing::Absent,
             arrived_at: NEVER,

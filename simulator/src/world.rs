@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::faults::Fault;
 use crate::homes::Home;
 use crate::links::Links;
+use crate::members::{Datagram, Part};
 use crate::outcome::{Outcome, Violation};
 use crate::queue::{Event, Queue, Slab};
 use crate::scenario::{SECOND, Scenario};
@@ -33,6 +34,8 @@ pub struct World {
     pub(crate) batches: Slab<BatchParcel>,
     pub(crate) parcels: Slab<Parcel>,
     pub(crate) faults: Vec<Fault>,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) datagrams: Slab<Datagram>,
     source: Source,
     pub(crate) split_at: i64,
     pub(crate) heal_at: i64,
@@ -76,6 +79,8 @@ impl World {
             batches: Slab::default(),
             parcels: Slab::default(),
             faults: Vec::new(),
+            parts: (0..scenario.federators).map(|_| Part::default()).collect(),
+            datagrams: Slab::default(),
             source: Source::new(scenario, source),
             split_at: NEVER,
             heal_at: NEVER,
@@ -89,17 +94,29 @@ impl World {
     fn go(&mut self) {
         (0..self.homes.len()).for_each(|home| self.start(home));
         self.plan();
-        self.queue.after(3 * SECOND, Event::Opening);
-        let load_end = self.scenario.load_us + 3 * SECOND;
+        self.queue.after(self.begins(), Event::Opening);
+        let load_end = self.scenario.load_us + self.begins();
         self.work(load_end);
         // What lasts stays open; the rest closes by itself. Then everything has its time.
         let settled = load_end + self.scenario.lifetime_us * 4 + SETTLE_US;
         self.work(settled);
         self.work(settled + self.scenario.expiry_us + SETTLE_US);
         (0..self.homes.len()).for_each(|home| self.store_all(home));
+        let cores = self.homes.iter().filter_map(|home| home.core.as_ref());
+        let meshes = cores.filter_map(|core| core.mesh_counters());
+        self.outcome.reoffered = meshes.map(|mesh| mesh.home.reoffered).sum();
         self.judge();
         self.outcome.events = self.queue.count();
         self.outcome.time_us = self.queue.now();
+    }
+
+    /// When connections begin to be opened: federators find each other before.
+    fn begins(&self) -> i64 {
+        if self.scenario.membership {
+            30 * SECOND
+        } else {
+            3 * SECOND
+        }
     }
 
     fn work(&mut self, end: i64) {
@@ -133,6 +150,10 @@ impl World {
                 number,
                 seq,
             } => self.acked(from.into(), to.into(), number, seq),
+            Event::MemberJoins { home, run } => self.member_joins(home.into(), run),
+            Event::MemberDue { home, run } => self.member_due(home.into(), run),
+            Event::Datagram(parcel) => self.datagram_arrives(parcel),
+            Event::OwnersTold { home, run } => self.owners_told(home.into(), run),
             Event::Fault(number) => self.goes_wrong(number),
             Event::Repair(number) => self.goes_right(number),
         }
@@ -154,7 +175,7 @@ impl World {
             lasting_percent,
             ..
         } = self.scenario;
-        if now > load_us {
+        if now > load_us + self.begins() {
             return;
         }
         let gap = load_us as f64 / (connections * agents as f64);
@@ -243,6 +264,10 @@ impl World {
             };
             if must && !joined {
                 self.outcome.violated(Violation::NotJoined, number, place);
+            }
+            let all_closed = connection.ends.iter().all(|end| end.closed);
+            if joined && all_closed && !end.other_closed {
+                self.outcome.violated(Violation::Outdated, number, place);
             }
             if connection.expect == Expect::Alone && joined {
                 self.outcome.violated(Violation::WrongMatch, number, place);

@@ -13,17 +13,21 @@ fn all_good(scenarios: impl Iterator<Item = Scenario>) {
 
 #[test]
 fn calm_seeds() {
-    all_good((0..4).map(|seed| Scenario::calm(seed, 4, 40)));
+    all_good((0..2).map(|seed| Scenario::calm(seed, 4, 40)));
 }
 
 #[test]
 fn chaotic_seeds() {
-    all_good((0..60).map(|seed| Scenario::chaos(seed, 2 + seed as usize % 5, 20)));
+    // Without membership all own offers at all times: that is quicker, and another thing that must work.
+    all_good((0..40).map(|seed| Scenario {
+        membership: seed % 4 == 0,
+        ..Scenario::chaos(seed, 2 + seed as usize % 5, 20)
+    }));
 }
 
 #[test]
 fn a_third_is_cut_off_for_ten_minutes() {
-    all_good((0..4).map(|seed| Scenario::split(seed, 6, 60)));
+    all_good((0..1).map(|seed| Scenario::split(seed, 3, 30)));
 }
 
 #[test]

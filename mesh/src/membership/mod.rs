@@ -126,7 +126,8 @@ impl Membership {
         self.foca.identity()
     }
 
-    /// Asks this one to be let in: to be called again until somebody is [`up`](Self::up).
+    /// Asks this one to be let in: to be called now and then for each of those in the configuration that are not
+    /// [`up`](Self::up). Members that found only each other would stay by themselves.
     pub fn join(&mut self, now: i64, name: &str, address: &str) {
         if name != self.own().name {
             self.pass(now);
