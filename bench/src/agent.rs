@@ -27,6 +27,7 @@ pub use sink::sink;
 /// What this bench measures.
 pub const FIGURES: &[&str] = &[
     rounds::RATIO,
+    rounds::HOOKS,
     rounds::CPU,
     rounds::CPU_PER_MILLION,
     programs::OPS,

@@ -9,6 +9,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -21,8 +23,9 @@ use crate::host::Hosts;
 use crate::machine;
 
 /// What is measured here.
-pub const FIGURES: &[&str] = &[RATIO, CPU, CPU_PER_MILLION];
+pub const FIGURES: &[&str] = &[RATIO, HOOKS, CPU, CPU_PER_MILLION];
 pub const RATIO: &str = "agent.accept_close_ratio";
+pub const HOOKS: &str = "agent.accept_close_ratio.hooks";
 pub const CPU: &str = "agent.cpu_us_per_connection";
 pub const CPU_PER_MILLION: &str = "agent.cpu_s_per_million_connections";
 
@@ -32,6 +35,9 @@ const WARM_UP: usize = 4;
 const TURN_S: f64 = 0.5;
 /// Pairs that show how equal both servers are while nobody watches.
 const EQUAL_PAIRS: usize = 12;
+/// Pairs without the agent's process, and its time to read what they left.
+const HOOK_PAIRS: usize = 24;
+const CATCH_UP: Duration = Duration::from_millis(300);
 /// The peer's window.
 const PEER_S: f64 = 5.0;
 /// Enough to keep the server's queue from running empty.
@@ -78,14 +84,31 @@ pub fn run(wanted: &[&'static str]) -> Result<Vec<Figure>> {
     signal(running.pid(), Signal::SIGCONT)?;
     running.settle()?;
     let cpu = machine::cpu_time(running.pid())?.saturating_sub(before);
+    let seen = connections;
+    let hooked = pairs(HOOK_PAIRS, |pair| {
+        signal(running.pid(), Signal::SIGSTOP)?;
+        let pair = both(pair, |mine| {
+            let turn = load.turn(if mine { watched } else { unwatched }, TURN_S)?;
+            connections += if mine { turn.connections } else { 0 };
+            Ok(turn)
+        })?;
+        // What the ring holds now is read outside of any turn.
+        signal(running.pid(), Signal::SIGCONT)?;
+        sleep(CATCH_UP);
+        Ok(pair)
+    })?;
+    running.settle()?;
     running.finish(connections)?;
     let mut figures = Vec::new();
     if wanted.contains(&RATIO) {
         figures.push(ratio(&measured, &equal)?);
     }
-    let per_connection = cpu.as_secs_f64() * 1e6 / connections as f64;
+    if wanted.contains(&HOOKS) {
+        figures.push(hooks(&hooked)?);
+    }
+    let per_connection = cpu.as_secs_f64() * 1e6 / seen as f64;
     let note = format!(
-        "CPU time of the process until all of {connections} connections is acknowledged; what the kernel programs take is in the \
+        "CPU time of the process until all of {seen} connections is acknowledged; what the kernel programs take is in the \
          ratio, and in agent.hook_ns"
     );
     if wanted.contains(&CPU) {
@@ -155,6 +178,18 @@ fn ratio(pairs: &[Pair], equal: &[Pair]) -> Result<Figure> {
              {rate:.0} connections/s without; servers, load and agent share one core",
             ratios.low, ratios.high, equal.median, equal.low, equal.high
         )))
+}
+
+/// What the kernel programs alone leave.
+fn hooks(pairs: &[Pair]) -> Result<Figure> {
+    let ratios = pairs.iter().map(Pair::ratio).collect();
+    let ratios = machine::Spread::of(ratios).context("no pairs")?;
+    let note = format!(
+        "the part of it that the kernel programs take: median of {HOOK_PAIRS} pairs of {TURN_S} s in which the agent was stopped, 95 % \
+         interval {:.4} to {:.4}",
+        ratios.low, ratios.high
+    );
+    Ok(Figure::new(HOOKS, ratios.median, "ratio", Better::Higher).note(note))
 }
 
 /// The peer under the same load, on the interface that the server is reached by: CPU microseconds a connection.
