@@ -1,11 +1,11 @@
 //! What is kept of an open connection, and where. Compact: a host may have hundreds of thousands.
 //!
-//! Bytes of a connection: 96 in a slot (a pair of IPv6 addresses 32 more, apart), and 20 to 40 in the index that finds the slot
+//! Bytes of a connection: 96 in a slot (a pair of IPv6 addresses 32 more, apart), and 5 to 10 in the index that finds the slot
 //! by its key. Slots come in blocks, the lowest free one is taken first, and a block of which nothing is used is given back: so
 //! what is taken follows what is open, and nothing is ever copied to a larger place but the index.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ use crate::decode::ConnectionKey;
 
 /// Slots of a block.
 const BLOCK: usize = 1_024;
+/// How full the index becomes before it is doubled: four of five.
+const FULL: (usize, usize) = (4, 5);
 
 /// The addresses of both ends, this one first.
 #[derive(Clone, Debug)]
@@ -144,28 +146,30 @@ type Block = Box<[Option<Kept>]>;
 /// Connections by key. See the module.
 #[derive(Debug, Default)]
 pub struct Slots {
-    index: HashMap<ConnectionKey, u32, Mix>,
+    /// Open addressing by the mixed key, linear: 0 for nothing, else a slot and one. As long as a power of two.
+    index: Vec<u32>,
     blocks: Vec<Option<(Block, usize)>>,
     /// Slots of blocks that exist or existed, and hold nothing; the lowest first.
     free: BinaryHeap<Reverse<u32>>,
+    len: usize,
 }
 
 impl Slots {
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.index.len()
+        self.len
     }
 
     /// Whether this one is there.
     pub fn contains(&self, key: ConnectionKey) -> bool {
-        self.index.contains_key(&key)
+        self.find(key).is_some()
     }
 
     /// One of them.
     pub fn get_mut(&mut self, key: ConnectionKey) -> Option<&mut Kept> {
-        let slot = *self.index.get(&key)? as usize;
-        let (block, _) = self.blocks.get_mut(slot / BLOCK)?.as_mut()?;
-        block[slot % BLOCK].as_mut()
+        let (_, slot) = self.find(key)?;
+        let (block, _) = self.blocks.get_mut(slot as usize / BLOCK)?.as_mut()?;
+        block[slot as usize % BLOCK].as_mut()
     }
 
     /// Adds one, or takes the place of what has its key.
@@ -174,12 +178,36 @@ impl Slots {
             *before = kept;
             return;
         }
+        if (self.len + 1) * FULL.1 > self.index.len() * FULL.0 {
+            self.grow();
+        }
         let slot = self.free_slot();
+        self.enter(kept.key, slot);
         let place = &mut self.blocks[slot as usize / BLOCK];
         let (block, used) = place.get_or_insert_with(|| ((0..BLOCK).map(|_| None).collect(), 0));
-        self.index.insert(kept.key, slot);
         block[slot as usize % BLOCK] = Some(kept);
         *used += 1;
+        self.len += 1;
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, key: ConnectionKey) -> Option<Kept> {
+        let (at, slot) = self.find(key)?;
+        self.leave(at);
+        let place = self.blocks.get_mut(slot as usize / BLOCK)?;
+        let (block, used) = place.as_mut()?;
+        let kept = block[slot as usize % BLOCK].take();
+        *used -= 1;
+        if *used == 0 {
+            *place = None;
+        }
+        self.free.push(Reverse(slot));
+        self.len -= 1;
+        if self.len == 0 && self.index.len() > BLOCK {
+            // After a flood even the index is given back.
+            *self = Self::default();
+        }
+        kept
     }
 
     fn free_slot(&mut self) -> u32 {
@@ -193,22 +221,67 @@ impl Slots {
         first
     }
 
-    /// Takes one out.
-    pub fn remove(&mut self, key: ConnectionKey) -> Option<Kept> {
-        let slot = self.index.remove(&key)?;
-        let place = self.blocks.get_mut(slot as usize / BLOCK)?;
-        let (block, used) = place.as_mut()?;
-        let kept = block[slot as usize % BLOCK].take();
-        *used -= 1;
-        if *used == 0 {
-            *place = None;
-        }
-        self.free.push(Reverse(slot));
+    /// Where the search for a key begins.
+    fn home(&self, key: ConnectionKey) -> usize {
+        mix64(key.0) as usize & (self.index.len() - 1)
+    }
+
+    /// Where in the index a key is, and its slot.
+    fn find(&self, key: ConnectionKey) -> Option<(usize, u32)> {
         if self.index.is_empty() {
-            // After a flood even the index is given back.
-            *self = Self::default();
+            return None;
         }
-        kept
+        let mut at = self.home(key);
+        loop {
+            let slot = self.index[at].checked_sub(1)?;
+            if self.key(slot) == Some(key) {
+                return Some((at, slot));
+            }
+            at = (at + 1) & (self.index.len() - 1);
+        }
+    }
+
+    fn key(&self, slot: u32) -> Option<ConnectionKey> {
+        let (block, _) = self.blocks.get(slot as usize / BLOCK)?.as_ref()?;
+        block[slot as usize % BLOCK].as_ref().map(Kept::key)
+    }
+
+    /// Notes a key that is not there; there is room.
+    fn enter(&mut self, key: ConnectionKey, slot: u32) {
+        let mut at = self.home(key);
+        while self.index[at] != 0 {
+            at = (at + 1) & (self.index.len() - 1);
+        }
+        self.index[at] = slot + 1;
+    }
+
+    /// Empties a place, and moves up what was put behind it because of it. Slots still hold what they held.
+    fn leave(&mut self, at: usize) {
+        let mask = self.index.len() - 1;
+        let (mut hole, mut next) = (at, (at + 1) & mask);
+        while let Some(key) = self.index[next]
+            .checked_sub(1)
+            .and_then(|slot| self.key(slot))
+        {
+            // Not before its home: a search that begins there must come by.
+            let from_home = next.wrapping_sub(self.home(key)) & mask;
+            if from_home >= next.wrapping_sub(hole) & mask {
+                self.index[hole] = self.index[next];
+                hole = next;
+            }
+            next = (next + 1) & mask;
+        }
+        self.index[hole] = 0;
+    }
+
+    fn grow(&mut self) {
+        let slots: Vec<u32> = std::mem::take(&mut self.index);
+        self.index = vec![0; (slots.len() * 2).max(BLOCK)];
+        for slot in slots.into_iter().filter_map(|slot| slot.checked_sub(1)) {
+            if let Some(key) = self.key(slot) {
+                self.enter(key, slot);
+            }
+        }
     }
 
     /// All of them.
@@ -221,48 +294,6 @@ impl Slots {
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Kept> {
         let blocks = self.blocks.iter_mut().flatten();
         blocks.flat_map(|(block, _)| block.iter_mut().flatten())
-    }
-}
-
-/// Hashes a connection's key with the mixer of the ids: keys are the kernel's own counters, nobody chooses them.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Mix;
-
-/// See [`Mix`].
-#[derive(Debug, Default)]
-pub struct MixHasher(u64);
-
-impl std::hash::BuildHasher for Mix {
-    type Hasher = MixHasher;
-
-    fn build_hasher(&self) -> MixHasher {
-        MixHasher::default()
-    }
-}
-
-impl std::hash::Hasher for MixHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.write_u64(u64::from_ne_bytes(word));
-        }
-    }
-
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(value.into());
-    }
-
-    fn write_usize(&mut self, value: usize) {
-        self.write_u64(value as u64);
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = mix64(self.0 ^ value);
     }
 }
 
@@ -324,7 +355,8 @@ mod tests {
         (0..3 * BLOCK as u64).for_each(|key| drop(slots.remove(ConnectionKey(key))));
         assert_eq!(blocks(&slots), 1);
         slots.insert(kept(1, 0));
-        assert_eq!(slots.index[&ConnectionKey(1)], 0, "the lowest slot");
+        let found = slots.find(ConnectionKey(1)).map(|(_, slot)| slot);
+        assert_eq!(found, Some(0), "the lowest slot");
         (0..4 * BLOCK as u64).for_each(|key| drop(slots.remove(ConnectionKey(key))));
         assert_eq!(
             (slots.len(), slots.index.capacity(), slots.free.len()),

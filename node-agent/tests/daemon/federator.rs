@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use weft_transport::{Identity, Listener, Session, TransportError};
-use weft_wire::control::{Ack, AgentHello, AgentWelcome, PROTOCOL_VERSION};
+use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, Detail, PROTOCOL_VERSION};
 use weft_wire::frame::Kind;
-use weft_wire::{HalfId, HalfState, Timestamp, batch, codec};
+use weft_wire::{Half, HalfId, HalfState, Owner, Timestamp, batch, codec};
 
 /// Nothing here takes as long as this unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,6 +21,9 @@ pub type Seen = HashMap<HalfId, (HalfState, u32)>;
 struct Taken {
     durable_seq: u64,
     seen: Seen,
+    /// The last row of each, and whose it is.
+    rows: HashMap<HalfId, (Half, Owner)>,
+    given_up: Vec<Detail>,
 }
 
 /// The stand-in; its threads end with the process.
@@ -64,6 +67,16 @@ impl Federator {
     pub fn seen(&self) -> Seen {
         self.taken.lock().unwrap().seen.clone()
     }
+
+    /// The last row of each connection's end, and whose it is.
+    pub fn rows(&self) -> Vec<(Half, Owner)> {
+        self.taken.lock().unwrap().rows.values().cloned().collect()
+    }
+
+    /// Detail that the agent said last that it gives up.
+    pub fn given_up(&self) -> Vec<Detail> {
+        self.taken.lock().unwrap().given_up.clone()
+    }
 }
 
 async fn serve(session: Session, taken: &Mutex<Taken>) -> Result<(), TransportError> {
@@ -77,6 +90,10 @@ async fn serve(session: Session, taken: &Mutex<Taken>) -> Result<(), TransportEr
     };
     sender.send(&welcome, PATIENCE).await?;
     while let Some(frame) = receiver.recv().await? {
+        if frame.kind == Kind::AgentStatus {
+            let status: AgentStatus = codec::decode(&frame).unwrap();
+            taken.lock().unwrap().given_up = status.given_up;
+        }
         let (Kind::HalfBatch | Kind::LookupBatch) = frame.kind else {
             continue;
         };
@@ -97,13 +114,16 @@ async fn serve(session: Session, taken: &Mutex<Taken>) -> Result<(), TransportEr
 
 impl Taken {
     fn take(&mut self, bytes: &[u8], session: &Session) {
-        for half in batch::decode(bytes, session.peer_key()).unwrap().halves {
+        let batch = batch::decode(bytes, session.peer_key()).unwrap();
+        for half in batch.halves {
             if half.protocol != weft_wire::Protocol::Tcp {
                 continue;
             }
             let (state, ends) = self.seen.entry(half.id).or_insert((half.state, 0));
             *ends += u32::from(half.state.finished());
             *state = half.state;
+            let owner = batch.owners[half.owner as usize].clone();
+            self.rows.insert(half.id, (half, owner));
         }
     }
 }

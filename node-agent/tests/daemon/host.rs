@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 use weft_agent::privileges::Use;
 use weft_transport::{PeerRole, SpiffeId, pki};
-use weft_wire::Timestamp;
+use weft_wire::control::Detail;
+use weft_wire::{Half, Owner, Timestamp};
 
 use super::federator::{Federator, Seen};
 
@@ -40,6 +41,11 @@ pub struct Host {
 impl Host {
     /// Makes one, and moves this thread's process into its cgroup.
     pub fn new(name: &str) -> Self {
+        Self::with(name, "")
+    }
+
+    /// The same with more in its configuration.
+    pub fn with(name: &str, more: &str) -> Self {
         let unique = format!("weft-test-{}-{name}", std::process::id());
         let cgroup = cgroup_mount().join(&unique);
         fs::create_dir(&cgroup).unwrap();
@@ -50,7 +56,7 @@ impl Host {
         let pins = Path::new("/sys/fs/bpf").join(&unique);
         let config = format!(
             "name = \"agent\"\nfederator = \"{}\"\nidentity = \"{1}/agent\"\ndata_dir = \"{1}/data\"\ncgroup = \"{2}\"\n\
-             [capture]\nring_bytes = 1048576\nmax_connections = 4096\npin_dir = \"{3}\"\n",
+             [capture]\nring_bytes = 1048576\nmax_connections = 4096\npin_dir = \"{3}\"\n{more}",
             federator.address,
             dir.path().display(),
             cgroup.display(),
@@ -179,7 +185,22 @@ impl Host {
         }
     }
 
-    fn log(&self) -> String {
+    /// The last row of each connection's end that reached it, and whose it is.
+    pub fn rows(&self) -> Vec<(Half, Owner)> {
+        self.federator.rows()
+    }
+
+    /// Waits until the agent says that it gives up at least this much.
+    pub fn wait_given_up(&self, details: &[Detail]) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.federator.given_up().starts_with(details) {
+            assert!(Instant::now() < deadline, "{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What the program said so far.
+    pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 

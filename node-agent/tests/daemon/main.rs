@@ -8,10 +8,12 @@
 mod federator;
 mod host;
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use host::{Agent, Host};
-use weft_wire::HalfState;
+use weft_wire::control::Detail;
+use weft_wire::{Half, HalfState, Role};
 
 /// Both ends of `count` connections that come and go.
 fn traffic(listener: &TcpListener, count: usize) {
@@ -31,6 +33,48 @@ fn daemon() {
     }
     stopped_started_and_killed();
     least_privileges();
+    counts_stay_exact_when_detail_is_given_up();
+}
+
+/// No agent fits into a byte: it gives up what it can, says so, and counts on.
+fn counts_stay_exact_when_detail_is_given_up() {
+    const CONNECTIONS: u64 = 200;
+    let host = Host::with("tight", "[limits]\nmemory_bytes = 1\n");
+    let listener = host.listener();
+    let mut agent = host.start(Agent::AsRoot);
+    host.wait_given_up(&Detail::ORDER[..2]);
+    let log = host.log();
+    for detail in &Detail::ORDER[..2] {
+        let said = log.matches(detail.words()).count();
+        assert_eq!(said, 1, "{log}");
+    }
+    let before = host.rows().len();
+    let mut sent = 0;
+    for number in 1..=CONNECTIONS {
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        stream.write_all(&vec![b'x'; number as usize]).unwrap();
+        peer.read_exact(&mut vec![0; number as usize]).unwrap();
+        sent += number;
+    }
+    host.wait_closed(before + 2 * CONNECTIONS as usize);
+    assert_eq!(agent.terminate(), Some(0));
+    let rows = host.rows();
+    let total = |of: fn(&Half) -> u64, role: Role| -> u64 {
+        let rows = rows.iter().filter(|(half, _)| half.role == role);
+        rows.map(|(half, _)| of(half)).sum()
+    };
+    let bytes = [
+        total(|half| half.bytes_sent, Role::Client),
+        total(|half| half.bytes_received, Role::Server),
+    ];
+    assert_eq!(bytes, [sent; 2]);
+    // Of the client: SYN, the ACK that completes the opening, the payload and the FIN at least.
+    assert!(total(|half| half.packets_sent, Role::Client) >= 4 * CONNECTIONS);
+    for (_, owner) in &rows {
+        let process = owner.process.as_ref().unwrap();
+        assert_eq!((process.pid, &process.exe), (std::process::id(), &None));
+    }
 }
 
 fn stopped_started_and_killed() {
