@@ -13,6 +13,7 @@ Usage: weft-simulate [--scenario NAME] [--federators N[,N]] [--agents M] [--seed
   --agents      in all (default: 100 for each federator)
   --seed        the first (default 1)
   --seeds       so many, one after the other (default 1)
+  --membership  on, or off: all own offers at all times, whoever can be reached (default on)
 ";
 
 struct Asked {
@@ -21,6 +22,7 @@ struct Asked {
     agents: Option<usize>,
     seed: u64,
     seeds: u64,
+    membership: bool,
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,10 @@ fn main() -> ExitCode {
                 );
                 return ExitCode::from(2);
             };
+            let scenario = Scenario {
+                membership: asked.membership,
+                ..scenario
+            };
             let start = Instant::now();
             let outcome = run(&scenario);
             line(&scenario, &outcome, start.elapsed().as_secs_f64());
@@ -71,6 +77,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Asked>, Strin
         agents: None,
         seed: 1,
         seeds: 1,
+        membership: true,
     };
     while let Some(word) = words.next() {
         if word == "--help" || word == "-h" {
@@ -90,6 +97,13 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Asked>, Strin
             }
             "--agents" => asked.agents = Some(number(&value)? as usize),
             "--seed" => asked.seed = number(&value)?,
+            "--membership" => {
+                asked.membership = match value.as_str() {
+                    "on" => true,
+                    "off" => false,
+                    other => return Err(format!("--membership is on or off, not '{other}'")),
+                }
+            }
             "--seeds" => asked.seeds = number(&value)?,
             other => return Err(format!("unknown option {other}")),
         }
