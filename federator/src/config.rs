@@ -35,6 +35,9 @@ pub struct Config {
     /// The store.
     #[serde(default)]
     pub store: Store,
+    /// Agents.
+    #[serde(default)]
+    pub agents: Agents,
     /// Questions.
     #[serde(default)]
     pub query: Query,
@@ -104,6 +107,14 @@ pub struct Store {
     pub memory_limit: String,
 }
 
+/// Agents.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agents {
+    /// How long `weft health` names one that has no session.
+    pub silent_days: u32,
+}
+
 /// Questions.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -145,6 +156,39 @@ pub struct Enrolment {
     pub certificate_hours: u32,
     /// Where agents report, `host:port`; by default `address` with the port of `listen` above.
     pub federator: Option<String>,
+    /// Instances of AWS that are let in without a token.
+    pub aws: Option<Aws>,
+    /// Instances of Google Cloud that are let in without a token.
+    pub gcp: Option<Gcp>,
+}
+
+/// Instances of AWS that are let in by their identity document.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aws {
+    /// Of these accounts.
+    pub accounts: Vec<String>,
+    /// In these regions of AWS.
+    pub regions: Vec<String>,
+    /// Certificates of AWS (RSA-2048), each after a line `# REGION`, in place of those that are built in.
+    pub certificates: Option<PathBuf>,
+    /// Only so long after they were started: a document never expires by itself.
+    #[serde(default = "default_max_age_minutes")]
+    pub max_age_minutes: u32,
+}
+
+fn default_max_age_minutes() -> u32 {
+    60
+}
+
+/// Instances of Google Cloud that are let in by their identity token.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gcp {
+    /// Of these projects.
+    pub projects: Vec<String>,
+    /// Google's keys, as <https://www.googleapis.com/oauth2/v3/certs> gives them. Read again for each node.
+    pub keys: PathBuf,
 }
 
 fn default_certificate_hours() -> u32 {
@@ -183,6 +227,12 @@ impl Default for Store {
             threads: 1,
             memory_limit: "1GB".into(),
         }
+    }
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        Self { silent_days: 7 }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::counters::Counters;
 use crate::error::{CloseReason, TransportError};
 use crate::identity::{Identity, PeerRole};
 use crate::revocations::Revocations;
+use crate::seats::Seats;
 use crate::session::Session;
 
 /// A session on which nothing is heard for so long is given up.
@@ -178,6 +179,7 @@ struct Gate {
     limits: Limits,
     sessions: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    seats: Arc<Seats>,
 }
 
 impl Gate {
@@ -188,6 +190,7 @@ impl Gate {
             limits,
             sessions: semaphore(limits.sessions),
             handshakes: semaphore(limits.handshakes),
+            seats: Arc::default(),
         }
     }
 
@@ -234,12 +237,16 @@ async fn accept_all(
         };
         let (counters, ready) = (counters.clone(), ready.clone());
         let revocations = revocations.clone();
+        let seats = gate.seats.clone();
         tokio::spawn(async move {
             if let Some(connection) = shake_hands(incoming, &counters).await {
                 drop(handshake_permit);
-                if let Ok(session) =
-                    Session::new(connection, counters, &revocations, Some(session_permit))
-                {
+                if let Ok(session) = Session::new(
+                    connection,
+                    counters,
+                    &revocations,
+                    Some((session_permit, seats)),
+                ) {
                     // Nobody waits any more: the session is dropped and so closed.
                     let _ = ready.send(session).await;
                 }

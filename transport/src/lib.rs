@@ -6,13 +6,14 @@
 //!
 //! Reading order: [`identity`] (who we are), `trust` (what a peer must prove), [`revocations`] (who is shut out), [`endpoint`]
 //! ([`Listener`] and [`Dialler`]), [`session`] (what one can do with a peer), [`error`] (what goes wrong, by whose fault), [`token`]
-//! and [`join`] (how a node gets its first certificate), [`pki`] (making certificates).
+//! and [`join`] (how a node gets its first certificate), [`proof`] (what clouds say of a node), [`pki`] (making certificates).
 
 mod spiffe;
 mod holder;
 mod files;
 pub mod identity;
 mod trust;
+pub mod seats;
 pub mod revocations;
 pub mod endpoint;
 pub mod session;
@@ -20,6 +21,7 @@ pub mod error;
 pub mod counters;
 pub mod token;
 pub mod join;
+pub mod proof;
 pub mod pki;
 
 pub use counters::{Counters, Counts};

@@ -19,11 +19,14 @@ use crate::error::{CloseReason, MAX_REASON_CHARS, TransportError};
 use crate::holder::{Holder, holder};
 use crate::identity::{PeerRole, SpiffeId, days_between};
 use crate::revocations::Revocations;
+use crate::seats::Seats;
 
 /// What a peer hears whose certificate's time is over.
 const EXPIRED: &[u8] = b"the certificate has ended";
 /// What a peer hears who is shut out while its session stands.
 const REVOKED: &[u8] = b"the certificate is revoked";
+/// What a peer hears that has as many sessions as it may.
+const TOO_MANY: &[u8] = b"too many sessions of this name";
 /// Longest sleep at a stretch until a certificate ends: clocks are set, and machines suspended.
 const CLOCK_LOOK: Duration = Duration::from_secs(600);
 
@@ -123,12 +126,12 @@ impl Drop for Inner {
 }
 
 impl Session {
-    /// Takes over an established connection. `permit` is given back when it has ended.
+    /// Takes over an established connection. `admission` is given back when it has ended.
     pub(crate) fn new(
         connection: quinn::Connection,
         counters: Arc<Counters>,
         revocations: &Revocations,
-        permit: Option<OwnedSemaphorePermit>,
+        admission: Option<(OwnedSemaphorePermit, Arc<Seats>)>,
     ) -> Result<Self, TransportError> {
         let certificates = connection
             .peer_identity()
@@ -149,6 +152,20 @@ impl Session {
                     detail,
                 }
             })?;
+        let seat = match &admission {
+            Some((_, seats)) => {
+                let Some(seat) = seats.enter(&holder.id) else {
+                    connection.close((CloseCode::Limit as u32).into(), TOO_MANY);
+                    counters.closed_here(CloseCode::Limit);
+                    return Err(TransportError::PeerMisbehaved {
+                        code: CloseCode::Limit,
+                        detail: format!("{} has too many sessions", holder.id),
+                    });
+                };
+                Some(seat)
+            }
+            None => None,
+        };
         counters.established();
         let Holder {
             id,
@@ -171,7 +188,7 @@ impl Session {
         tokio::spawn(async move {
             let end = watch.run().await;
             totals.ended(&CloseReason::from_quinn(&end));
-            drop(permit);
+            drop((admission, seat));
         });
         let inner = Inner {
             connection,

@@ -5,6 +5,7 @@
 
 pub mod roles;
 mod kept;
+pub mod cloud;
 pub mod tokens;
 pub mod share;
 
@@ -323,13 +324,11 @@ impl Enrol {
                 self.id(&name)?
             }
             Proof::Aws(_) | Proof::Gcp(_) => {
-                let cause = "this federator takes no proofs of clouds".into();
-                return Err(refused(
-                    "E-JOIN",
-                    "the node cannot join",
-                    cause,
-                    "use a token",
-                ));
+                let id = self.id(&self.cloud_name(proof, now)?)?;
+                self.tokens()
+                    .claim(id.name(), &key)
+                    .map_err(|error| token_refused(&error))?;
+                id
             }
         };
         let issued = self.sign(&id, request)?;
@@ -338,6 +337,31 @@ impl Enrol {
             .map_err(|error| token_refused(&error))?;
         tracing::info!(%id, serial = issued.serial, "a node joined");
         Ok(self.certificate(issued))
+    }
+
+    /// The name that a cloud proves.
+    fn cloud_name(&self, proof: &Proof, now: Timestamp) -> Result<String, QueryError> {
+        let settings = &self.signing()?.settings;
+        let audience = || {
+            self.identity
+                .root_fingerprint()
+                .map(|found| found.to_string())
+                .unwrap_or_default()
+        };
+        let proven = match (proof, &settings.aws, &settings.gcp) {
+            (Proof::Aws(document), Some(aws), _) => cloud::aws(&document.0, aws, now),
+            (Proof::Gcp(token), _, Some(gcp)) => cloud::gcp(&token.0, gcp, &audience(), now),
+            _ => {
+                let cause = "this federator lets in nobody by the word of that cloud".into();
+                let hint =
+                    "weft token create, or [enrol.aws] and [enrol.gcp] (docs/federator.toml)";
+                return Err(refused("E-JOIN", "the node cannot join", cause, hint));
+            }
+        };
+        proven.map_err(|error| {
+            let hint = "weft token create makes a token instead";
+            refused("E-JOIN", "the node cannot join", error.to_string(), hint)
+        })
     }
 
     fn sign(&self, id: &SpiffeId, request: &[u8]) -> Result<Issued, QueryError> {

@@ -33,6 +33,9 @@ struct State {
     tokens: BTreeMap<String, Record>,
     /// Until when a name has a certificate that was signed here.
     names: BTreeMap<String, Timestamp>,
+    /// The key that a cloud's instance had first. A document can be copied: who comes first with it is the instance.
+    #[serde(default)]
+    claimed: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -160,6 +163,20 @@ impl Tokens {
         Ok(name)
     }
 
+    /// A cloud's word lets in one key for each name, for good.
+    pub fn claim(&mut self, name: &str, key: &[u8; 32]) -> Result<(), TokenRefused> {
+        let key = hex(key);
+        match self.state.claimed.get(name) {
+            Some(first) if *first == key => return Ok(()),
+            Some(_) => return Err(TokenRefused::Taken(name.into())),
+            None if self.state.claimed.len() >= MAX_NAMES => return Err(TokenRefused::Full),
+            None => {}
+        }
+        let mut next = self.state.clone();
+        next.claimed.insert(name.into(), key);
+        self.keep(next)
+    }
+
     /// A certificate was signed for a name.
     pub fn signed(
         &mut self,
@@ -262,6 +279,15 @@ mod tests {
         );
         let unknown = tokens.redeem(&new_secret().unwrap(), "n4", &[2; 32], NOW, free);
         assert!(matches!(unknown, Err(TokenRefused::Unknown)));
+    }
+
+    #[test]
+    fn a_copied_document_of_a_cloud_is_worth_nothing() {
+        let (dir, _) = made(None);
+        let claim = |key: u8| Tokens::open(dir.path()).unwrap().claim("i-1", &[key; 32]);
+        claim(1).unwrap();
+        assert!(matches!(claim(2), Err(TokenRefused::Taken(_))));
+        claim(1).unwrap();
     }
 
     #[test]
