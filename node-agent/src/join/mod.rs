@@ -1,6 +1,7 @@
 //! `weft-agent join`: from a token to a certificate. The key is made here and never leaves; what is written is written all
 //! together or not at all. [`renew`] gets the next certificate while the agent runs.
 
+pub mod metadata;
 pub mod renew;
 
 use std::fs;
@@ -197,9 +198,21 @@ fn ask(
         .enable_all()
         .build()
         .map_err(|error| NotJoined::new("E-INTERNAL", error, "check ulimit -n"))?;
+    let proof = match metadata::proof(&token.secret.0, &token.fingerprint.to_string()) {
+        None => Proof::Token(token.secret.clone()),
+        Some(proof) => proof.map_err(|error| {
+            NotJoined::new(
+                "E-METADATA",
+                format!("the cloud's metadata service says nothing of this machine: {error}"),
+                "is this a machine of that cloud? a token with a secret does without: weft token create",
+            )
+        })?,
+    };
+    // The cloud's proof has the name in it.
+    let by_cloud = !matches!(proof, Proof::Token(_));
     let once = |name: String| {
         let question = IdentityRequest::Join {
-            proof: Proof::Token(token.secret.clone()),
+            proof: proof.clone(),
             name,
             request: request.der().to_vec(),
         };
@@ -208,7 +221,8 @@ fn ask(
             .map_err(|error| NotJoined::transport(&error, &token.address))
     };
     let named = wanted.is_some();
-    match once(wanted.unwrap_or_default())? {
+    let wanted = wanted.filter(|_| !by_cloud).unwrap_or_default();
+    match once(wanted)? {
         IdentityAnswer::Error(error) if error.code == NAME_WANTED && !named => once(host_name()),
         answer => Ok(answer),
     }
