@@ -194,10 +194,12 @@ impl<O: Clone> Lookups<O> {
     /// Ends what has waited for too long.
     pub fn expire(&mut self, now: Timestamp) {
         let before = Timestamp(now.0.saturating_sub(self.limits.timeout_us));
+        let after = Timestamp(now.0.saturating_add(self.limits.timeout_us));
         while let Some((serial, key)) = self.by_age.first_key_value().map(|(s, k)| (*s, *k)) {
             let asked = self.find(key, serial).map(|pending| pending.row.asked_at);
-            // A clock that was set back must not keep questions for ever: those of the future go, too.
-            if asked.is_some_and(|asked| asked > before && asked <= now) {
+            // A clock that was set back must not keep questions for ever: those of the future go, too; but not what was asked
+            // while the caller read the clock.
+            if asked.is_some_and(|asked| asked > before && asked <= after) {
                 break;
             }
             if let Some(pending) = self.remove(key, serial) {

@@ -278,6 +278,24 @@ fn retries_duplicates_and_silence() {
     assert_eq!(world.lookups.pending(), 0);
 }
 
+/// The caller reads its clock before it reads packets.
+#[test]
+fn what_was_asked_after_the_clock_was_read_still_waits() {
+    let mut world = World::new();
+    world.now = 100_000_000;
+    let read = Timestamp(world.now);
+    world.packet(true, A);
+    world.lookups.expire(read);
+    world.packet(false, A_ANSWER);
+    let rows = world.rows();
+    assert_eq!((rows.len(), rows[0].latency_us), (1, Some(1_000)));
+    assert_eq!(world.lookups.counters.orphans, 0);
+    // A clock that was set back by far.
+    world.packet(true, A);
+    world.lookups.expire(Timestamp(world.now - 60_000_000));
+    assert_eq!((world.rows().len(), world.lookups.pending()), (1, 0));
+}
+
 #[test]
 fn an_answer_without_its_question_and_from_the_wrong_peer() {
     let mut world = World::new();
