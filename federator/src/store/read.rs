@@ -12,14 +12,15 @@ use duckdb::{Connection, Params};
 use weft_mesh::Link;
 use weft_wire::control::Handle;
 use weft_wire::{
-    AgentInfo, AgentKey, Datagrams, Fingerprint, Half, HalfId, Owner, Pod, Process, Protocol, Role,
-    Site, Timestamp,
+    AgentInfo, AgentKey, Application, Datagrams, Fingerprint, Half, HalfId, NameSource, Owner,
+    PeerName, Pod, Process, Protocol, Role, Site, Timestamp,
 };
 
 use super::StoreError;
 use super::schema::{ROW_COLUMNS, SIDE_COLUMNS};
 use crate::record::{
-    AgentNumber, AgentRecord, CutOff, Joined, OwnerNumber, Row, Side, code, socket_of_words,
+    AgentNumber, AgentRecord, CutOff, Joined, NameNumber, OwnerNumber, Row, Side, code,
+    socket_of_words,
 };
 
 /// Numbers looked up in one statement.
@@ -66,8 +67,17 @@ impl RowReader<'_> {
             })
         });
         let first = ROW_COLUMNS.len();
-        let client = self.side(first, at, protocol, Role::Client);
-        let server = self.side(first + SIDE_COLUMNS.len(), at, protocol, Role::Server);
+        let mut client = self.side(first, at, protocol, Role::Client);
+        let mut server = self.side(first + SIDE_COLUMNS.len(), at, protocol, Role::Server);
+        // Which end saw it is not kept.
+        let application = pick(15).and_then(|number| Application::ALL.get(number).copied());
+        for side in client.iter_mut().chain(&mut server) {
+            side.half.application = application.unwrap_or_default();
+        }
+        if let Some(client) = &mut client {
+            client.half.name = self.value::<U32>(13, at).unwrap_or_default();
+            client.half.named_before_us = self.value::<U32>(14, at).unwrap_or_default();
+        }
         let exchange = self.value::<U8>(12, at).unwrap_or_default();
         let unmatched = pick(8).and_then(|reason| code::UNMATCHED.get(reason).copied());
         Row {
@@ -205,6 +215,34 @@ pub fn owners(
                 sharers: self::list(row, 24)?,
             };
             found.insert(row.get(0)?, Arc::new(owner));
+        }
+    }
+    Ok(found)
+}
+
+/// The names with these numbers; 0 is none.
+pub fn names(
+    connection: &Connection,
+    numbers: impl IntoIterator<Item = NameNumber>,
+) -> Result<HashMap<NameNumber, Arc<PeerName>>, StoreError> {
+    let mut numbers: Vec<NameNumber> = numbers.into_iter().filter(|number| *number > 0).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let mut found = HashMap::with_capacity(numbers.len());
+    for chunk in numbers.chunks(LOOKUP_CHUNK) {
+        let list: Vec<String> = chunk.iter().map(u32::to_string).collect();
+        let mut statement = connection.prepare(&format!(
+            "SELECT id, name, source FROM names WHERE id IN ({})",
+            list.join(",")
+        ))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let source = NameSource::ALL.get(usize::from(row.get::<_, u8>(2)?));
+            let name = PeerName {
+                name: row.get(1)?,
+                source: source.copied().unwrap_or_default(),
+            };
+            found.insert(row.get(0)?, Arc::new(name));
         }
     }
     Ok(found)
