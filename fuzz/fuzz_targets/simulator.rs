@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
         link_us: (MILLI, (1 + below(200) as i64) * MILLI),
         jitter_us: below(100) as i64 * MILLI,
         loss_ppm: below(256) * 500,
-        agent_skew_us: below(256) as i64 * 2 * MILLI,
+        agent_skew_us: below(256) as i64 * MILLI,
         cross_percent: below(70),
         outside_percent: below(30),
         lifetime_us: (1 + below(15) as i64) * SECOND,

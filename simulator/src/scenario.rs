@@ -129,7 +129,7 @@ impl Scenario {
             load_us: 60 * SECOND,
             jitter_us: 50 * MILLI,
             loss_ppm: 20_000,
-            agent_skew_us: 500 * MILLI,
+            agent_skew_us: 300 * MILLI,
             federator_skew_us: 400 * MILLI,
             drift_ppm: 200,
             ports: 4,
