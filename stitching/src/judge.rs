@@ -201,10 +201,14 @@ fn fit_datagrams(client: &HalfView, server: &HalfView) -> Fit {
     };
     let together = near(client.opened_at, server.opened_at);
     if whole {
-        let repeats = !matches!(client.fingerprint, Fingerprint::Datagrams(first) if first.sort == DatagramSort::Other);
-        let opened = together || repeats && opened_meanwhile(client, server);
-        return match opened {
-            true => yes(rule, Confidence::High),
+        let is = |sort| matches!(client.fingerprint, Fingerprint::Datagrams(first) if first.sort == sort);
+        // The 16 bits of a query's id tell apart what asks for one name at one time, where little does. With nothing else in
+        // common, a half whose own partner is not seen would soon find a stranger's.
+        let sure = !is(DatagramSort::Dns) || share_a_socket(client, server);
+        let repeats = sure && !is(DatagramSort::Other);
+        return match together || repeats && opened_meanwhile(client, server) {
+            true if sure => yes(rule, Confidence::High),
+            true => yes(rule, Confidence::Medium),
             false => Fit::No,
         };
     }
@@ -395,6 +399,48 @@ mod tests {
             ),
             Fit::No
         );
+    }
+
+    #[test]
+    fn a_query_alone_makes_no_sure_match() {
+        let first = |sort, half: HalfView| HalfView {
+            fingerprint: Fingerprint::Datagrams(Datagrams {
+                sort,
+                client: 5,
+                server: 6,
+                distinct: true,
+            }),
+            ..half
+        };
+        let translated = HalfView {
+            local: "192.0.2.1:53".parse().unwrap(),
+            remote: "192.0.2.2:7".parse().unwrap(),
+            ..half(Role::Server)
+        };
+        let server_kept = HalfView {
+            local: half(Role::Client).remote,
+            ..translated
+        };
+        let elsewhere = HalfView {
+            network: 8,
+            ..server_kept
+        };
+        let sure = |sort, server| {
+            let client = closed(half(Role::Client), 30 * SECOND, 1, 2);
+            let late = HalfView {
+                opened_at: 10 * SECOND,
+                ..server
+            };
+            [server, late].map(|server| {
+                let verdict = judge(&first(sort, client), &first(sort, server));
+                verdict.map(|verdict| verdict.confidence)
+            })
+        };
+        let (high, medium) = (Some(Confidence::High), Some(Confidence::Medium));
+        assert_eq!(sure(DatagramSort::Dns, server_kept), [high, high]);
+        assert_eq!(sure(DatagramSort::Dns, translated), [medium, None]);
+        assert_eq!(sure(DatagramSort::Dns, elsewhere), [medium, None]);
+        assert_eq!(sure(DatagramSort::Quic, translated), [high, high]);
     }
 
     #[test]

@@ -529,9 +529,10 @@ fn flow(agent: u64, role: Role, server: u64, sort: DatagramSort, state: HalfStat
 
 #[test]
 fn udp_halves_are_stitched_by_their_first_datagrams() {
-    for (sort, evidence) in [
-        (DatagramSort::Dns, "udp-first-datagram"),
-        (DatagramSort::Quic, "quic-connection-id"),
+    let (sure, likely) = (Confidence::High, Confidence::Medium);
+    for (sort, evidence, confidence) in [
+        (DatagramSort::Dns, "udp-first-datagram", likely),
+        (DatagramSort::Quic, "quic-connection-id", sure),
     ] {
         let mut core = core();
         // The first report of the client comes before the answer does.
@@ -545,7 +546,7 @@ fn udp_halves_are_stitched_by_their_first_datagrams() {
         let flush = core.flush();
         let joined = flush.rows.iter().find_map(|row| row.joined).unwrap();
         assert_eq!(joined.evidence, evidence);
-        assert_eq!(joined.confidence, Confidence::High);
+        assert_eq!(joined.confidence, confidence);
         assert!(code::EVIDENCE.contains(&joined.evidence));
         assert_eq!(core.counters().stitched, 1);
     }
