@@ -238,7 +238,7 @@ impl Pipeline {
         let recaller = Recaller::new(&core_config, readers.clone());
         let mut core = Core::new(core_config, loaded);
         let mut decoder = Decoders::default();
-        let mut last = None;
+        let (mut last, mut foreign) = (None, 0_u64);
         let (mut journal, recovery) = Journal::open(
             &config.journal_folder(),
             from,
@@ -249,10 +249,15 @@ impl Pipeline {
                 match input {
                     Some(input) if position <= covered => core.recover(position, at, input),
                     Some(input) => core.apply(position, at, input),
-                    None => {}
+                    None => foreign += 1,
                 }
             },
         )?;
+        anyhow::ensure!(
+            foreign == 0,
+            "{foreign} entries of the journal are of another version of this program, and not in the store yet: start that \
+             version once more and stop it with SIGTERM"
+        );
         let now = clock::now();
         let down_us = last
             .map_or(0, |last: Timestamp| now.0.saturating_sub(last.0))
@@ -480,7 +485,7 @@ impl Decoders {
     }
 }
 
-/// An entry of the journal as the core takes it. What was written was valid.
+/// An entry of the journal as the core takes it. What was written was valid; `None`: for another version of this program.
 fn replayed(entry: Entry, decoders: &mut Decoders) -> (Timestamp, Option<Input>) {
     match entry {
         Entry::Start {

@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use weft_federator::journal::{BatchEntry, EntryRef, Journal};
+use weft_federator::run::Federator;
 use weft_federator::testing::{World, batch_of, half, local};
 use weft_wire::query::{ConnectionState, Filter, Question, Scope, Unmatched};
-use weft_wire::{DatagramSort, Datagrams, Fingerprint, Half, HalfState, Protocol, Role};
+use weft_wire::{
+    AgentKey, DatagramSort, Datagrams, Fingerprint, Half, HalfState, Protocol, Role, Timestamp,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_ends_become_one_connection() {
@@ -170,6 +174,28 @@ async fn the_end_of_a_flow_that_waited_through_a_restart_is_joined() {
     }
     assert!(joined);
     federator.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_of_another_version_is_not_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(folder.path()).unwrap();
+    let config = world.config("fed-a", "127.0.0.1:0", &[]).unwrap();
+    let journal = || Journal::open(&config.journal_folder(), 0, 0, |_, _| ()).unwrap();
+    let (mut written, _) = journal();
+    let batch = BatchEntry {
+        arrived_at: Timestamp(1),
+        agent: AgentKey(2),
+        seq: 3,
+        skew_us: 0,
+        batch: [250, 1, 2].as_slice(),
+    };
+    written.append(EntryRef::Batch(batch)).unwrap();
+    let end = written.commit().unwrap();
+    drop(written);
+    let refused = Federator::start(config.clone()).await.err().unwrap();
+    assert!(refused.to_string().contains("another version"), "{refused}");
+    assert_eq!(journal().0.end(), end, "nothing was added");
 }
 
 #[tokio::test(flavor = "multi_thread")]

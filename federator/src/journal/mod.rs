@@ -99,7 +99,7 @@ impl Journal {
             if index == 0 || end < *start {
                 recovery.missing_bytes += start.saturating_sub(end.max(from));
             }
-            let scanned = segment::scan(path, *start, |position, entry| {
+            let scanned = segment::scan(path, *start, from, |position, entry| {
                 if position > from {
                     recovery.entries += 1;
                     replay(position, entry);

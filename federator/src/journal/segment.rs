@@ -13,6 +13,10 @@ pub const FRAME_HEADER_BYTES: usize = 8;
 
 const EXTENSION: &str = "journal";
 
+/// An entry whose checksum is right is of another version of the program.
+const FOREIGN: &str = "the entry is of a kind that this program does not know; the version that wrote it has to be started once \
+     more and stopped with SIGTERM, so that the store has it";
+
 /// What [`scan`] found.
 pub(super) struct Scanned {
     /// Position after the last good frame.
@@ -85,10 +89,12 @@ pub(super) fn encode(
     Ok(())
 }
 
-/// Reads every good frame from the start; stops at the first that is not one.
+/// Reads every good frame from the start; stops at the first that is not one. A good frame of an unknown kind
+/// is an error, unless it ends at or before `from`: of those nothing is needed any more.
 pub(super) fn scan(
     path: &Path,
     start: u64,
+    from: u64,
     mut each: impl FnMut(u64, Entry),
 ) -> Result<Scanned, JournalError> {
     let file = File::open(path).map_err(|source| io_error(path, source))?;
@@ -106,8 +112,20 @@ pub(super) fn scan(
         }
         match read_frame(&mut reader, position, &mut body) {
             Ok(Ok(entry)) => {
-                position += (FRAME_HEADER_BYTES + body.len()) as u64;
-                each(position, entry);
+                let end = position + (FRAME_HEADER_BYTES + body.len()) as u64;
+                match entry {
+                    Some(entry) => each(end, entry),
+                    None if end <= from => {}
+                    // Whole, and not to be understood: cutting it off would lose what was acknowledged.
+                    None => {
+                        return Err(JournalError::Damaged {
+                            path: path.to_path_buf(),
+                            position,
+                            why: FOREIGN,
+                        });
+                    }
+                }
+                position = end;
             }
             Ok(Err(why)) => break Some(why),
             Err(source) if source.kind() == ErrorKind::UnexpectedEof => {
@@ -123,11 +141,12 @@ pub(super) fn scan(
     })
 }
 
+/// A good frame's entry, `None` if it is of an unknown kind; or why it is no good frame.
 fn read_frame(
     reader: &mut impl Read,
     position: u64,
     body: &mut Vec<u8>,
-) -> std::io::Result<Result<Entry, &'static str>> {
+) -> std::io::Result<Result<Option<Entry>, &'static str>> {
     let mut header = [0; FRAME_HEADER_BYTES];
     reader.read_exact(&mut header)?;
     let [a, b, c, d, e, f, g, h] = header;
@@ -140,10 +159,10 @@ fn read_frame(
     if checksum(position, body) != u32::from_le_bytes([e, f, g, h]) {
         return Ok(Err("the checksum differs"));
     }
-    Ok(Entry::decode(body).ok_or("the entry cannot be decoded"))
+    Ok(Ok(Entry::decode(body)))
 }
 
-fn checksum(position: u64, body: &[u8]) -> u32 {
+pub(super) fn checksum(position: u64, body: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&position.to_le_bytes());
     hasher.update(body);

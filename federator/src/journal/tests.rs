@@ -41,6 +41,32 @@ fn replays_what_is_above_the_position() {
 }
 
 #[test]
+fn an_entry_of_another_version_is_not_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, mut journal, _) = sequence_numbers(folder.path(), 0);
+    let position = write(&mut journal, 1);
+    let path = journal.path.clone();
+    drop(journal);
+    let body = [99; 20];
+    let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+    frame.extend(segment::checksum(position, &body).to_le_bytes());
+    frame.extend(body);
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(&frame).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let opened = Journal::open(folder.path(), 0, 0, |_, _| ());
+    assert!(
+        matches!(opened, Err(JournalError::Damaged { position: at, .. }) if at == position),
+        "{opened:?}"
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    // That version wrote it into the store.
+    let end = bytes.len() as u64;
+    let (journal, recovery) = Journal::open(folder.path(), end, end, |_, _| panic!()).unwrap();
+    assert_eq!((journal.end(), recovery.torn_bytes), (end, 0));
+}
+
+#[test]
 fn lookups_are_not_taken_for_halves() {
     let batch = BatchEntry {
         arrived_at: Timestamp(1),
