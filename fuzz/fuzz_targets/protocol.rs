@@ -9,7 +9,7 @@ mod protocol;
 use libfuzzer_sys::fuzz_target;
 use weft_wire::{Application, MAX_NAME_BYTES, NameSource};
 
-/// The first byte says how many of the rest the client sent; what remains is the server's.
+// The first byte says how many of the rest the client sent; what remains is the server's.
 fuzz_target!(|data: &[u8]| {
     let Some((length, bytes)) = data.split_first() else {
         return;
