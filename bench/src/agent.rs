@@ -1,7 +1,7 @@
 //! What the agent costs the host it watches.
 //!
 //! Reading order: [`rounds`] (how many connections a server loses by it), [`programs`] (what each kernel program takes),
-//! [`memory`] (what open connections take), [`watcher`] (the agent and its peer at work), [`sink`].
+//! [`memory`] (what open connections take), [`watcher`] (the agent and its peer at work), [`mod@sink`].
 //!
 //! The agent is the real one, kernel programs and uplink included; the federator it talks to is a stand-in that acknowledges
 //! and counts, as the real one would run elsewhere.
@@ -40,10 +40,12 @@ pub const FIGURES: &[&str] = &[
     memory::RESIDENT,
 ];
 
+/// Measures those of its figures that are wanted.
+type Part = fn(&[&'static str]) -> Result<Vec<Figure>>;
+
 /// Runs those that are wanted. One that cannot run takes none of the others with it.
 pub fn run(wanted: &[&'static str]) -> Result<Vec<Figure>> {
-    let parts: [fn(&[&'static str]) -> Result<Vec<Figure>>; 3] =
-        [rounds::run, programs::run, memory::run];
+    let parts: [Part; 3] = [rounds::run, programs::run, memory::run];
     let figures = [rounds::FIGURES, programs::FIGURES, memory::FIGURES];
     let mut all = Vec::new();
     for (part, names) in parts.into_iter().zip(figures) {

@@ -60,7 +60,9 @@ pub fn carry_out(work: &Pki, now: Timestamp, output: &mut Output<'_>) -> Result<
                 out.join(pki::CA_KEY_FILE).display(),
                 validity.not_after
             ))?;
-            output.remark("hint: put it on the region's federator and name it there: [enrol] ca = \"DIR\"");
+            output.remark(
+                "hint: put it on the region's federator and name it there: [enrol] ca = \"DIR\"",
+            );
         }
         // Asked of a federator: see `identify`.
         Pki::Revoke(_) | Pki::Revoked => {}

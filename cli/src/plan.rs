@@ -9,7 +9,8 @@ use weft_wire::identity::IdentityRequest;
 use weft_wire::query::{self, DnsReport, Filter, Question, ReportOrder, Request, Scope};
 
 use crate::args::{
-    Args, Asking, By, Dns, Ends, Global, Pki, Report, Token, Verb, Which, WhichDns, Window as TypedWindow,
+    Args, Asking, By, Dns, Ends, Global, Pki, Report, Token, Verb, Which, WhichDns,
+    Window as TypedWindow,
 };
 use crate::failure::Failure;
 use crate::identify::{self, Identify};

@@ -5,8 +5,8 @@
 //! truth, journals and stores that survive a crash, sessions that break. One number reproduces a run.
 //!
 //! Reading order: [`scenario`] (what is asked), [`truth`] (what really happens, and what must come of it), [`queue`] (time),
-//! [`links`] (delay, loss, partitions), [`clock`], [`agents`] and [`homes`] (what runs on top), [`store`] (what survives, with
-//! the invariants that are checked whenever it changes), [`sessions`], [`members`], [`faults`], [`world`] (which holds all of it),
+//! [`links`] (delay, loss, partitions), [`clock`], `agents` and `homes` (what runs on top), `store` (what survives, with
+//! the invariants that are checked whenever it changes), `sessions`, `members`, `faults`, [`world`] (which holds all of it),
 //! [`outcome`] (what is measured) and [`breakage`] (what must be caught).
 //!
 //! What must stay absent: real time, real randomness, IO; and any decision of Weft's own.

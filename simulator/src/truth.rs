@@ -387,7 +387,7 @@ impl Source {
     fn addresses(&mut self, kind: Kind, client: u64, server: u64) -> [[SocketAddr; 2]; 2] {
         let regions = self.federators;
         // Every region uses the same private addresses.
-        let private = |agent: u64| v4(10 << 24 | (agent / regions) as u32 + 1);
+        let private = |agent: u64| v4((10 << 24) | ((agent / regions) as u32 + 1));
         let public = |agent: u64| v4(40 << 24 | (agent % (1 << 24)) as u32);
         let service = |agent: u64| v4(30 << 24 | (agent % regions) as u32);
         let six = |agent: u64| {
@@ -397,7 +397,8 @@ impl Source {
                     | u128::from(agent / regions + 1),
             ))
         };
-        let gateway = v4(20 << 24 | (client % regions) as u32 * 4 + self.random.below(4) as u32);
+        let gateway =
+            v4((20 << 24) | ((client % regions) as u32 * 4 + self.random.below(4) as u32));
         let stranger =
             v4((150 + self.random.below(40) as u32) << 24 | self.random.below(1 << 16) as u32);
         let count = self.ports;

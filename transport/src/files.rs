@@ -134,7 +134,7 @@ pub(crate) fn to_pem(certificate: &CertificateDer<'_>) -> String {
 }
 
 /// Replaces an identity's files. Killed at any moment, the old ones or the new ones are there the next time they are read
-/// ([`finish_install`]), never some of each.
+/// (`finish_install`), never some of each.
 pub fn install(dir: &Path, key: &str, chain: &str, roots: &str) -> Result<(), IdentityError> {
     let next = dir.join(NEXT);
     // What is left of an attempt that did not come far enough to count.

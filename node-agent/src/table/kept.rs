@@ -160,6 +160,11 @@ impl Slots {
         self.len
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Whether this one is there.
     pub fn contains(&self, key: ConnectionKey) -> bool {
         self.find(key).is_some()
