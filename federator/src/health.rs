@@ -267,9 +267,7 @@ impl Vitals {
             ("mesh_silent_partners", mesh.home.silent),
             ("mesh_undone", mesh.home.undone),
             ("mesh_overflowed_sessions", mesh.overflowed),
-            ("sessions_idle", transport.idle_timeouts),
-            ("sessions_lost", transport.lost),
-            ("sessions_full_refusals", transport.refused_full),
+            ("mesh_doubts_dropped", mesh.doubts_dropped),
             ("tokens_created", sessions.enrol.tokens.load(Relaxed)),
             ("nodes_joined", sessions.enrol.joined.load(Relaxed)),
             ("join_refusals", sessions.enrol.join_refusals.load(Relaxed)),
@@ -291,6 +289,9 @@ impl Vitals {
             ),
             ("handshake_timeouts", transport.handshake_timeouts),
             ("handshakes_retried", transport.retried),
+            ("sessions_idle", transport.idle_timeouts),
+            ("sessions_lost", transport.lost),
+            ("sessions_full_refusals", transport.refused_full),
         ]
         .into_iter()
         .map(|(name, count)| (name.to_owned(), count))

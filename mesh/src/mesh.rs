@@ -126,6 +126,8 @@ pub struct Counters {
     pub recalls_dropped: u64,
 }
 
+    /// Doubts not sent to a peer because too many waited for it.
+    pub doubts_dropped: u64,
 /// Who could not be asked about a half when it was to be given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutOff {
@@ -182,6 +184,7 @@ pub struct Mesh {
     recalls_dropped: u64,
     now: i64,
 }
+    doubts_dropped: u64,
 
 /// Messages to one peer that may be unacknowledged at a time.
 pub const IN_FLIGHT: usize = 64;
@@ -199,6 +202,10 @@ const MAX_RECALLS: usize = 65_536;
 
 /// What waits for one peer. Asks and notices are bounded by [`WAITING_FOR_EACH`], cards by the own halves.
 #[derive(Default)]
+/// Handles in doubt that may wait for one peer. A peer that reaches us while we cannot reach it makes ever more of them. More
+/// are dropped, and counted: an owner says its own again with the next session; of a home's own the other home learns nothing.
+const MAX_DOUBTS: usize = 65_536;
+
 struct Peer {
     session: Option<Session>,
     /// Of the last hello, on either session.
@@ -206,8 +213,8 @@ struct Peer {
     asks: VecDeque<Ask>,
     notices: VecDeque<MatchNotice>,
     cards: VecDeque<HalfId>,
-    /// Handles of theirs in doubt; kept until acknowledged.
-    doubts: VecDeque<Handle>,
+    /// Handles of theirs in doubt, each once; kept until acknowledged.
+    doubts: BTreeSet<Handle>,
     /// Kept until acknowledged.
     recalls: VecDeque<Recall>,
 }
@@ -257,6 +264,7 @@ impl Mesh {
             recalls_dropped: 0,
             now: i64::MIN,
             config,
+            doubts_dropped: 0,
         })
     }
 
@@ -344,29 +352,25 @@ impl Mesh {
         let Some(index) = self.config.members.index(peer) else {
             return;
         };
-        let doubts = std::mem::take(&mut self.peers[index].doubts);
+        let mut doubts = std::mem::take(&mut self.peers[index].doubts);
         let unacknowledged = self.peers[index]
             .session
             .take()
             .map(|session| session.in_flight)
             .unwrap_or_default();
         let mut recalls = std::mem::take(&mut self.peers[index].recalls);
-        let mut lost_doubts = Vec::new();
         for item in unacknowledged.into_iter().flat_map(|(_, items)| items) {
             match item {
-                InFlight::Doubt(handle) => lost_doubts.push(handle),
+                // The owner's part says its own again with every session.
+                InFlight::Doubt(handle) => drop(doubts.insert(handle)),
                 InFlight::Recall(recall) => recalls.push_back(recall),
                 InFlight::Card { .. } => {}
             }
         }
-        let mut doubts: Vec<_> = lost_doubts.into_iter().chain(doubts).collect();
-        // The owner's part says its own again with every session.
-        doubts.sort_unstable();
-        doubts.dedup();
         self.peers[index] = Peer {
             session: Some(Session::default()),
             instance: Some(instance),
-            doubts: doubts.into(),
+            doubts,
             recalls,
             ..Peer::default()
         };
@@ -392,7 +396,7 @@ impl Mesh {
             .unwrap_or_default();
         for item in in_flight.into_iter().flat_map(|(_, items)| items) {
             match item {
-                InFlight::Doubt(handle) => peer.doubts.push_back(handle),
+                InFlight::Doubt(handle) => drop(peer.doubts.insert(handle)),
                 InFlight::Recall(recall) => peer.recalls.push_back(recall),
                 InFlight::Card { .. } => {}
             }
@@ -530,6 +534,7 @@ impl Mesh {
             recalls_dropped: self.recalls_dropped,
         }
     }
+            doubts_dropped: self.doubts_dropped,
 
     /// Items that wait for a peer, for its health.
     pub fn queued(&self, peer: &str) -> usize {
@@ -595,7 +600,12 @@ impl Mesh {
 
     /// Queues a doubt, which is kept until a session takes it.
     fn doubt(&mut self, to: HomeIndex, handle: Handle) {
-        self.peers[to].doubts.push_back(handle);
+        let doubts = &mut self.peers[to].doubts;
+        if doubts.len() >= MAX_DOUBTS && !doubts.contains(&handle) {
+            self.doubts_dropped += 1;
+            return;
+        }
+        doubts.insert(handle);
         self.ready.insert(to);
     }
 
@@ -722,7 +732,8 @@ impl Mesh {
         }
         let peer = &mut self.peers[to];
         if !peer.doubts.is_empty() {
-            let handles = some(&mut peer.doubts);
+            let first = std::iter::from_fn(|| peer.doubts.pop_first());
+            let handles: Vec<_> = first.take(ITEMS).collect();
             let in_flight = handles.iter().copied().map(InFlight::Doubt).collect();
             return Some((PeerMessage::Ambiguous(handles), in_flight));
         }

@@ -106,6 +106,46 @@ fn notices_for_a_peer_that_does_not_acknowledge_end_the_session_and_come_again()
 }
 
 #[test]
+fn doubts_for_a_peer_that_cannot_be_reached_wait_once_each_and_within_a_limit() {
+    const PAIRS: u64 = 40_000;
+    let mut federator = one_of_three();
+    // It reaches us, and we never reach it. Two servers fit one client: all are in doubt until they are withdrawn.
+    let mut claimed = |round: u64, first: u64| {
+        let now = EXPIRY * round as i64;
+        federator.advance(now);
+        let offer = |role, handle| Offer {
+            opened_at: Timestamp(now),
+            ..offer(1, role, handle)
+        };
+        let offers = [
+            offer(Role::Client, first),
+            offer(Role::Server, first + 1),
+            offer(Role::Server, first + 2),
+        ];
+        federator.received(now, "fed-b", &PeerMessage::Offers(offers.into()));
+        let withdrawn = (first..first + 3).map(Handle).collect();
+        federator.received(now, "fed-b", &PeerMessage::Withdraw(withdrawn));
+        let dropped = federator.mesh.counters().doubts_dropped;
+        (federator.mesh.queued("fed-b") as u64, dropped)
+    };
+    let mut last = (0, 0);
+    for round in 0..1000 {
+        last = claimed(round, 1);
+    }
+    let (each, dropped) = last;
+    assert!(
+        (1..=3).contains(&each) && dropped == 0,
+        "each handle once: {last:?}"
+    );
+    for round in 1000..1000 + PAIRS {
+        last = claimed(round, 10 * round);
+    }
+    let (waiting, dropped) = last;
+    assert_eq!(waiting, 65_536);
+    assert!(dropped >= PAIRS, "{dropped}");
+}
+
+#[test]
 fn a_home_that_offers_and_withdraws_without_end_is_refused_alone() {
     let mut federator = one_of_three();
     for handle in 0..1000 {
