@@ -127,6 +127,7 @@ impl Server {
         let now = clock::now();
         agent.heard(Some(sent_at(hello.now, &session)), now);
         agent.begin(&session, &hello.agent);
+        let cluster = hello.agent.site.cluster.clone();
         self.submit(
             &session,
             Submission::Agent {
@@ -153,7 +154,7 @@ impl Server {
         };
         tokio::select! {
             ended = acknowledge => ended,
-            ended = self.receive(&session, &agent, &mut receiver) => ended,
+            ended = self.receive(&session, &agent, &cluster, &mut receiver) => ended,
             ended = self.enrol.serve_agent(&session) => ended,
         }
     }
@@ -162,6 +163,7 @@ impl Server {
         &self,
         session: &Session,
         agent: &Arc<AgentState>,
+        cluster: &str,
         receiver: &mut FrameReceiver,
     ) -> Result<(), TransportError> {
         while let Some(frame) = receiver.recv().await? {
@@ -174,6 +176,12 @@ impl Server {
                 Kind::ClusterObjects => {
                     let (_, batch) = codec::decode_cluster(&frame)
                         .map_err(|error| session.undecodable(&error))?;
+                    if batch.cluster != cluster {
+                        return Err(session.misbehaved(
+                            CloseCode::Identity,
+                            "objects of a cluster that is not its own",
+                        ));
+                    }
                     self.queries.clusters.apply(clock::now(), batch);
                 }
                 Kind::AgentStatus => {

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use weft_transport::{
     Dialler, Expect, FrameReceiver, FrameSender, Identity, PeerRole, SpiffeId, pki,
 };
+use weft_wire::cluster::ClusterBatch;
 use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, PROTOCOL_VERSION};
 use weft_wire::query::{
     Completeness, Connection, DnsRow, Filter, LookupRecord, QueryError, Question, ReportRow,
@@ -207,6 +208,11 @@ impl Agent {
     /// Sends lookups that are encoded already.
     pub async fn send_encoded_lookups(&mut self, seq: u64, encoded: &[u8]) -> anyhow::Result<()> {
         Ok(self.sender.send_lookups(seq, encoded, PATIENCE).await?)
+    }
+
+    /// Tells of a cluster.
+    pub async fn tell(&mut self, batch: &ClusterBatch) -> anyhow::Result<()> {
+        Ok(self.sender.send_cluster(1, batch, PATIENCE).await?)
     }
 
     /// Sends its counters.

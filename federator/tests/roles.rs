@@ -12,8 +12,9 @@ use weft_transport::{
     Dialler, Expect, FrameReceiver, FrameSender, Identity, PeerRole, Session, TransportError,
 };
 use weft_wire::AgentInfo;
+use weft_wire::cluster::ClusterBatch;
 use weft_wire::codec;
-use weft_wire::control::{AgentHello, CloseCode, PROTOCOL_VERSION, PeerHello};
+use weft_wire::control::{AgentHello, AgentStatus, CloseCode, PROTOCOL_VERSION, PeerHello};
 use weft_wire::identity::{Hidden, IdentityRequest, Proof, Subject};
 use weft_wire::query::{DnsReport, Filter, Question, Report, ReportOrder, Request, Scope};
 
@@ -216,5 +217,25 @@ async fn every_role_tries_every_request() {
             assert_eq!(first || later, allowed[index], "{what}");
         }
     }
+    federator.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_tells_of_its_own_cluster_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(folder.path()).unwrap();
+    let (federator, address) = world.start("fed-a").await.unwrap();
+    let mut agent = world.agent("fed-a", &address, "node").await.unwrap();
+    let own = ClusterBatch::default();
+    let foreign = ClusterBatch {
+        cluster: "another".into(),
+        ..ClusterBatch::default()
+    };
+    agent.tell(&own).await.unwrap();
+    agent.report(&AgentStatus::default()).await.unwrap();
+    agent.tell(&foreign).await.unwrap();
+    let end = tokio::time::timeout(PATIENCE, agent.session.closed());
+    let end = end.await.expect("it was let tell");
+    assert_eq!(end.peer_code(), Some(CloseCode::Identity), "{end:?}");
     federator.drain().await;
 }
