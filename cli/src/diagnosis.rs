@@ -201,10 +201,12 @@ pub(crate) fn of_agent(a: &AgentHealth, federator: &str) -> Vec<Problem> {
                 "no session since {} UTC; it spools meanwhile",
                 time(a.last_seen)
             ),
-            "on that host: weft-agent doctor",
+            "on that host: weft-agent doctor; if it was removed: nothing, it is forgotten after [agents] silent_days",
         );
+    } else {
+        // Of one without a session only the certificate that it had is known: it may have another, or be gone for good.
+        certificate(&mut found, a.certificate_days_left);
     }
-    certificate(&mut found, a.certificate_days_left);
     skew(&mut found, a.clock_skew_us, "its clock");
     if a.connected && a.lag_us > LAG_WARN_US {
         found.warning(
@@ -419,7 +421,10 @@ mod tests {
         );
         assert_eq!(after(|f| f.agents[0].lag_us += 1), [("lag", Warning)]);
         assert_eq!(
-            after(|f| f.agents[0].connected = false),
+            after(|f| {
+                f.agents[0].connected = false;
+                f.agents[0].certificate_days_left = -1;
+            }),
             [("silent", Warning)]
         );
         assert_eq!(

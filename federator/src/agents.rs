@@ -1,5 +1,7 @@
 //! What is known of each agent while the program runs: its sequence numbers, its session, its clock.
 
+mod losses;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,6 +10,8 @@ use weft_transport::Session;
 use weft_wire::control::{AgentStatus, CloseCode};
 use weft_wire::query::AgentHealth;
 use weft_wire::{AgentInfo, AgentKey, Timestamp};
+
+use losses::Losses;
 
 /// Most agents known. When there are as many, the one that was heard last the longest ago makes room for a new one, unless
 /// that was within [`RECENT_US`]: then the new one is refused with [`CloseCode::Limit`].
@@ -35,6 +39,7 @@ struct Inner {
     session: Option<Session>,
     info: AgentInfo,
     status: AgentStatus,
+    losses: Losses,
     last_seen: Timestamp,
     skew_us: Option<i64>,
     lag_us: i64,
@@ -115,8 +120,10 @@ impl AgentState {
     }
 
     /// The agent's own counters.
-    pub fn reported(&self, status: AgentStatus) {
-        self.inner().status = status;
+    pub fn reported(&self, status: AgentStatus, now: Timestamp) {
+        let mut inner = self.inner();
+        inner.losses.told(&status, now);
+        inner.status = status;
     }
 
     /// When it was heard last; `None` while it has a session.
@@ -203,14 +210,25 @@ impl AgentStates {
         by_key.contains_key(&key)
     }
 
-    /// All that have connected since the start, by name.
-    pub fn health(&self, now: Timestamp) -> Vec<AgentHealth> {
+    /// Halves that agents told of as lost, since this time (to the hour).
+    pub fn lost(&self, since: Option<Timestamp>) -> u64 {
+        let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = |state: &Arc<AgentState>| state.inner().losses.since(since);
+        by_key.values().map(lost).sum()
+    }
+
+    /// All that have connected since the start, by name, but for those that have been silent for longer than this.
+    pub fn health(&self, now: Timestamp, silent_us: i64) -> Vec<AgentHealth> {
         let states: Vec<_> = {
             let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
             by_key.values().cloned().collect()
         };
         let mut health: Vec<_> = states
             .iter()
+            .filter(|state| {
+                let away = state.away_since();
+                away.is_none_or(|since| now.0.saturating_sub(since.0) <= silent_us)
+            })
             .map(|state| state.health(now))
             .filter(|agent| !agent.name.is_empty())
             .collect();
@@ -251,6 +269,17 @@ mod tests {
             600
         );
         assert_eq!(state.heard(None, Timestamp(9)), 600);
+    }
+
+    #[test]
+    fn who_is_silent_for_long_is_not_named_any_more() {
+        let states = AgentStates::default();
+        let state = states.of(AgentKey(1), Timestamp(0)).unwrap();
+        state.inner().info.name = "node".into();
+        state.heard(None, Timestamp(5));
+        assert_eq!(states.health(Timestamp(15), 10).len(), 1);
+        assert_eq!(states.health(Timestamp(16), 10).len(), 0);
+        assert!(states.knows(AgentKey(1)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use weft_transport::{Identity, Listener};
+use weft_wire::Timestamp;
 use weft_wire::control::CloseCode;
 use weft_wire::query::FederatorHealth;
 
@@ -57,6 +58,7 @@ pub struct Vitals {
     data: PathBuf,
     store: PathBuf,
     started: Instant,
+    silent_us: i64,
     identity: Identity,
     listener: Arc<Listener>,
     agents: Arc<AgentStates>,
@@ -103,6 +105,7 @@ impl Vitals {
             data: config.data_dir.clone(),
             store: config.store_file(),
             started: Instant::now(),
+            silent_us: i64::from(config.agents.silent_days) * 86_400_000_000,
             identity,
             listener,
             agents,
@@ -167,11 +170,9 @@ impl Vitals {
         more as f64 / at.elapsed().as_secs_f64().max(0.001)
     }
 
-    /// Halves that agents counted as lost.
-    pub fn dropped(&self) -> u64 {
-        let lost = self.agents.health(clock::now()).into_iter();
-        lost.map(|agent| agent.kernel_dropped + agent.table_dropped + agent.spool_dropped)
-            .sum()
+    /// Halves that agents counted as lost, since this time (to the hour).
+    pub fn dropped(&self, since: Option<Timestamp>) -> u64 {
+        self.agents.lost(since)
     }
 
     /// Everything.
@@ -186,7 +187,7 @@ impl Vitals {
             reached: true,
             error: None,
             uptime_s: self.started.elapsed().as_secs(),
-            agents: self.agents.health(now),
+            agents: self.agents.health(now, self.silent_us),
             peers: self.peers.all().map(|peer| peer.health()).collect(),
             halves_per_second: self.halves_per_second(),
             halves: core.halves,
@@ -287,12 +288,12 @@ impl Vitals {
                 "revocations_refused",
                 sessions.enrol.revocations_refused.load(Relaxed),
             ),
-            ("handshake_timeouts", transport.handshake_timeouts),
-            ("handshakes_retried", transport.retried),
             ("sessions_idle", transport.idle_timeouts),
             ("sessions_lost", transport.lost),
             ("sessions_full_refusals", transport.refused_full),
         ]
+            ("handshake_timeouts", transport.handshake_timeouts),
+            ("handshakes_retried", transport.retried),
         .into_iter()
         .map(|(name, count)| (name.to_owned(), count))
         .collect();

@@ -187,7 +187,7 @@ impl Server {
                 Kind::AgentStatus => {
                     let status: AgentStatus = session.decode(&frame)?;
                     agent.heard(Some(sent_at(status.now, session)), clock::now());
-                    agent.reported(status);
+                    agent.reported(status, clock::now());
                 }
                 other => {
                     return Err(

@@ -427,7 +427,8 @@ pub struct Reach {
     pub error: Option<String>,
 }
 
-/// Halves by what became of them. `dropped` is what agents and federators counted as lost since their start.
+/// Halves by what became of them. `dropped` is what agents told of as lost since the
+/// window's beginning (to the hour).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HalfCounts {
     /// Halves that belong to a stitched connection.

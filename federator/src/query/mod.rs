@@ -135,7 +135,14 @@ impl Queries {
         }
         self.bring_up_to_date().await?;
         let name = self.name.clone();
-        let counts_halves = !matches!(what, Question::Dns { .. } | Question::Lookups { .. });
+        // Which halves were lost is not known: those told of since the window's beginning may be of it.
+        let counted_since = match &what {
+            Question::Dns { .. } | Question::Lookups { .. } | Question::Health => None,
+            Question::Connections { filter, .. }
+            | Question::Report { filter, .. }
+            | Question::Sql { filter, .. } => Some(filter.since),
+            Question::Explain { .. } => Some(None),
+        };
         let mut answer = match what {
             Question::Connections { filter, limit } => {
                 let limit = limit.clamp(1, MAX_CONNECTIONS);
@@ -194,8 +201,8 @@ impl Queries {
             }
             Question::Health => Answer::default(),
         };
-        if counts_halves {
-            answer.halves.dropped = self.vitals.dropped();
+        if let Some(since) = counted_since {
+            answer.halves.dropped = self.vitals.dropped(since);
         }
         answer.federators = vec![self.me()];
         Ok(answer)
