@@ -62,7 +62,18 @@ pub(crate) fn view(rows: &[Connection], answer: &Answer, limit: u32) -> Result<V
 
 pub(crate) fn csv_paths() -> Vec<String> {
     let of = |end: &'static str| END_PATHS.iter().map(move |path| format!("{end}.{path}"));
-    let first = ["id", "protocol", "opened_at", "closed_at", "state"].map(str::to_owned);
+    let first = [
+        "id",
+        "protocol",
+        "opened_at",
+        "closed_at",
+        "state",
+        "name.name",
+        "name.source",
+        "name.before_us",
+        "application",
+    ]
+    .map(str::to_owned);
     let last = [
         "match.evidence",
         "match.confidence",
@@ -87,6 +98,8 @@ pub(crate) fn table(rows: &[Connection]) -> Table {
         text("OPENED", 5),
         text("CLIENT", 0),
         text("SERVER", 0),
+        text("NAME", 4),
+        text("APP", 5),
         text("CLIENT SEES", 6),
         text("SERVER SEES", 6),
         text("NAT", 4),
@@ -112,6 +125,9 @@ fn row(c: &Connection) -> Vec<String> {
         time(c.opened_at),
         client_name(c),
         server_name(c),
+        c.name.as_ref().map_or("-".into(), |n| n.name.clone()),
+        c.application
+            .map_or("-".into(), |known| known.as_str().to_owned()),
         sees(c.client.as_ref(), ">"),
         sees(c.server.as_ref(), "<"),
         c.matched.as_ref().map_or("-".into(), |m| nat(&m.nat)),

@@ -1,7 +1,8 @@
 //! `weft explain`: one connection in words.
 
 use serde::Serialize;
-use weft_wire::query::{Confidence, Connection, Endpoint, Match, PathClass, Unmatched};
+use weft_wire::NameSource;
+use weft_wire::query::{Confidence, Connection, Endpoint, Match, PathClass, ServerName, Unmatched};
 
 use crate::answer::Answer;
 use crate::connections::{client_name, csv_paths, nat, server_name, table};
@@ -12,7 +13,7 @@ use crate::view::{Text, View, json};
 /// A statement about a connection, with how it is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Statement {
-    /// What it is about: match, check, path, class, place, life.
+    /// What it is about: match, check, path, class, name, app, place, share, life, load.
     pub about: &'static str,
     /// How it is known, or how it came out.
     pub verdict: String,
@@ -153,6 +154,11 @@ fn statements(c: &Connection) -> Vec<Statement> {
         None => all.push(unmatched(c)),
     }
     all.push(statement("class", c.path.class.as_str(), "", why_class(c)));
+    all.extend(c.name.as_ref().map(named));
+    all.extend(c.application.map(|known| {
+        let words = "as its first bytes say".to_owned();
+        statement("app", "observed", known.as_str(), words)
+    }));
     all.extend(
         [("client", &c.client), ("server", &c.server)]
             .into_iter()
@@ -160,6 +166,11 @@ fn statements(c: &Connection) -> Vec<Statement> {
                 let end = end.as_ref()?;
                 Some(statement("place", who, &end.federator, place(end)))
             }),
+    );
+    all.extend(
+        [("client", &c.client), ("server", &c.server)]
+            .into_iter()
+            .filter_map(|(who, end)| shared(who, end.as_ref()?)),
     );
     all.push(life(c));
     all.extend(
@@ -180,6 +191,33 @@ fn statement(about: &'static str, verdict: &str, code: &str, words: String) -> S
         code: code.to_owned(),
         words,
     }
+}
+
+/// Under which name the client knew the server.
+fn named(name: &ServerName) -> Statement {
+    let asked = |who: &str| {
+        let before = duration_us(name.before_us.into());
+        format!("{}, {who} {before} before", name.name)
+    };
+    let words = match name.source {
+        NameSource::DnsProcess => asked("asked"),
+        NameSource::DnsPod => asked("asked by another process of its pod"),
+        NameSource::DnsNode => asked("asked by another process of its node"),
+        NameSource::Sni => format!("{}, in its TLS greeting", name.name),
+        NameSource::HttpHost => format!("{}, in its request", name.name),
+    };
+    statement("name", "observed", name.source.as_str(), words)
+}
+
+/// Who else uses an end's socket.
+fn shared(who: &str, end: &Endpoint) -> Option<Statement> {
+    let others: Vec<String> = end
+        .sharers
+        .iter()
+        .map(|process| format!("{} {}", process.name, process.pid))
+        .collect();
+    let words = format!("{} with the same socket", others.join(", "));
+    (!others.is_empty()).then(|| statement("share", who, "", words))
 }
 
 fn matched(c: &Connection, m: &Match) -> Statement {

@@ -253,6 +253,7 @@ impl Vitals {
             ),
             ("late_halves", core.sought),
             ("recalled_halves", core.recalled),
+            ("names_dropped", core.names_dropped),
             ("recalls_dropped", core.recalls_dropped + mesh.recalls_dropped),
             ("peer_messages_refused", core.peer_misbehaved),
             ("not_offered_halves", core.not_offered),
@@ -291,9 +292,9 @@ impl Vitals {
             ("sessions_idle", transport.idle_timeouts),
             ("sessions_lost", transport.lost),
             ("sessions_full_refusals", transport.refused_full),
-        ]
             ("handshake_timeouts", transport.handshake_timeouts),
             ("handshakes_retried", transport.retried),
+        ]
         .into_iter()
         .map(|(name, count)| (name.to_owned(), count))
         .collect();

@@ -194,6 +194,7 @@ impl Search {
             .filter(|side| self.agents.contains_key(&side.agent) && wanted(&owners, side))
             .collect();
         let owners = read::owners(&self.connection, sides.iter().map(|side| side.half.owner))?;
+        let names = read::names(&self.connection, sides.iter().map(|side| side.half.name))?;
         Ok(sides
             .iter()
             .map(|side| Found {
@@ -203,6 +204,9 @@ impl Search {
                     .get(&side.half.owner)
                     .map(|owner| weft_wire::Owner::clone(owner))
                     .unwrap_or_default(),
+                name: names
+                    .get(&side.half.name)
+                    .map(|name| weft_wire::PeerName::clone(name)),
                 asked_for,
             })
             .collect())

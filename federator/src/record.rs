@@ -9,8 +9,8 @@ use weft_mesh::Link;
 use weft_wire::control::Recall;
 use weft_wire::query::{Confidence, ConnectionState, PathClass, Unmatched};
 use weft_wire::{
-    AgentInfo, AgentKey, DatagramSort, Fingerprint, Half, HalfId, HalfState, Lookup, Owner,
-    Protocol, Role, Timestamp,
+    AgentInfo, AgentKey, Application, DatagramSort, Fingerprint, Half, HalfId, HalfState, Lookup,
+    Owner, PeerName, Protocol, Role, Timestamp,
 };
 
 /// Number of an agent's description in the store's `agents` table.
@@ -19,10 +19,13 @@ pub type AgentNumber = u32;
 /// Number of an owner in the store's `owners` table; in a [`Side`], `half.owner` is one.
 pub type OwnerNumber = u32;
 
+/// Number of a name in the store's `names` table; 0 for none. In a [`Side`], `half.name` is one, and only the client's has one.
+pub type NameNumber = u32;
+
 /// One end of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Side {
-    /// The half; its `owner` is an [`OwnerNumber`].
+    /// The half; its `owner` is an [`OwnerNumber`], its `name` a [`NameNumber`].
     pub half: Half,
     /// Who saw it.
     pub agent: AgentNumber,
@@ -119,6 +122,8 @@ pub struct Found {
     pub half: Half,
     /// Its owner.
     pub owner: Owner,
+    /// Its peer's name.
+    pub name: Option<PeerName>,
     /// Its other end waits somewhere: it need not be looked for.
     pub asked_for: bool,
 }
@@ -158,6 +163,8 @@ pub struct Flush {
     pub agents: Vec<(AgentNumber, Arc<AgentRecord>)>,
     /// New owners.
     pub owners: Vec<(OwnerNumber, Arc<Owner>)>,
+    /// New names.
+    pub names: Vec<(NameNumber, Arc<PeerName>)>,
     /// Ids of rows that were written before as live ones and are replaced or gone.
     pub replaced: Vec<HalfId>,
     /// Ids of rows that were written before as settled ones and are replaced or gone; rare, and slow.
@@ -201,6 +208,10 @@ pub struct Loaded {
     pub owners: HashMap<OwnerNumber, Arc<Owner>>,
     /// First owner number that was never used.
     pub next_owner: OwnerNumber,
+    /// Names in the live rows.
+    pub names: HashMap<NameNumber, Arc<PeerName>>,
+    /// First number of a name that was never used; 0 is none.
+    pub next_name: NameNumber,
     /// Links to other homes that are not done.
     pub links: HashMap<HalfId, Link>,
     /// Durable sequence numbers.
@@ -218,6 +229,20 @@ impl Row {
     /// The ends that were seen, client first.
     pub fn sides(&self) -> impl Iterator<Item = &Side> {
         self.client.iter().chain(&self.server)
+    }
+
+    /// What is spoken: as the client's end saw it, or, where that could not tell, the server's.
+    pub fn application(&self) -> Application {
+        self.sides()
+            .map(|side| side.half.application)
+            .find(|application| *application != Application::Unknown)
+            .unwrap_or_default()
+    }
+
+    /// The name under which the client knew the server, and how long before that was learnt, in microseconds.
+    pub fn name(&self) -> (NameNumber, u32) {
+        self.client
+            .map_or((0, 0), |side| (side.half.name, side.half.named_before_us))
     }
 
     /// Earliest opening.

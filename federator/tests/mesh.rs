@@ -7,7 +7,10 @@ use std::time::Duration;
 use weft_federator::run::Federator;
 use weft_federator::testing::{Agent, Operator, World, batch_of, half, local};
 use weft_wire::query::{Connection, Question, Unmatched};
-use weft_wire::{DatagramSort, Datagrams, Fingerprint, Half, HalfState, Protocol, Role};
+use weft_wire::{
+    Application, DatagramSort, Datagrams, Fingerprint, Half, HalfBatch, HalfState, NameSource,
+    PeerName, Process, Protocol, Role,
+};
 
 struct Mesh {
     world: World,
@@ -168,6 +171,68 @@ async fn two_federators_join_what_neither_can_alone() {
         // At least a commit, at most what this test may take.
         assert!((100..30_000_000).contains(&delay), "{delay}");
     }
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_homes_know_the_clients_name_and_what_is_spoken() {
+    let mut mesh = Mesh::start(&["fed-a", "fed-b"]).await;
+    let (mut client, mut server) = (mesh.agent(0, "a1").await, mesh.agent(1, "b1").await);
+    // The name was looked up by the client's process, and what is spoken is told by the server's end alone.
+    let asked = |number| Half {
+        name: 1,
+        named_before_us: 71_000,
+        ..half(client.key, number, Role::Client, HalfState::Open)
+    };
+    let named = HalfBatch {
+        names: vec![PeerName {
+            name: "api.shop.example".into(),
+            source: NameSource::DnsProcess,
+        }],
+        ..batch_of("web", vec![asked(1), asked(2)])
+    };
+    let told = |number| Half {
+        application: Application::Postgres,
+        ..half(server.key, number, Role::Server, HalfState::Open)
+    };
+    let mut shared = batch_of("db", vec![told(1), told(2)]);
+    shared.owners[0].sharers = vec![Process {
+        pid: 43,
+        name: "worker".into(),
+        ..Process::default()
+    }];
+    client.send(1, &named).await.unwrap();
+    server.send(1, &shared).await.unwrap();
+    let known = |all: &[Connection]| {
+        all.len() == 2
+            && all.iter().all(|c| {
+                let name = c.name.as_ref().map(|n| (&*n.name, n.source, n.before_us));
+                let sharers = c.server.as_ref().map(|end| end.sharers.len());
+                name == Some(("api.shop.example", NameSource::DnsProcess, 71_000))
+                    && c.application == Some(Application::Postgres)
+                    && sharers == Some(1)
+            })
+    };
+    for index in 0..2 {
+        mesh.until(index, known).await;
+    }
+    // From the store, and after the end, of which the agent says no name any more.
+    mesh.restart(0).await;
+    mesh.until(0, known).await;
+    let mut client = mesh.agent(0, "a1").await;
+    let closed = half(client.key, 1, Role::Client, HalfState::Closed);
+    client
+        .send(2, &batch_of("web", vec![closed]))
+        .await
+        .unwrap();
+    mesh.until(0, |all| {
+        known(all)
+            && all
+                .iter()
+                .filter_map(|c| c.client.as_ref())
+                .any(|end| end.state == HalfState::Closed)
+    })
+    .await;
     mesh.stop().await;
 }
 

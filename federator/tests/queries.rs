@@ -9,7 +9,7 @@ use weft_federator::testing::{Answered, Operator, World, batch_of, half, local};
 use weft_wire::query::{
     Filter, QueryError, Question, Report, ReportOrder, Scope, SqlValue, Unmatched,
 };
-use weft_wire::{Half, HalfState, Role, filter};
+use weft_wire::{Application, Half, HalfBatch, HalfState, NameSource, PeerName, Role, filter};
 
 struct Pair {
     world: World,
@@ -58,10 +58,20 @@ impl Pair {
             .map(|n| half(client.key, n, Role::Client, HalfState::Closed))
             .collect();
         clients.push(half(client.key, 12, Role::Client, HalfState::Refused));
+        for half in &mut clients[..4] {
+            (half.name, half.application) = (1, Application::Tls);
+        }
         let servers = (1..=10)
             .map(|n| half(server.key, n, Role::Server, HalfState::Closed))
             .collect();
-        client.send(1, &batch_of("web", clients)).await.unwrap();
+        let named = HalfBatch {
+            names: vec![PeerName {
+                name: "api.shop.example".into(),
+                source: NameSource::Sni,
+            }],
+            ..batch_of("web", clients)
+        };
+        client.send(1, &named).await.unwrap();
         server.send(1, &batch_of("db", servers)).await.unwrap();
         client.acknowledged(1).await.unwrap();
         server.acknowledged(1).await.unwrap();
@@ -168,6 +178,11 @@ async fn the_mesh_answers_as_one() {
                 SqlValue::Int(182_040)
             ]]
         );
+        let text = "SELECT name, name_source, application, count(*) AS n FROM connection WHERE name IS NOT NULL GROUP BY ALL";
+        let sql = operator.sql(Scope::Mesh, text).await.unwrap().unwrap();
+        let [name, source, application] =
+            ["api.shop.example", "sni", "tls"].map(|text| SqlValue::Text(text.into()));
+        assert_eq!(sql.rows, [[name, source, application, SqlValue::Int(4)]]);
         let error = operator
             .sql(Scope::Mesh, "SELECT * FROM read_csv('/etc/passwd')")
             .await
@@ -265,6 +280,13 @@ async fn the_store_understands_filters_as_the_reference_does() {
         "client.workload ~ \"w?b\"",
         "client.workload ~ \"w%\"",
         "client.workload !~ \"x*\"",
+        "name = api.shop.example",
+        "name ~ \"*.shop.*\"",
+        "name is null",
+        "name != other.example",
+        "application = tls",
+        "application in (http1, http2)",
+        "application is null",
         "server is null",
         "not (server is null or state = failed)",
         "client.address in 10.1.0.0/16",

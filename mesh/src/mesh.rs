@@ -43,6 +43,8 @@ pub struct Card {
     pub half: Half,
     /// Process and workload behind it.
     pub owner: weft_wire::Owner,
+    /// The name under which it knew its peer.
+    pub name: Option<weft_wire::PeerName>,
     /// Name of the agent that saw it.
     pub agent: String,
     /// Its place.
@@ -124,10 +126,10 @@ pub struct Counters {
     pub overflowed: u64,
     /// Recalls not sent to a peer because too many waited for it.
     pub recalls_dropped: u64,
-}
-
     /// Doubts not sent to a peer because too many waited for it.
     pub doubts_dropped: u64,
+}
+
 /// Who could not be asked about a half when it was to be given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutOff {
@@ -182,9 +184,9 @@ pub struct Mesh {
     effects: VecDeque<Effect>,
     overflowed: u64,
     recalls_dropped: u64,
+    doubts_dropped: u64,
     now: i64,
 }
-    doubts_dropped: u64,
 
 /// Messages to one peer that may be unacknowledged at a time.
 pub const IN_FLIGHT: usize = 64;
@@ -200,12 +202,12 @@ const WAITING_FOR_EACH: usize = 2;
 /// Recalls that may wait for one peer. More are dropped, and counted: their halves are found when they come again.
 const MAX_RECALLS: usize = 65_536;
 
-/// What waits for one peer. Asks and notices are bounded by [`WAITING_FOR_EACH`], cards by the own halves.
-#[derive(Default)]
 /// Handles in doubt that may wait for one peer. A peer that reaches us while we cannot reach it makes ever more of them. More
 /// are dropped, and counted: an owner says its own again with the next session; of a home's own the other home learns nothing.
 const MAX_DOUBTS: usize = 65_536;
 
+/// What waits for one peer. Asks and notices are bounded by [`WAITING_FOR_EACH`], cards by the own halves.
+#[derive(Default)]
 struct Peer {
     session: Option<Session>,
     /// Of the last hello, on either session.
@@ -262,9 +264,9 @@ impl Mesh {
             effects: VecDeque::new(),
             overflowed: 0,
             recalls_dropped: 0,
+            doubts_dropped: 0,
             now: i64::MIN,
             config,
-            doubts_dropped: 0,
         })
     }
 
@@ -532,9 +534,9 @@ impl Mesh {
             halves: self.home.len() as u64,
             overflowed: self.overflowed,
             recalls_dropped: self.recalls_dropped,
+            doubts_dropped: self.doubts_dropped,
         }
     }
-            doubts_dropped: self.doubts_dropped,
 
     /// Items that wait for a peer, for its health.
     pub fn queued(&self, peer: &str) -> usize {
@@ -680,6 +682,7 @@ impl Mesh {
         let Card {
             half: own,
             owner,
+            name,
             agent,
             site,
         } = records.card(half)?;
@@ -690,6 +693,7 @@ impl Mesh {
             partial: link.partial,
             half: own,
             owner,
+            name,
             agent,
             federator: self.config.name.clone(),
             site,

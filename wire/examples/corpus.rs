@@ -189,6 +189,10 @@ fn peer_messages(now: Timestamp, site: Site) -> Vec<(&'static str, PeerMessage)>
         partial: false,
         half,
         owner,
+        name: Some(PeerName {
+            name: "api.shop.example".into(),
+            source: NameSource::DnsProcess,
+        }),
         agent,
         federator,
         site,

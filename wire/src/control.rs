@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AgentInfo, Half, Owner, Role, Site, Timestamp};
+use crate::model::{AgentInfo, Half, Owner, PeerName, Role, Site, Timestamp};
 
 /// The version of everything in this crate. A peer with another one is turned away with
 /// [`CloseCode::Version`].
@@ -254,10 +254,12 @@ pub struct EndpointCard {
     pub theirs: Handle,
     /// Only the routing key agreed.
     pub partial: bool,
-    /// The sender's end. Its `owner` index means nothing here.
+    /// The sender's end. Its `owner` and `name` indices mean nothing here.
     pub half: Half,
     /// Process and workload behind it.
     pub owner: Owner,
+    /// The name under which it knew its peer.
+    pub name: Option<PeerName>,
     /// Name of the agent that saw it.
     pub agent: String,
     /// Name of the sending federator.

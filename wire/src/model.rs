@@ -315,24 +315,6 @@ pub struct AgentInfo {
     pub host: String,
 }
 
-impl Application {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
-        Self::Unknown,
-        Self::Tls,
-        Self::Http1,
-        Self::Http2,
-        Self::Postgres,
-        Self::Mysql,
-        Self::Redis,
-        Self::Kafka,
-        Self::Mongodb,
-        Self::Amqp,
-        Self::Dns,
-        Self::Quic,
-    ];
-}
-
 impl HalfState {
     /// Whether the connection was ever established: only those can have a second half.
     pub fn established(self) -> bool {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use dns::*;
 
 use crate::control::{CloseCode, Detail};
-use crate::model::{HalfId, Pod, Process, Protocol, Site, Timestamp};
+use crate::model::{Application, HalfId, NameSource, Pod, Process, Protocol, Site, Timestamp};
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -196,6 +196,10 @@ pub struct Connection {
     pub closed_at: Option<Timestamp>,
     /// How things stand.
     pub state: ConnectionState,
+    /// The name under which the client knew the server; null when it is not known.
+    pub name: Option<ServerName>,
+    /// What is spoken: as the client's end saw it, or, where that could not tell, the server's; null when neither could.
+    pub application: Option<Application>,
     /// The client's end; null when unseen.
     pub client: Option<Endpoint>,
     /// The server's end; null when unseen.
@@ -205,6 +209,17 @@ pub struct Connection {
     pub matched: Option<Match>,
     /// How the bytes travelled.
     pub path: Path,
+}
+
+/// The name under which a client knew its server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerName {
+    /// The name, lower-case, without a final dot.
+    pub name: String,
+    /// How its agent knows that.
+    pub source: NameSource,
+    /// How long before the opening it was learnt, in microseconds; 0 where it was spoken on the connection.
+    pub before_us: u32,
 }
 
 /// How things stand with a connection's two ends.
@@ -242,6 +257,8 @@ pub struct Endpoint {
     pub unit: Option<String>,
     /// Whether the process is outside of its container's namespaces, or in a container's from outside.
     pub escaped: bool,
+    /// Other processes that use the same socket, by rising process id.
+    pub sharers: Vec<Process>,
     /// Own address and port, `ip:port`, IPv6 in brackets.
     pub local: String,
     /// The peer as seen from here.

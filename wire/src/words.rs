@@ -1,6 +1,6 @@
 //! The words by which enumerations go in JSON, in stores and in filters; the same as their serde names.
 
-use crate::model::{HalfState, Protocol, Role};
+use crate::model::{Application, HalfState, NameSource, Protocol, Role};
 use crate::query::{Confidence, ConnectionState, PathClass, Report, Unmatched};
 
 /// Gives an enumeration its words: `ALL`, `as_str`, `named`.
@@ -32,6 +32,27 @@ macro_rules! words {
 
 words!(Protocol { Tcp = "tcp", Udp = "udp" });
 words!(Role { Client = "client", Server = "server" });
+words!(Application {
+    Unknown = "unknown",
+    Tls = "tls",
+    Http1 = "http1",
+    Http2 = "http2",
+    Postgres = "postgres",
+    Mysql = "mysql",
+    Redis = "redis",
+    Kafka = "kafka",
+    Mongodb = "mongodb",
+    Amqp = "amqp",
+    Dns = "dns",
+    Quic = "quic",
+});
+words!(NameSource {
+    DnsProcess = "dns-process",
+    DnsPod = "dns-pod",
+    DnsNode = "dns-node",
+    Sni = "sni",
+    HttpHost = "http-host",
+});
 words!(HalfState {
     Open = "open",
     Closed = "closed",
@@ -90,6 +111,8 @@ mod tests {
         }
         check(Protocol::ALL, Protocol::as_str, Protocol::named);
         check(Role::ALL, Role::as_str, Role::named);
+        check(Application::ALL, Application::as_str, Application::named);
+        check(NameSource::ALL, NameSource::as_str, NameSource::named);
         check(HalfState::ALL, HalfState::as_str, HalfState::named);
         check(
             ConnectionState::ALL,

@@ -10,7 +10,7 @@ use weft_cli::{Surroundings, run};
 use weft_wire::control::CloseCode;
 use weft_wire::identity::{IdentityAnswer, IdentityRequest};
 use weft_wire::query::*;
-use weft_wire::{HalfId, HalfState, Process, Protocol, Site, Timestamp};
+use weft_wire::{Application, HalfId, HalfState, NameSource, Process, Protocol, Site, Timestamp};
 
 /// Plays answers and remembers what was asked.
 pub struct Script {
@@ -193,6 +193,7 @@ pub fn endpoint(agent: &str, site: Site, workload: &str, local: &str, remote: &s
         pod: None,
         unit: None,
         escaped: false,
+        sharers: vec![],
         local: local.into(),
         remote: remote.into(),
         bytes_sent: 18_204,
@@ -213,6 +214,12 @@ pub fn hairpin() -> Connection {
         opened_at: at("2026-11-22T15:28:55.123456Z"),
         closed_at: Some(at("2026-11-22T15:28:56.623456Z")),
         state: ConnectionState::Closed,
+        name: Some(ServerName {
+            name: "api.shop.example".into(),
+            source: NameSource::DnsProcess,
+            before_us: 71_000,
+        }),
+        application: Some(Application::Http2),
         client: Some(endpoint(
             "node-a7",
             place("web"),
@@ -224,6 +231,11 @@ pub fn hairpin() -> Connection {
             bytes_sent: 1_204_113,
             bytes_received: 18_204,
             retransmits: 0,
+            sharers: vec![Process {
+                pid: 4122,
+                name: "envoy".into(),
+                ..Process::default()
+            }],
             ..endpoint(
                 "node-a3",
                 place("pay"),
@@ -273,6 +285,8 @@ pub fn outward() -> Connection {
         opened_at: at("2026-11-22T15:59:00.000000Z"),
         closed_at: None,
         state: ConnectionState::Open,
+        name: None,
+        application: None,
         client: Some(client),
         server: None,
         matched: None,
@@ -290,6 +304,7 @@ pub fn ambiguous() -> Connection {
     let mut c = hairpin();
     c.id = HalfId(0xa0b1_c2d3_e4f5_0617);
     c.client = None;
+    c.name = None;
     c.matched = None;
     c.path = Path {
         class: PathClass::Unknown,

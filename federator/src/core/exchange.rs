@@ -6,7 +6,7 @@ use weft_wire::control::{EndpointCard, PeerMessage};
 use weft_wire::query::Unmatched;
 use weft_wire::{AgentInfo, Half, HalfId, Timestamp};
 
-use super::names::{Agents, Owners};
+use super::names::{Agents, Owners, PeerNames};
 use super::slots::{Slot, SlotNumber, Slots};
 use super::{Core, CoreConfig, confidence};
 use crate::record::{AgentRecord, Joined, is_client};
@@ -102,6 +102,7 @@ pub(super) fn mesh(config: &CoreConfig) -> Option<Mesh> {
 struct Ours<'a> {
     slots: &'a Slots,
     owners: &'a Owners,
+    names: &'a PeerNames,
     agents: &'a Agents,
 }
 
@@ -119,12 +120,17 @@ impl Records for Ours<'_> {
             closed_at: slot.half.closed_at.map(shift),
             seen_at: shift(slot.half.seen_at),
             owner: 0,
+            name: 0,
             ..slot.half
         };
         let owner = self.owners.find(slot.half.owner)?;
         Some(Card {
             half,
             owner: weft_wire::Owner::clone(owner),
+            name: self
+                .names
+                .find(slot.half.name)
+                .map(|name| weft_wire::PeerName::clone(name)),
             agent: agent.record.info.name.clone(),
             site: agent.record.info.site.clone(),
         })
@@ -179,6 +185,7 @@ impl Core {
         let ours = Ours {
             slots: &self.slots,
             owners: &self.owners,
+            names: &self.names,
             agents: &self.agents,
         };
         if mesh.received(self.now, peer, message, &ours).is_err() {
@@ -193,6 +200,7 @@ impl Core {
         let ours = Ours {
             slots: &self.slots,
             owners: &self.owners,
+            names: &self.names,
             agents: &self.agents,
         };
         mesh.advance(self.now, &ours);
@@ -311,22 +319,25 @@ impl Core {
             },
             pods: false,
         });
+        let name = card.name.as_ref().filter(|_| is_client(&card.half));
         let half = Half {
             owner: self.owners.number(&card.owner),
+            name: name.map_or(0, |name| self.name_number(name)),
             ..card.half
         };
         let partner = self.slots[number].partner;
         match self.slots.find(partner).map(|slot| slot.remote) {
             Some(false) => return,
             Some(true) => {
-                self.owners.hold(half.owner);
-                self.owners.release(self.slots[partner].half.owner);
+                self.hold(&half);
+                let before = self.slots[partner].half;
+                self.release(&before);
                 self.unstore(partner);
                 self.slots[partner].half = half;
                 self.slots[partner].agent = agent;
             }
             None => {
-                self.owners.hold(half.owner);
+                self.hold(&half);
                 let mut slot = Slot::new(half, agent, 0, 0, 0);
                 slot.remote = true;
                 let partner = self.slots.add(slot);

@@ -2,7 +2,9 @@
 
 use weft_mesh::Withdrawn;
 use weft_wire::query::Unmatched;
-use weft_wire::{AgentKey, Fingerprint, Half, HalfBatch, HalfState, LookupBatch};
+use weft_wire::{
+    AgentKey, Application, Fingerprint, Half, HalfBatch, HalfState, LookupBatch, Role,
+};
 
 use super::Core;
 use super::slots::{Slot, SlotNumber, Stored};
@@ -73,6 +75,11 @@ impl Core {
                 (self.owners.number(owner), host, agent)
             })
             .collect();
+        let names: Vec<u32> = batch
+            .names
+            .iter()
+            .map(|name| self.name_number(name))
+            .collect();
         for (at, half) in batch.halves.iter().enumerate() {
             if at % AHEAD == 0 {
                 self.touch_next(&batch.halves[at..]);
@@ -80,8 +87,15 @@ impl Core {
             let Some((owner, host, agent)) = owners.get(half.owner as usize) else {
                 continue;
             };
+            // Of a server's peer no name is told.
+            let name = match half.name {
+                0 => 0,
+                _ if half.role == Role::Server => 0,
+                index => names.get(index as usize - 1).copied().unwrap_or(0),
+            };
             let half = Half {
                 owner: *owner,
+                name,
                 ..*half
             };
             self.counters.rows += 1;
@@ -151,7 +165,7 @@ impl Core {
                 slot.stored = Stored::Live;
             }
         }
-        self.owners.hold(slot.half.owner);
+        self.hold(&slot.half);
         let established = slot.half.state.established();
         slot.came = (self.now, self.entry_from);
         let number = self.slots.add(slot);
@@ -226,6 +240,10 @@ impl Core {
                 merged.owner = slot.half.owner;
             }
         }
+        if merged.name != slot.half.name {
+            self.names.release(slot.half.name);
+            self.names.hold(merged.name);
+        }
         let (was_finished, before) = (slot.half.state.finished(), slot.candidate(number));
         slot.half = merged;
         slot.skew_us = skew_us;
@@ -269,10 +287,22 @@ pub(super) fn merge(known: &Half, new: &Half) -> Option<Half> {
     } else {
         new.state
     };
+    // Both may be known only some time after the opening, and neither is unlearnt.
+    let (name, named_before_us) = match new.name {
+        0 => (known.name, known.named_before_us),
+        name => (name, new.named_before_us),
+    };
+    let application = match new.application {
+        Application::Unknown => known.application,
+        told => told,
+    };
     Some(Half {
         fingerprint,
         opened_at,
         state,
+        name,
+        named_before_us,
+        application,
         ..*new
     })
 }

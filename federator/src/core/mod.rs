@@ -31,17 +31,19 @@ use weft_mesh::{Link, Mesh, MeshKey, Withdrawn};
 use weft_stitching::{self as stitching, Candidate, Output, Reason, Rule, Stitcher, judge};
 use weft_wire::control::PeerMessage;
 use weft_wire::query::{Confidence, Unmatched};
-use weft_wire::{AgentInfo, AgentKey, HalfBatch, HalfId, LookupBatch, Timestamp};
+use weft_wire::{
+    AgentInfo, AgentKey, Half, HalfBatch, HalfId, LookupBatch, MAX_NAME_BYTES, PeerName, Timestamp,
+};
 
 use self::departed::Departed;
 pub use self::departed::GENERATION;
 pub use self::exchange::{Contact, Told};
 pub use self::names::Mixed;
-use self::names::{Agents, Owners};
+use self::names::{Agents, MAX_NAMES, Owners, PeerNames};
 use self::overflow::Overflow;
 pub use self::slots::view_of;
 use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
-use crate::record::{AgentRecord, Found, Joined, Loaded, LookupRow, Row, Sought};
+use crate::record::{AgentRecord, Found, Joined, Loaded, LookupRow, NameNumber, Row, Sought};
 
 /// How long a settled half stays in memory, in microseconds.
 pub const LINGER_US: i64 = 10_000_000;
@@ -159,6 +161,8 @@ pub struct CoreCounters {
     pub recalled: u64,
     /// Of those looked for or found, such that there was no room for.
     pub recalls_dropped: u64,
+    /// Names of peers that there was no room for: connections are kept without.
+    pub names_dropped: u64,
     /// Halves that the mesh was not asked about, because it had too many.
     pub not_offered: u64,
     /// Messages of peers that may not say what they said.
@@ -183,6 +187,7 @@ pub struct Core {
     held: usize,
     slots: Slots,
     owners: Owners,
+    names: PeerNames,
     agents: Agents,
     stitcher: Stitcher,
     mesh: Option<Mesh>,
@@ -235,6 +240,7 @@ impl Core {
             held: 0,
             slots: Slots::new(config.seed),
             owners: Owners::default(),
+            names: PeerNames::default(),
             agents: Agents::default(),
             stitcher,
             mesh: exchange::mesh(&config),
@@ -262,6 +268,7 @@ impl Core {
             config,
         };
         core.owners.load(loaded.owners, loaded.next_owner);
+        core.names.load(loaded.names, loaded.next_name.max(1));
         for id in loaded.departed {
             core.departed.insert(id);
         }
@@ -297,7 +304,7 @@ impl Core {
             let (network, host) = (agent.network, agent.host(netns));
             let mut slot = Slot::new(side.half, side.agent, network, host, 0);
             slot.remote = remote;
-            self.owners.hold(side.half.owner);
+            self.hold(&side.half);
             Some(self.slots.add(slot))
         });
         let [client, server] = numbers;
@@ -458,6 +465,31 @@ impl Core {
         self.past_hold
     }
 
+    /// A half refers to its owner and its name now.
+    fn hold(&mut self, half: &Half) {
+        self.owners.hold(half.owner);
+        if half.name != 0 {
+            self.names.hold(half.name);
+        }
+    }
+
+    /// A half refers to them no more.
+    fn release(&mut self, half: &Half) {
+        self.owners.release(half.owner);
+        if half.name != 0 {
+            self.names.release(half.name);
+        }
+    }
+
+    /// The number of a peer's name; 0 when there is no room for it.
+    fn name_number(&mut self, name: &PeerName) -> NameNumber {
+        let number = (name.name.len() <= MAX_NAME_BYTES)
+            .then(|| self.names.number_within(MAX_NAMES, name))
+            .flatten();
+        self.counters.names_dropped += u64::from(number.is_none());
+        number.unwrap_or(0)
+    }
+
     /// Owners in memory.
     pub fn owners(&self) -> usize {
         self.owners.count()
@@ -592,7 +624,8 @@ impl Core {
             slot.card_due = false;
             slot.unmatched = Unmatched::Ambiguous;
             if slot.remote {
-                self.owners.release(self.slots[number].half.owner);
+                let half = self.slots[number].half;
+                self.release(&half);
                 self.slots.remove(number);
             } else {
                 self.touch(number);

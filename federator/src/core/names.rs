@@ -1,85 +1,111 @@
-//! Owners and agents by number.
+//! Owners, names of peers and agents by number.
 
 use std::collections::HashMap;
-use std::hash::Hasher;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use weft_mesh::{host_key, network_key};
-use weft_wire::{AgentKey, Owner};
+use weft_wire::{AgentKey, Owner, PeerName};
 
-use crate::record::{AgentNumber, AgentRecord, OwnerNumber};
+use crate::record::{AgentNumber, AgentRecord};
 
-/// Owners kept in memory that no half in memory refers to; beyond it they are forgotten, and get another number when they
-/// come again.
-pub const MAX_IDLE_OWNERS: usize = 262_144;
+/// Owners, and names of peers, kept in memory that no half in memory refers to; beyond it they are forgotten, and get
+/// another number when they come again.
+pub const MAX_IDLE: usize = 262_144;
+
+/// Names of peers in memory, at about 200 bytes each. Beyond it halves with other names are taken without, and these are counted.
+pub const MAX_NAMES: usize = 1_048_576;
 
 /// Descriptions of agents, for each namespace of pods on their hosts another, of some 500 bytes. Beyond it pods are told to
 /// be in the namespace that their agent's configuration names.
 pub const MAX_DESCRIPTIONS: usize = 262_144;
 
-/// An owner in memory.
+/// Owners by number.
+pub type Owners = Interned<Owner>;
+
+/// Names of peers by number; a half without one has 0, which no name has.
+pub type PeerNames = Interned<PeerName>;
+
+/// One in memory.
 #[derive(Debug)]
-struct OwnerEntry {
-    owner: Arc<Owner>,
+struct Entry<T> {
+    value: Arc<T>,
     /// Halves in memory that refer to it.
     halves: u32,
 }
 
-/// Owners: numbers are given in the order of first appearance and never again.
-#[derive(Debug, Default)]
-pub struct Owners {
-    numbers: HashMap<Arc<Owner>, OwnerNumber>,
-    entries: HashMap<OwnerNumber, OwnerEntry>,
-    next: OwnerNumber,
+/// What many halves refer to, by number: numbers are given in the order of first appearance and never again.
+#[derive(Debug)]
+pub struct Interned<T> {
+    numbers: HashMap<Arc<T>, u32>,
+    entries: HashMap<u32, Entry<T>>,
+    next: u32,
     /// Not yet in the store.
-    fresh: Vec<OwnerNumber>,
+    fresh: Vec<u32>,
 }
 
-impl Owners {
+impl<T> Default for Interned<T> {
+    fn default() -> Self {
+        Self {
+            numbers: HashMap::new(),
+            entries: HashMap::new(),
+            next: 0,
+            fresh: Vec::new(),
+        }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Interned<T> {
     /// Starts with those of the live rows.
-    pub fn load(&mut self, owners: HashMap<OwnerNumber, Arc<Owner>>, next: OwnerNumber) {
-        for (number, owner) in owners {
-            self.numbers.insert(owner.clone(), number);
-            self.entries.insert(number, OwnerEntry { owner, halves: 0 });
+    pub fn load(&mut self, known: HashMap<u32, Arc<T>>, next: u32) {
+        for (number, value) in known {
+            self.numbers.insert(value.clone(), number);
+            self.entries.insert(number, Entry { value, halves: 0 });
         }
         self.next = next;
     }
 
-    /// The owner's number; a new one if it is not known.
-    pub fn number(&mut self, owner: &Owner) -> OwnerNumber {
-        if let Some(number) = self.numbers.get(owner) {
+    /// Its number; a new one if it is not known.
+    pub fn number(&mut self, value: &T) -> u32 {
+        if let Some(number) = self.numbers.get(value) {
             return *number;
         }
         let number = self.next;
         self.next += 1;
-        let owner = Arc::new(owner.clone());
-        self.numbers.insert(owner.clone(), number);
-        self.entries.insert(number, OwnerEntry { owner, halves: 0 });
+        let value = Arc::new(value.clone());
+        self.numbers.insert(value.clone(), number);
+        self.entries.insert(number, Entry { value, halves: 0 });
         self.fresh.push(number);
         number
     }
 
-    /// The owner with a number.
-    pub fn find(&self, number: OwnerNumber) -> Option<&Arc<Owner>> {
-        self.entries.get(&number).map(|entry| &entry.owner)
+    /// Its number; `None` when it is not known and there are so many.
+    pub fn number_within(&mut self, limit: usize, value: &T) -> Option<u32> {
+        let full = self.entries.len() >= limit && !self.numbers.contains_key(value);
+        (!full).then(|| self.number(value))
+    }
+
+    /// The one with a number.
+    pub fn find(&self, number: u32) -> Option<&Arc<T>> {
+        self.entries.get(&number).map(|entry| &entry.value)
     }
 
     /// A half refers to it now.
-    pub fn hold(&mut self, number: OwnerNumber) {
+    pub fn hold(&mut self, number: u32) {
         if let Some(entry) = self.entries.get_mut(&number) {
             entry.halves += 1;
         }
     }
 
     /// A half refers to it no more.
-    pub fn release(&mut self, number: OwnerNumber) {
+    pub fn release(&mut self, number: u32) {
         if let Some(entry) = self.entries.get_mut(&number) {
             entry.halves = entry.halves.saturating_sub(1);
         }
     }
 
     /// Those that the store does not have yet.
-    pub fn take_fresh(&mut self) -> Vec<(OwnerNumber, Arc<Owner>)> {
+    pub fn take_fresh(&mut self) -> Vec<(u32, Arc<T>)> {
         let fresh = std::mem::take(&mut self.fresh);
         let taken = fresh
             .iter()
@@ -89,14 +115,14 @@ impl Owners {
         taken
     }
 
-    /// Owners in memory.
+    /// How many are in memory.
     pub fn count(&self) -> usize {
         self.entries.len()
     }
 
     /// Only called when nothing is fresh: what is forgotten is in the store.
     fn forget_idle(&mut self) {
-        if self.entries.len() < MAX_IDLE_OWNERS {
+        if self.entries.len() < MAX_IDLE {
             return;
         }
         let used = self
@@ -104,7 +130,7 @@ impl Owners {
             .values()
             .filter(|entry| entry.halves > 0)
             .count();
-        if self.entries.len() - used < MAX_IDLE_OWNERS {
+        if self.entries.len() - used < MAX_IDLE {
             return;
         }
         self.entries.retain(|_, entry| entry.halves > 0);

@@ -150,9 +150,10 @@ impl Core {
         let (network, host) = (agent.network, agent.host(found.owner.netns));
         let half = Half {
             owner: self.owners.number(&found.owner),
+            name: found.name.as_ref().map_or(0, |name| self.name_number(name)),
             ..found.half
         };
-        self.owners.hold(half.owner);
+        self.hold(&half);
         let mut slot = Slot::new(half, found.agent, network, host, 0);
         slot.stored = Stored::Done;
         slot.came = (self.now, self.entry_from);

@@ -70,6 +70,7 @@ impl Core {
             named: std::mem::take(&mut self.named),
             agents: self.agents.take_fresh(),
             owners: self.owners.take_fresh(),
+            names: self.names.take_fresh(),
             replaced: std::mem::take(&mut self.replaced),
             replaced_done: std::mem::take(&mut self.replaced_done),
             replaced_from: std::mem::replace(&mut self.replaced_from, Timestamp(i64::MAX)),
@@ -201,15 +202,15 @@ impl Core {
         for number in numbers {
             self.hold_over(number);
             let slot = &self.slots[number];
-            let (id, owner, remote) = (slot.half.id, slot.half.owner, slot.remote);
+            let (half, remote) = (slot.half, slot.remote);
             if slot.waiting {
                 let candidate = slot.candidate(number);
                 self.stitcher.remove(&candidate);
             }
             if !remote {
-                self.departed.insert(id);
+                self.departed.insert(half.id);
             }
-            self.owners.release(owner);
+            self.release(&half);
             self.slots.remove(number);
         }
     }

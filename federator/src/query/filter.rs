@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use duckdb::types::{TimeUnit, Value as Bound};
 use weft_wire::filter::{self, End, EndField, Expr, Field, Network, Op, Value};
 use weft_wire::query::{Confidence, ConnectionState, Filter, PathClass, QueryError, Unmatched};
-use weft_wire::{HalfState, Timestamp};
+use weft_wire::{Application, HalfState, Timestamp};
 
 use super::failure;
 use crate::record::{address_words, code};
@@ -232,6 +232,9 @@ fn column(field: Field) -> Column {
         Field::Id => scalar("format('{:016x}', k.id)"),
         Field::Protocol => scalar("(CASE k.protocol WHEN 6 THEN 'tcp' WHEN 17 THEN 'udp' END)"),
         Field::State => word("k.state", ConnectionState::WORDS),
+        // Few statements ask for it: the others need not look.
+        Field::Name => scalar("(SELECT any_value(n.name) FROM names n WHERE n.id = k.name)"),
+        Field::Application => word("nullif(k.application, 0)", Application::WORDS),
         Field::OpenedAt => scalar("k.opened_at"),
         Field::ClosedAt => scalar("k.closed_at"),
         Field::Duration => scalar("greatest(epoch_us(k.closed_at) - epoch_us(k.opened_at), 0)"),

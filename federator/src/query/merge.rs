@@ -72,6 +72,7 @@ mod tests {
             pod: None,
             unit: None,
             escaped: false,
+            sharers: Vec::new(),
             local: "10.0.0.1:1".into(),
             remote: "10.0.0.2:2".into(),
             bytes_sent: 0,
@@ -96,6 +97,8 @@ mod tests {
             opened_at: Timestamp(opened),
             closed_at: closed.then_some(Timestamp(opened + 1)),
             state: ConnectionState::Open,
+            name: None,
+            application: None,
             client: client.map(end),
             server: server.map(end),
             matched: both.then(|| Match {

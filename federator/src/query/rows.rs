@@ -6,15 +6,16 @@ use std::sync::Arc;
 use duckdb::{Connection as Database, params_from_iter};
 use weft_cloud_context::{classify, classify_unmatched};
 use weft_stitching::{checks, nat};
-use weft_wire::Owner;
 use weft_wire::query::{
-    Check, Connection, Endpoint, Filter, HalfCounts, Match, Path, PathClass, QueryError, Unmatched,
+    Check, Connection, Endpoint, Filter, HalfCounts, Match, Path, PathClass, QueryError,
+    ServerName, Unmatched,
 };
+use weft_wire::{Application, Owner, PeerName};
 
 use super::filter::{self, Condition, FROM};
 use super::{Answer, failure, store_failure};
 use crate::core::view_of;
-use crate::record::{AgentNumber, AgentRecord, OwnerNumber, Row, Side, code, isn_of};
+use crate::record::{AgentNumber, AgentRecord, NameNumber, OwnerNumber, Row, Side, code, isn_of};
 use crate::store::{end_of, read};
 
 /// Most connections that one prefix explains.
@@ -127,6 +128,7 @@ pub fn half_counts(
 pub struct Names {
     agents: HashMap<AgentNumber, Arc<AgentRecord>>,
     owners: HashMap<OwnerNumber, Arc<Owner>>,
+    names: HashMap<NameNumber, Arc<PeerName>>,
 }
 
 impl Names {
@@ -137,9 +139,11 @@ impl Names {
             db,
             rows.iter().flat_map(Row::sides).map(|side| side.half.owner),
         );
+        let names = read::names(db, rows.iter().map(|row| row.name().0));
         Ok(Self {
             agents,
             owners: owners.map_err(store_failure)?,
+            names: names.map_err(store_failure)?,
         })
     }
 
@@ -152,6 +156,8 @@ impl Names {
             opened_at: row.opened_at(),
             closed_at: row.closed_at(),
             state: row.state(),
+            name: self.name(row),
+            application: Some(row.application()).filter(|known| *known != Application::Unknown),
             client: row.client.and_then(|side| self.endpoint(&side)),
             server: row.server.and_then(|side| self.endpoint(&side)),
             matched: matched(row),
@@ -174,6 +180,7 @@ impl Names {
             pod: owner.pod.clone(),
             unit: owner.unit.clone(),
             escaped: owner.escaped,
+            sharers: owner.sharers.clone(),
             local: half.local.to_string(),
             remote: half.remote.to_string(),
             bytes_sent: half.bytes_sent,
@@ -183,6 +190,16 @@ impl Names {
             state: half.state,
             isn: isn_of(half.fingerprint)
                 .map(|(client, server)| [format!("{client:08x}"), format!("{server:08x}")]),
+        })
+    }
+
+    fn name(&self, row: &Row) -> Option<ServerName> {
+        let (number, before_us) = row.name();
+        let known = self.names.get(&number)?;
+        Some(ServerName {
+            name: known.name.clone(),
+            source: known.source,
+            before_us,
         })
     }
 

@@ -80,7 +80,7 @@ fn known(text: &str) -> Cell {
     Cell::Text((!text.is_empty()).then(|| text.to_owned()))
 }
 
-const WHOLE: [WholeColumn; 13] = [
+const WHOLE: [WholeColumn; 17] = [
     ("id", |c| text(c.id.to_string())),
     ("protocol", |c| text(c.protocol.as_str())),
     ("opened_at", |c| Cell::Time(Some(c.opened_at))),
@@ -92,6 +92,18 @@ const WHOLE: [WholeColumn; 13] = [
         )
     }),
     ("state", |c| text(c.state.as_str())),
+    ("name", |c| {
+        Cell::Text(c.name.as_ref().map(|n| n.name.clone()))
+    }),
+    ("name_source", |c| {
+        Cell::Text(c.name.as_ref().map(|n| n.source.as_str().to_owned()))
+    }),
+    ("name_before_us", |c| {
+        Cell::Number(c.name.as_ref().map(|n| n.before_us.into()))
+    }),
+    ("application", |c| {
+        Cell::Text(c.application.map(|known| known.as_str().to_owned()))
+    }),
     ("evidence", |c| {
         Cell::Text(c.matched.as_ref().map(|m| m.evidence.clone()))
     }),
@@ -109,7 +121,7 @@ const WHOLE: [WholeColumn; 13] = [
     }),
 ];
 
-const END: [EndColumn; 34] = [
+const END: [EndColumn; 35] = [
     ("agent", |e| known(&e.agent)),
     ("federator", |e| known(&e.federator)),
     ("cloud", |e| known(&e.site.cloud)),
@@ -146,6 +158,10 @@ const END: [EndColumn; 34] = [
     ("image", |e| pod(e, |pod| &pod.image)),
     ("unit", |e| Cell::Text(e.unit.clone())),
     ("escaped", |e| Cell::Number(Some(e.escaped.into()))),
+    ("sharers", |e| {
+        let ids: Vec<String> = e.sharers.iter().map(|p| p.pid.to_string()).collect();
+        known(&ids.join(" "))
+    }),
     ("local", |e| text(&*e.local)),
     ("remote", |e| text(&*e.remote)),
     ("address", |e| text(split(&e.local).0)),
@@ -528,6 +544,8 @@ pub(super) fn nothing() -> Connection {
         opened_at: Timestamp(0),
         closed_at: None,
         state: ConnectionState::Open,
+        name: None,
+        application: None,
         client: None,
         server: None,
         matched: None,
@@ -552,6 +570,7 @@ pub(super) fn nobody() -> Endpoint {
         pod: None,
         unit: None,
         escaped: false,
+        sharers: Vec::new(),
         local: String::new(),
         remote: String::new(),
         bytes_sent: 0,

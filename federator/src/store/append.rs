@@ -147,6 +147,13 @@ fn fact_arrays(rows: &[&Row], paths: &[StoredPath]) -> Vec<ArrayRef> {
             paths.iter().map(|path| path.via),
         )),
         codes(&|row| Some(u8::from(row.card_due) | row.cut_off.0)),
+        Arc::new(UInt32Array::from_iter_values(
+            rows.iter().map(|row| row.name().0),
+        )),
+        Arc::new(UInt32Array::from_iter_values(
+            rows.iter().map(|row| row.name().1),
+        )),
+        codes(&|row| Some(row.application() as u8)),
     ]
 }
 

@@ -3,8 +3,8 @@
 //! `connections_live` holds what may still change (open, unmatched, or a card is due) and stays small; a row that is settled
 //! moves to `connections_done`, which is only appended to. Both keep the columns below: those that a window is cut by as
 //! columns of their own, all others in three structs (`fact`, `c`, `s`), because DuckDB takes them a third faster like that:
-//! for the fields of a struct it keeps no estimate of how many values are distinct. Strings stand in `owners`, `agents` and
-//! `vias`. Addresses are two 64-bit columns, IPv4 mapped into IPv6. `lookups` is only appended to.
+//! for the fields of a struct it keeps no estimate of how many values are distinct. Strings stand in `owners`, `agents`,
+//! `names` and `vias`. Addresses are two 64-bit columns, IPv4 mapped into IPv6. `lookups` is only appended to.
 //!
 //! `first_datagrams` has the fingerprints of UDP halves in `connections_live`, by the row's id: those of TCP are columns, and
 //! rows that do not change any more need none.
@@ -16,7 +16,7 @@
 //! `via`, which spares a join.
 
 /// The schema's version, kept in the file; another one is refused.
-pub const SCHEMA_VERSION: u64 = 4;
+pub const SCHEMA_VERSION: u64 = 5;
 
 /// View of all connections, flat.
 pub const PLAIN: &str = "connections_plain";
@@ -56,9 +56,10 @@ impl Type {
 }
 
 /// Columns of a connection as a whole, in the order of the views. Of them, `id`, `opened_at` and `seen_at` are columns of the
-/// tables, the others fields of `fact`; `evidence`, `confidence` and `unmatched` are kept as [`NO_CODE`] for null, `via` as 0.
+/// tables, the others fields of `fact`; `evidence`, `confidence` and `unmatched` are kept as [`NO_CODE`] for null, `via`, `name` and
+/// `application` as 0. `name` is the client's, `application` that of [`Row::application`](crate::record::Row::application).
 /// `exchange` has bit 1 while a card is due, and those of [`CutOff`](crate::record::CutOff).
-pub const ROW_COLUMNS: [(&str, Type); 13] = [
+pub const ROW_COLUMNS: [(&str, Type); 16] = [
     ("id", Type::U64),
     ("protocol", Type::U8),
     ("state", Type::U8),
@@ -72,6 +73,9 @@ pub const ROW_COLUMNS: [(&str, Type); 13] = [
     ("crosses", Type::U8),
     ("via", Type::U32),
     ("exchange", Type::U8),
+    ("name", Type::U32),
+    ("named_before_us", Type::U32),
+    ("application", Type::U8),
 ];
 
 /// Those of [`ROW_COLUMNS`] that are columns of the tables.
@@ -168,6 +172,7 @@ pub fn create() -> String {
              latency_us UINTEGER, message USMALLINT, name VARCHAR, qtype USMALLINT, code USMALLINT, truncated BOOLEAN,
              tries UTINYINT, answers VARCHAR, answer_total USMALLINT, request_bytes UINTEGER, response_bytes UINTEGER,
              search_of VARCHAR);
+         CREATE TABLE IF NOT EXISTS names (id UINTEGER, name VARCHAR, source UTINYINT);
          CREATE TABLE IF NOT EXISTS vias (id UINTEGER, addresses VARCHAR);
          CREATE TABLE IF NOT EXISTS first_datagrams (id UBIGINT, server_end BOOLEAN, sort UTINYINT, client UBIGINT,
              server UBIGINT, telling BOOLEAN);
@@ -182,6 +187,9 @@ pub fn create() -> String {
          CREATE OR REPLACE VIEW {PLAIN} AS
              SELECT {view} FROM connections_done UNION ALL SELECT {view} FROM connections_live;
          CREATE OR REPLACE VIEW connections AS
-             SELECT k.* REPLACE (v.addresses AS via) FROM {PLAIN} k LEFT JOIN vias v ON v.id = k.via;"
+             SELECT k.* REPLACE (v.addresses AS via, n.name AS name,
+                 CASE WHEN k.name > 0 THEN k.named_before_us END AS named_before_us,
+                 nullif(k.application, 0) AS application), n.source AS name_source
+             FROM {PLAIN} k LEFT JOIN vias v ON v.id = k.via LEFT JOIN names n ON n.id = k.name;"
     )
 }

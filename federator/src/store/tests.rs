@@ -6,8 +6,8 @@ use super::*;
 use crate::record::{CutOff, Joined, LookupRow};
 use weft_wire::query::{Confidence, Unmatched};
 use weft_wire::{
-    AgentInfo, Answer, DatagramSort, Datagrams, Fingerprint, Half, HalfState, Lookup, Pod, Process,
-    Protocol, Role, Site,
+    AgentInfo, Answer, Application, DatagramSort, Datagrams, Fingerprint, Half, HalfState, Lookup,
+    NameSource, PeerName, Pod, Process, Protocol, Role, Site,
 };
 
 fn options(folder: &Path) -> StoreOptions {
@@ -96,6 +96,13 @@ fn names() -> Flush {
         position: 10,
         agents: vec![(0, Arc::new(agent))],
         owners: vec![(0, Arc::new(owner))],
+        names: vec![(
+            1,
+            Arc::new(PeerName {
+                name: "api.shop.example".into(),
+                source: NameSource::Sni,
+            }),
+        )],
         sequences: vec![(AgentKey(77), 3)],
         ..Flush::default()
     }
@@ -212,8 +219,12 @@ fn first_datagrams_come_back_with_the_rows_that_may_still_change() {
 fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(&options(folder.path())).unwrap();
+    let mut client = side(1, Role::Client, HalfState::Open);
+    client.half.name = 1;
+    client.half.named_before_us = 71_000;
+    client.half.application = Application::Tls;
     let open = Row {
-        client: Some(side(1, Role::Client, HalfState::Open)),
+        client: Some(client),
         server: None,
         joined: None,
         unmatched: Some(Unmatched::Pending),
@@ -233,6 +244,10 @@ fn a_live_row_comes_back_as_it_was_and_moves_when_settled() {
     let loaded = store.load().unwrap();
     assert_eq!(loaded.live, [open]);
     assert_eq!((loaded.position, loaded.next_owner), (10, 1));
+    assert_eq!(
+        (loaded.next_name, &loaded.names[&1]),
+        (2, &names().names[0].1)
+    );
     assert_eq!(loaded.sequences, [(AgentKey(77), 3)]);
     assert_eq!(loaded.agents[&0], names().agents[0].1);
     assert_eq!(loaded.owners[&0], names().owners[0].1);

@@ -71,6 +71,7 @@ pub(crate) fn card(half: Half, site: Site) -> Card {
     Card {
         half,
         owner: Owner::default(),
+        name: None,
         agent: "node".into(),
         site,
     }
@@ -81,6 +82,7 @@ pub(crate) fn view(federator: &str, half: Half, site: Site) -> HalfView {
     let Card {
         half,
         owner,
+        name,
         agent,
         site,
     } = card(half, site);
@@ -90,6 +92,7 @@ pub(crate) fn view(federator: &str, half: Half, site: Site) -> HalfView {
         partial: false,
         half,
         owner,
+        name,
         agent,
         federator: federator.into(),
         site,

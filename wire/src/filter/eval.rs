@@ -91,6 +91,12 @@ fn cells(field: Field, c: &Connection) -> Vec<Cell<'_>> {
         Field::Id => one(Cell::Word(c.id.to_string())),
         Field::Protocol => word(c.protocol.as_str()),
         Field::State => word(c.state.as_str()),
+        Field::Name => c.name.iter().map(|n| Cell::Text(&n.name)).collect(),
+        Field::Application => c
+            .application
+            .iter()
+            .map(|a| Cell::Text(a.as_str()))
+            .collect(),
         Field::OpenedAt => one(Cell::Time(c.opened_at)),
         Field::ClosedAt => c.closed_at.map(Cell::Time).into_iter().collect(),
         Field::Duration => c

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::{HalfState, Protocol};
+use crate::model::{Application, HalfState, Protocol};
 use crate::query::{Confidence, ConnectionState, PathClass, Unmatched};
 
 /// Which end's view a field belongs to.
@@ -23,6 +23,10 @@ pub enum Field {
     Protocol,
     /// State of the connection.
     State,
+    /// Name under which the client knew the server.
+    Name,
+    /// What is spoken.
+    Application,
     /// Opening time.
     OpenedAt,
     /// Closing time; unknown while open.
@@ -131,6 +135,8 @@ const TOP: &[(&str, Field)] = &[
     ("id", Field::Id),
     ("protocol", Field::Protocol),
     ("state", Field::State),
+    ("name", Field::Name),
+    ("application", Field::Application),
     ("opened_at", Field::OpenedAt),
     ("closed_at", Field::ClosedAt),
     ("duration", Field::Duration),
@@ -303,7 +309,9 @@ impl Field {
     /// What its values are.
     pub fn kind(self) -> Kind {
         match self {
-            Self::Id | Self::Evidence => Kind::Text,
+            Self::Id | Self::Name | Self::Evidence => Kind::Text,
+            // Not known is null.
+            Self::Application => Kind::Choice(&Application::WORDS[1..]),
             Self::Protocol => Kind::Choice(Protocol::WORDS),
             Self::State => Kind::Choice(ConnectionState::WORDS),
             Self::OpenedAt | Self::ClosedAt => Kind::Time,

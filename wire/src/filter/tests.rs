@@ -3,9 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{HalfId, HalfState, Process, Protocol, Site, Timestamp};
+use crate::model::{
+    Application, HalfId, HalfState, NameSource, Process, Protocol, Site, Timestamp,
+};
 use crate::query::{
-    Confidence, Connection, ConnectionState, Endpoint, Match, Path, PathClass, Unmatched,
+    Confidence, Connection, ConnectionState, Endpoint, Match, Path, PathClass, ServerName,
+    Unmatched,
 };
 
 fn connection() -> Connection {
@@ -27,6 +30,12 @@ fn connection() -> Connection {
             nat: vec!["source".into(), "destination".into()],
             checks: vec![],
         }),
+        name: Some(ServerName {
+            name: "api.shop.example".into(),
+            source: NameSource::DnsProcess,
+            before_us: 71_000,
+        }),
+        application: Some(Application::Tls),
         path: Path {
             class: PathClass::CrossCloud,
             crosses: vec!["cloud".into(), "region".into()],
@@ -40,6 +49,8 @@ fn unmatched() -> Connection {
     let mut c = connection();
     c.server = None;
     c.matched = None;
+    c.name = None;
+    c.application = None;
     c.path = Path {
         class: PathClass::NorthSouth,
         crosses: vec![],
@@ -71,6 +82,7 @@ fn endpoint(workload: &str, local: &str, remote: &str) -> Endpoint {
         pod: None,
         unit: None,
         escaped: false,
+        sharers: vec![],
         local: local.into(),
         remote: remote.into(),
         bytes_sent: 900_000,
@@ -104,6 +116,11 @@ fn what_passes() {
             true,
         ),
         ("client.exe is null", true, true),
+        ("name = api.shop.example", true, false),
+        ("name ~ *.shop.example", true, false),
+        ("name is null", false, true),
+        ("application in (tls, http2)", true, false),
+        ("application is null", false, true),
         ("server is null", false, true),
         ("server is not null", true, false),
         ("match.evidence is null", false, true),
