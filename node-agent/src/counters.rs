@@ -31,6 +31,8 @@ counters! {
     table_dropped: "counter" "Halves not tracked because the connection table was full.",
     /// Halves lost because the spool reached its limit.
     spool_dropped: "counter" "Halves lost because the spool reached its limit.",
+    /// Rows skipped because the federator refused their batch again and again.
+    spool_refused: "counter" "Rows skipped because the federator refused their batch again and again.",
     /// Bytes now in the spool.
     spool_bytes: "gauge" "Bytes now in the spool.",
     /// Connections now in the table.

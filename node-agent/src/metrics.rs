@@ -69,6 +69,7 @@ fn render(counters: &Counters, spool: &SpoolTotals, connected: bool) -> String {
         match *name {
             "spool_bytes" => *value = spool.bytes,
             "spool_dropped" => *value = spool.rows_dropped,
+            "spool_refused" => *value = spool.rows_refused,
             _ => {}
         }
     }

@@ -97,6 +97,8 @@ pub struct SpoolTotals {
     pub rows: u64,
     /// Rows lost because the limit was reached.
     pub rows_dropped: u64,
+    /// Rows skipped because the federator refused their batch again and again.
+    pub rows_refused: u64,
     /// Segments that were deleted at the limit.
     pub segments_dropped: u64,
     /// Bytes of a torn or damaged tail, cut off at the opening.
@@ -333,6 +335,19 @@ impl Spool {
         }
         self.drop_acknowledged();
         Ok(())
+    }
+
+    /// Gives up the oldest entry that is not acknowledged, if it is this one; returns its rows.
+    pub fn skip(&mut self, seq: u64) -> Result<Option<u32>, SpoolError> {
+        self.rewind();
+        let first = self.next_entry()?;
+        self.rewind();
+        let Some(refused) = first.filter(|entry| entry.seq == seq) else {
+            return Ok(None);
+        };
+        self.totals.rows_refused += u64::from(refused.rows);
+        self.acknowledge(seq)?;
+        Ok(Some(refused.rows))
     }
 
     /// Whether the federator can have this number from this spool: it is of an earlier opening, or was read in this one.

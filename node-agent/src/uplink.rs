@@ -105,11 +105,39 @@ impl Uplink {
                 Step::Wait(time) => sleep(time).await,
                 Step::Dial => {
                     let ended = self.attempt(dialler, &mut machine, start).await;
+                    self.skip_refused(&mut machine, &ended);
                     machine.ended(start.elapsed());
                     self.connected.send_replace(false);
                     log_end(&self.federator, &ended);
                 }
             }
+        }
+    }
+
+    /// What the federator will never take must not keep back what comes after it.
+    fn skip_refused(&self, machine: &mut Machine, ended: &Ended) {
+        let Ended::Transport(TransportError::Closed(reason)) = ended else {
+            return;
+        };
+        let version = match reason.peer_code() {
+            Some(CloseCode::Version) => true,
+            Some(CloseCode::Malformed | CloseCode::Oversized) => false,
+            _ => return,
+        };
+        let Some(seq) = machine.refused(version) else {
+            return;
+        };
+        let mut spool = self.spool.lock();
+        let before = spool.totals().rows_refused;
+        match spool.skip(seq) {
+            Ok(Some(rows)) if before == 0 => tracing::error!(
+                seq, rows, %reason,
+                "the federator refuses a batch whenever it comes: it is skipped, and so are further ones, without a word \
+                 (counter spool_refused). Was one of the two upgraded without the other?"
+            ),
+            Ok(Some(rows)) => tracing::debug!(seq, rows, %reason, "a refused batch is skipped"),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, seq, "a refused batch cannot be skipped"),
         }
     }
 
@@ -174,7 +202,9 @@ impl Uplink {
     ) -> Result<std::convert::Infallible, Ended> {
         self.resume(&link.session, welcome)?;
         machine.connected(start.elapsed(), welcome.durable_seq);
-        link.send.send(&self.status(), PEER_TIMEOUT).await?;
+        if !machine.careful() {
+            link.send.send(&self.status(), PEER_TIMEOUT).await?;
+        }
         let mut feed = match &self.cluster {
             Some(feed) => Some(feed.lock().await),
             None => None,
@@ -201,13 +231,15 @@ impl Uplink {
                     self.acknowledged(&link.session, machine, start, ack)?;
                 }
                 _ = status.tick() => {
-                    link.send.send(&self.status(), PEER_TIMEOUT).await?;
+                    if !machine.probing() {
+                        link.send.send(&self.status(), PEER_TIMEOUT).await?;
+                    }
                     self.sync().await?;
                     if machine.stalled(start.elapsed()) {
                         link.session.close(CloseCode::Limit, "no acknowledgement came");
                     }
                 }
-                batch = next(feed.as_deref_mut()) => {
+                batch = next(feed.as_deref_mut()), if !machine.probing() => {
                     told_seq += 1;
                     link.send.send_cluster(told_seq, &batch, PEER_TIMEOUT).await?;
                 }
@@ -281,7 +313,7 @@ impl Uplink {
         let mut status = (self.status)();
         status.now = (self.clock)();
         status.spool_bytes = totals.bytes;
-        status.spool_dropped = totals.rows_dropped;
+        status.spool_dropped = totals.rows_dropped + totals.rows_refused;
         status
     }
 }

@@ -16,6 +16,9 @@ pub const WINDOW_BYTES: usize = 8 << 20;
 /// Without an acknowledgement for so long while batches are on their way, the session is given up.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A batch that was refused so often while nothing else was on its way is skipped.
+pub const REFUSALS: u32 = 2;
+
 /// The uplink's decisions. Time is the time since the start.
 ///
 /// The driver asks [`Machine::step`] while there is no session, does what it says, and tells [`Machine::connected`] or
@@ -27,6 +30,10 @@ pub struct Machine {
     failures: u32,
     dial_at: Duration,
     session: Option<Session>,
+    /// A batch up to this one was refused: batches go one at a time until it is past.
+    careful_until: u64,
+    /// The batch that was refused alone, and how often.
+    suspect: (u64, u32),
 }
 
 #[derive(Debug)]
@@ -65,6 +72,8 @@ impl Machine {
             failures: 0,
             dial_at: Duration::ZERO,
             session: None,
+            careful_until: 0,
+            suspect: (0, 0),
         }
     }
 
@@ -106,9 +115,46 @@ impl Machine {
     /// Whether the window has room. Without a session it has none.
     pub fn may_send(&self) -> bool {
         let room = |session: &Session| {
+            if session.acknowledged < self.careful_until {
+                return session.in_flight.is_empty();
+            }
             session.in_flight.len() < WINDOW_BATCHES && session.bytes < WINDOW_BYTES
         };
         self.session.as_ref().is_some_and(room)
+    }
+
+    /// Whether a batch that may be refused is on its way: nothing else is to be sent, so that it is known what was refused.
+    pub fn probing(&self) -> bool {
+        let probing = |session: &Session| {
+            session.acknowledged < self.careful_until && !session.in_flight.is_empty()
+        };
+        self.session.as_ref().is_some_and(probing)
+    }
+
+    /// Whether batches go one at a time, because one was refused.
+    pub fn careful(&self) -> bool {
+        let careful = |session: &Session| session.acknowledged < self.careful_until;
+        self.session.as_ref().is_some_and(careful)
+    }
+
+    /// The federator ended the session because it does not understand what it was sent; to be told before
+    /// [`Machine::ended`]. Returns the batch that is to be skipped: the one that was refused [`REFUSALS`] times while nothing
+    /// else was on its way, or once where its version was (`version`).
+    pub fn refused(&mut self, version: bool) -> Option<u64> {
+        let probing = self.probing();
+        let session = self.session.as_mut()?;
+        let (first, _) = *session.in_flight.front()?;
+        if !probing {
+            self.careful_until = self.careful_until.max(session.highest_sent);
+            return None;
+        }
+        let (suspect, times) = self.suspect;
+        let times = if suspect == first { times + 1 } else { 1 };
+        self.suspect = (first, times);
+        let skipped = version || times >= REFUSALS;
+        // With the next one it goes on: no reason to wait.
+        session.succeeded |= skipped;
+        skipped.then_some(first)
     }
 
     /// A batch is on its way.
@@ -199,6 +245,42 @@ mod tests {
         }
         assert_ne!(one, two);
         assert_eq!(one, waits(1));
+    }
+
+    #[test]
+    fn what_is_refused_twice_alone_is_skipped() {
+        let mut machine = Machine::new(7);
+        let session = |machine: &mut Machine, durable, seqs: &[u64]| {
+            machine.connected(S, durable);
+            for seq in seqs {
+                assert!(machine.may_send());
+                machine.sent(S, *seq, 10);
+            }
+        };
+        session(&mut machine, 5, &[6, 7, 8]);
+        assert_eq!(machine.refused(false), None, "which one is not known");
+        machine.ended(S);
+        session(&mut machine, 5, &[6]);
+        assert!(!machine.may_send() && machine.probing());
+        machine.acknowledged(S, 6).unwrap();
+        assert!(machine.may_send() && !machine.probing());
+        assert_eq!(machine.refused(false), None, "nothing is on its way");
+        machine.sent(S, 7, 10);
+        assert_eq!(machine.refused(false), None, "once");
+        machine.ended(S);
+        session(&mut machine, 6, &[7]);
+        assert_eq!(machine.refused(false), Some(7));
+        machine.ended(S);
+        session(&mut machine, 6, &[8]);
+        machine.acknowledged(S, 8).unwrap();
+        machine.sent(S, 9, 10);
+        assert!(machine.may_send(), "all that was refused is past");
+        machine.ended(S);
+        session(&mut machine, 8, &[9]);
+        assert_eq!(machine.refused(true), None);
+        machine.ended(S);
+        session(&mut machine, 8, &[9]);
+        assert_eq!(machine.refused(true), Some(9), "another version stays so");
     }
 
     #[test]

@@ -62,6 +62,8 @@ struct World {
     address: SocketAddr,
     durable: Durable,
     statuses: u64,
+    /// Refuses a batch with this cookie.
+    refuses: Option<u64>,
 }
 
 impl World {
@@ -79,6 +81,7 @@ impl World {
             address,
             durable: Durable::default(),
             statuses: 0,
+            refuses: None,
         }
     }
 
@@ -171,6 +174,11 @@ impl World {
                 "in order, and nothing that is durable"
             );
             let decoded = batch::decode(encoded, session.peer_key()).unwrap();
+            let refused = |half: &weft_wire::Half| Some(half.cookie) == self.refuses;
+            if decoded.halves.iter().any(refused) {
+                session.misbehaved(CloseCode::Malformed, "not understood");
+                return false;
+            }
             self.durable.seq = seq;
             self.durable
                 .cookies
@@ -243,6 +251,21 @@ async fn duplicate_acknowledgements_harm_nothing() {
         )
         .await;
     assert_eq!(world.durable.cookies, (0..100).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_batch_that_is_refused_does_not_keep_back_the_others() {
+    let mut world = World::new();
+    let mut spool = world.spool();
+    for index in 0..20 {
+        spool.append(&rows(index, 1), index).unwrap();
+    }
+    world.refuses = Some(7);
+    let _stop = world.uplink(&spool);
+    world.live(FOREVER, 19).await;
+    let all_but_one: Vec<_> = (0..20).filter(|cookie| *cookie != 7).collect();
+    assert_eq!(world.durable.cookies, all_but_one);
+    assert_eq!(spool.lock().totals().rows_refused, 1);
 }
 
 #[tokio::test]
