@@ -313,7 +313,7 @@ fn full_ring(world: &mut World) {
 }
 
 /// Becomes nobody, with what the agent needs and nothing else.
-fn become_nobody() {
+fn become_nobody(mode: Mode) {
     use caps::{CapSet, Capability, CapsHashSet};
     use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
     const NOBODY: u32 = 65_534;
@@ -322,6 +322,11 @@ fn become_nobody() {
     if kernel < aya::util::KernelVersion::new(5, 11, 0) {
         // The memory of maps is locked memory there.
         needed.insert(Capability::CAP_SYS_RESOURCE);
+    }
+    let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
+    if mode == Mode::Probes && paranoid.is_ok_and(|level| level.trim() == "3") {
+        // Debian's own level: kprobes are for whoever administers the system.
+        needed.insert(Capability::CAP_SYS_ADMIN);
     }
     nix::sys::prctl::set_keepcaps(true).unwrap();
     setgroups(&[]).unwrap();
@@ -337,7 +342,7 @@ fn become_nobody() {
 fn least_capabilities(world: &mut World, mode: Mode) {
     std::fs::create_dir(&world.pins).unwrap();
     std::os::unix::fs::chown(&world.pins, Some(65_534), Some(65_534)).unwrap();
-    become_nobody();
+    become_nobody(mode);
     watch(world, mode, RING_BYTES);
     let (listener, address) = listen();
     let mut client = TcpStream::connect(address).unwrap();

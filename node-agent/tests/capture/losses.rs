@@ -119,7 +119,8 @@ fn lost_ends(world: &mut World) {
     assert_eq!(counter(world, |counters| &counters.open), 0);
 }
 
-/// Hooks detached while connections end: the next agent closes what is kept of them, and nothing else.
+/// Hooks detached while connections end: the next agent closes what is kept of them, and nothing else. Where connections have no
+/// places it hears of those that stay open with their next record only.
 fn unseen_ends(world: &mut World) {
     world.watch();
     let (listener, address) = listen();
@@ -144,14 +145,17 @@ fn unseen_ends(world: &mut World) {
     drop(ending);
     world.watch();
     world.snapshot();
-    let halves = world.wait("both looks", |halves| halves.len() == 4);
+    let seen = if world.placed() { 4 } else { 2 };
+    let halves = world.wait("both looks", |halves| halves.len() == seen);
     let finished = |half: &Half| half.state.finished();
     assert_eq!(halves.iter().filter(|(half, _)| finished(half)).count(), 2);
-    let (client, server) = pair(&halves, from);
-    assert!(!finished(&client.0) && !finished(&server.0));
-    check_fingerprints(&client.0, &server.0);
+    if world.placed() {
+        let (client, server) = pair(&halves, from);
+        assert!(!finished(&client.0) && !finished(&server.0));
+    }
     drop(staying);
-    world.finished(4);
+    let (client, server) = pair(&world.finished(4), from);
+    check_fingerprints(&client.0, &server.0);
 }
 
 /// An agent that cannot attach leaves what its predecessor did not read.
