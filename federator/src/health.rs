@@ -254,7 +254,10 @@ impl Vitals {
             ("late_halves", core.sought),
             ("recalled_halves", core.recalled),
             ("names_dropped", core.names_dropped),
-            ("recalls_dropped", core.recalls_dropped + mesh.recalls_dropped),
+            (
+                "recalls_dropped",
+                core.recalls_dropped + mesh.recalls_dropped,
+            ),
             ("peer_messages_refused", core.peer_misbehaved),
             ("not_offered_halves", core.not_offered),
             ("journal_full_refusals", sessions.journal_full.load(Relaxed)),
@@ -273,10 +276,7 @@ impl Vitals {
             ("tokens_created", sessions.enrol.tokens.load(Relaxed)),
             ("nodes_joined", sessions.enrol.joined.load(Relaxed)),
             ("join_refusals", sessions.enrol.join_refusals.load(Relaxed)),
-            (
-                "certificates_renewed",
-                sessions.enrol.renewed.load(Relaxed),
-            ),
+            ("certificates_renewed", sessions.enrol.renewed.load(Relaxed)),
             (
                 "renewal_refusals",
                 sessions.enrol.renewal_refusals.load(Relaxed),
