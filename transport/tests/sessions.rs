@@ -620,6 +620,12 @@ async fn a_killed_listener_that_comes_back_ends_the_sessions_it_forgot() {
         .dial(&address, &Expect::federator("fed-a"))
         .await
         .unwrap();
+    // Both ends have confirmed the handshake: packets before that are never answered by a reset (RFC 9000, 10.3).
+    let (mut send, mut receive) = session.open_bi().await.unwrap();
+    send.send(&hello(PROTOCOL_VERSION, "a1"), PATIENCE)
+        .await
+        .unwrap();
+    let _: AgentWelcome = receive.expect(PATIENCE).await.unwrap();
     // As by kill -9: nobody says goodbye, the address is free again.
     tokio::task::spawn_blocking(move || dying.shutdown_timeout(PATIENCE))
         .await
