@@ -332,6 +332,8 @@ impl Core {
                 self.hold(&half);
                 let before = self.slots[partner].half;
                 self.release(&before);
+                // While both still have the times of the row in the store: it is looked for from there on.
+                self.unstore(number);
                 self.unstore(partner);
                 self.slots[partner].half = half;
                 self.slots[partner].agent = agent;
