@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::agent::{Agent, Program, Watcher};
 use crate::figure::{Better, Figure};
 use crate::host::Hosts;
-use crate::machine;
+use crate::{leftovers, machine};
 
 /// What this bench measures.
 pub const FIGURES: &[&str] = &[CPU];
@@ -62,7 +62,7 @@ impl Window {
 pub fn run(_wanted: &[&'static str]) -> Result<Vec<Figure>> {
     let hosts = Hosts::new()?;
     let _server = Program::start(&hosts.server, &["answer", "0.0.0.0:53"])?;
-    let dir = tempfile::tempdir().context("no temporary directory")?;
+    let dir = leftovers::directory()?;
     let names: String = (0..NAMES)
         .map(|n| format!("host{n}.department{}.example.com A\n", n % 97))
         .collect();
@@ -147,7 +147,7 @@ struct Tshark {
 impl Tshark {
     fn start(hosts: &Hosts) -> Result<Self> {
         let host = hosts.beside_server("tshark")?;
-        let dir = tempfile::tempdir().context("no temporary directory")?;
+        let dir = leftovers::directory()?;
         let mut command = host.command(Path::new("/usr/bin/tshark"));
         command
             .args([

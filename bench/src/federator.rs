@@ -17,9 +17,9 @@ use weft_wire::query::{Filter, Question, Report, ReportOrder, Request, Response,
 
 use crate::agent::sibling;
 use crate::figure::{Better, Figure};
-use crate::machine;
 use crate::uplink::{self, NODES, PATIENCE, Uplink};
 use crate::workload::Workload;
+use crate::{leftovers, machine};
 
 /// What this bench measures.
 pub const FIGURES: &[&str] = &[DURABLE, STORED];
@@ -236,7 +236,7 @@ struct Federator {
 
 impl Federator {
     fn start() -> Result<Self> {
-        let dir = tempfile::tempdir().context("no temporary directory")?;
+        let dir = leftovers::directory()?;
         uplink::issue_identities(dir.path())?;
         let at = dir.path().display();
         // A port that is free now.

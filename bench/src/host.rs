@@ -5,12 +5,10 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use crate::leftovers::{self, ip};
 use crate::machine;
-
-/// Names of what the benches make begin with this and the process id.
-const PREFIX: &str = "weft-bench";
 
 /// A host of the pair.
 #[derive(Clone)]
@@ -35,11 +33,10 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// Makes them; clears up after a run that was killed.
+    /// Makes them.
     pub fn new() -> Result<Self> {
         let top = machine::cgroup2()?;
-        remove_leftovers(&top)?;
-        let name = format!("{PREFIX}-{}", std::process::id());
+        let name = leftovers::name();
         let cgroup = top.join(&name);
         let host = |letter: &str, last: u8, interface| Host {
             netns: format!("{name}-{letter}"),
@@ -102,11 +99,7 @@ impl Hosts {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        // Nothing more can be done about a failure than the next run does.
-        for host in [&self.server, &self.client] {
-            let _ = ip(&["netns", "delete", &host.netns]);
-        }
-        remove_cgroup(&self.cgroup);
+        leftovers::remove_run(&leftovers::name());
     }
 }
 
@@ -130,57 +123,4 @@ impl Host {
         command.arg(program).stdin(Stdio::null());
         command
     }
-}
-
-/// Removes what a killed run left: its process is gone, its names are still there.
-fn remove_leftovers(top: &Path) -> Result<()> {
-    let namespaces = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    for name in namespaces.filter_map(|entry| entry.file_name().into_string().ok()) {
-        if dead(&name) {
-            ip(&["netns", "delete", &name])?;
-        }
-    }
-    for entry in fs::read_dir(top)
-        .context("cannot read the cgroup tree")?
-        .flatten()
-    {
-        if entry.file_name().to_str().is_some_and(dead) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    Ok(())
-}
-
-/// Whether `name` is of a run whose process is gone.
-fn dead(name: &str) -> bool {
-    let pid = name
-        .strip_prefix(PREFIX)
-        .and_then(|rest| rest.strip_prefix('-')?.split('-').next());
-    pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
-}
-
-fn remove_cgroup(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    // A directory that still holds a process stays, for the next run.
-    let _ = fs::remove_dir(dir);
-}
-
-fn ip(args: &[&str]) -> Result<()> {
-    let output = Command::new("ip")
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run ip")?;
-    if !output.status.success() {
-        bail!(
-            "ip {}: {}",
-            args.join(" "),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(())
 }

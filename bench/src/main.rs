@@ -1,7 +1,7 @@
 //! `weft-bench`: what Weft reaches on this machine, beside others in the same run.
 //!
 //! Reading order: [`stitch`], [`wire`], [`federator`], [`agent`], [`dns`] (one bench each), [`figure`] (what comes out), and what
-//! they share: [`host`] and [`traffic`] (namespaces and the load in them),
+//! they share: [`host`] and [`traffic`] (namespaces and the load in them), [`leftovers`] (what a run makes, and how it goes),
 //! [`uplink`] (an agent's session), [`workload`] (halves), [`machine`].
 
 mod stitch;
@@ -12,6 +12,7 @@ mod dns;
 mod figure;
 mod host;
 mod traffic;
+mod leftovers;
 mod uplink;
 mod workload;
 mod machine;
@@ -119,6 +120,8 @@ fn try_main() -> Result<bool> {
     if let Some(path) = &arguments.json {
         let file =
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    leftovers::go_on_signals()?;
+    leftovers::sweep();
         serde_json::to_writer_pretty(file, &figures)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }

@@ -11,8 +11,8 @@ use weft_wire::testing::{Generator, Workload};
 use weft_wire::{AgentKey, HalfBatch, batch, codec};
 
 use crate::figure::{Better, Figure};
-use crate::machine;
 use crate::uplink::{self, PATIENCE};
+use crate::{leftovers, machine};
 
 /// What this bench measures.
 pub const FIGURES: &[&str] = &[BYTES, DECODE, DECODE_ROWS];
@@ -56,7 +56,7 @@ pub fn run(wanted: &[&'static str]) -> Result<Vec<Figure>> {
 
 /// Real QUIC packets over loopback, both ways: data, acknowledgements of QUIC's and ours, handshake.
 async fn bytes(encoded: &[Vec<u8>]) -> Result<Figure> {
-    let dir = tempfile::tempdir().context("no temporary directory")?;
+    let dir = leftovers::directory()?;
     uplink::issue_identities(dir.path())?;
     let identity = Identity::load(&uplink::identity_dir(dir.path(), uplink::FEDERATOR))?;
     let listener = Listener::bind(([127, 0, 0, 1], 0).into(), &identity)?;

@@ -23,7 +23,11 @@ pub fn bench(layout: &Layout, only: Option<&str>, json: Option<&str>) -> Result<
         },
     )?;
     // The agent's benches make network namespaces and load kernel programs.
-    let mut command = as_root(layout.target.join("release/weft-bench"))?;
+    // When this program is killed they end too, and clear up.
+    let mut command = as_root("setpriv")?;
+    command
+        .args(["--pdeathsig", "TERM", "--"])
+        .arg(layout.target.join("release/weft-bench"));
     command.current_dir(&layout.root);
     command.args(only.iter().flat_map(|prefix| ["--only", prefix]));
     command.args(json.iter().flat_map(|file| ["--json", file]));

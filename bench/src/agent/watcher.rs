@@ -11,8 +11,7 @@ use tempfile::TempDir;
 
 use super::Program;
 use crate::host::{Host, Hosts};
-use crate::machine;
-use crate::uplink;
+use crate::{leftovers, machine, uplink};
 
 const SINK: &str = "127.0.0.1:7443";
 const METRICS: &str = "127.0.0.1:9464";
@@ -50,7 +49,7 @@ pub struct RunningAgent<'a> {
 impl Agent {
     /// Certificates, configuration, a federator to talk to.
     pub fn prepare(hosts: &Hosts) -> Result<Self> {
-        let dir = tempfile::tempdir().context("no temporary directory")?;
+        let dir = leftovers::directory()?;
         let host = hosts.beside_server("agent")?;
         let program = sibling("weft-agent")?;
         uplink::issue_identities(dir.path())?;
@@ -64,11 +63,11 @@ impl Agent {
         let config = format!(
             "name = \"bench\"\nfederator = \"{SINK}\"\nidentity = \"{0}/bench\"\ndata_dir = \"{0}/spool\"\n\
              cgroup = \"{1}\"\n\n[site]\ncloud = \"bench\"\n\n\
-             [capture]\npin_dir = \"/sys/fs/bpf/weft/bench-{2}\"\n\n\
+             [capture]\npin_dir = \"{2}\"\n\n\
              [lookups]\nenabled = true\n\n[metrics]\nlisten = \"{METRICS}\"\n",
             dir.path().display(),
             hosts.server.cgroup().display(),
-            std::process::id()
+            leftovers::pins().display()
         );
         fs::write(dir.path().join("agent.toml"), config)
             .context("cannot write the configuration")?;
@@ -96,7 +95,7 @@ impl Agent {
             child,
             reported_before: self.reported(),
         };
-        let pins = format!("/sys/fs/bpf/weft/bench-{}", std::process::id());
+        let pins = leftovers::pins();
         let start = Instant::now();
         while fs::read_dir(&pins).map_or(0, Iterator::count) == 0 {
             if running.child.try_wait()?.is_some() || start.elapsed() > PATIENCE {
@@ -249,7 +248,7 @@ impl Softflowd {
     pub fn start(hosts: &Hosts) -> Result<Self> {
         let host = hosts.beside_server("softflowd")?;
         let collector = Program::start(&host, &["discard", COLLECTOR])?;
-        let dir = tempfile::tempdir().context("no temporary directory")?;
+        let dir = leftovers::directory()?;
         let mut command = host.command(Path::new("/usr/sbin/softflowd"));
         // In the foreground, NetFlow 9, room for all flows, finished ones exported after a second: what makes it do the
         // work that the agent does, and not wait for its default of five minutes.
