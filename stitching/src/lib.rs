@@ -5,7 +5,7 @@
 //! Reading order: [`view`] (what is known of one half), [`judge`](mod@judge) (may these two be one connection, and how
 //! sure is that), [`mod@nat`] (what was rewritten between them, and what else should agree), [`stitcher`] (finds the pairs
 //! among millions), then the parts it is made of:
-//! `terms` (what goes in and what comes out), `circumstances` (the rules below the first), `datagrams` (those for UDP), `decide` (one pair, or several), `table` (with `lanes`) and `timers`. [`testing`] is for benchmarks.
+//! `terms` (what goes in and what comes out), `circumstances` (the rules below the first), `datagrams` (those for UDP), `decide` (one pair, or several), `table` (with `lanes`) and `timers`. [`chains`] stands apart: which two connections of one process are one way. [`testing`] is for benchmarks.
 //!
 //! What must stay absent: wall clocks, hash maps with random seeds, tokio, and any rule that lets arrival order or
 //! chance choose between two possible partners.
@@ -15,6 +15,7 @@
 pub mod judge;
 pub mod nat;
 pub mod stitcher;
+pub mod chains;
 mod circumstances;
 mod datagrams;
 mod decide;
