@@ -1,6 +1,6 @@
 //! Accepting and dialling sessions.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,55 +16,27 @@ use weft_wire::control::CloseCode;
 
 use crate::counters::Counters;
 use crate::error::{CloseReason, TransportError};
+use crate::guests::{Guest, Guests};
 use crate::identity::{Identity, PeerRole};
+use crate::limits::Limits;
+pub use crate::limits::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE, MAX_STREAMS};
+use crate::limits::{
+    HANDSHAKES_PART_OF_ONE, SEND_WINDOW_BYTES, SESSION_WINDOW_BYTES, SOCKET_BUFFER_BYTES,
+    STREAM_WINDOW_BYTES,
+};
 use crate::revocations::Revocations;
 use crate::seats::Seats;
 use crate::session::Session;
 
-/// A session on which nothing is heard for so long is given up.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
-/// A quiet session says something so often: three chances within [`IDLE_TIMEOUT`].
-pub const KEEP_ALIVE: Duration = Duration::from_secs(4);
-/// A handshake that takes longer is given up, on both sides.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most streams that a peer may have open at a time; it waits before it opens more.
-pub const MAX_STREAMS: u32 = 64;
-/// Most bytes that a peer may have on their way in one stream: a round trip of 100 ms at 40 MB/s.
-pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-/// Most bytes that a peer may have on their way in a session, so the most memory that it can take here for
-/// what the program has not yet read.
-pub const SESSION_WINDOW_BYTES: u32 = 8 << 20;
-/// Most bytes kept for sending in a session, unacknowledged.
-pub const SEND_WINDOW_BYTES: u64 = 8 << 20;
-/// Size asked for the UDP socket's buffers; the kernel may give less (net.core.rmem_max, wmem_max).
-pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Sessions that are established and wait for [`Listener::accept`].
 const READY_SESSIONS: usize = 64;
 
-/// What a listener allows at most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Sessions at a time; more are refused and counted. Memory: up to [`SESSION_WINDOW_BYTES`] each.
-    pub sessions: usize,
-    /// Handshakes at a time; more are refused and counted. From half of it on, a peer must first prove its address
-    /// (a QUIC retry), so that forged addresses cannot fill it.
-    pub handshakes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            sessions: 4096,
-            handshakes: 256,
-        }
-    }
-}
-
-pub(crate) fn transport_config() -> Arc<TransportConfig> {
+/// Of one end; who dials keeps the session alive.
+fn transport_config(keep_alive: Option<Duration>) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_interval(keep_alive)
         .max_concurrent_bidi_streams(MAX_STREAMS.into())
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
@@ -115,7 +87,7 @@ impl Listener {
         let crypto = QuicServerConfig::try_from(identity.server())
             .map_err(|error| TransportError::Misuse(error.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        server.transport_config(transport_config());
+        server.transport_config(transport_config(None));
         let cannot_bind = |error: std::io::Error| {
             TransportError::Misuse(format!("cannot listen on {address}: {error}"))
         };
@@ -179,8 +151,12 @@ struct Gate {
     limits: Limits,
     sessions: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    guests: Arc<Guests>,
     seats: Arc<Seats>,
 }
+
+/// What a handshake holds while it lasts.
+type Entry = (OwnedSemaphorePermit, Guest);
 
 impl Gate {
     fn new(limits: Limits) -> Self {
@@ -190,18 +166,22 @@ impl Gate {
             limits,
             sessions: semaphore(limits.sessions),
             handshakes: semaphore(limits.handshakes),
-            seats: Arc::default(),
+            guests: Guests::new((limits.handshakes / HANDSHAKES_PART_OF_ONE).max(1)),
+            seats: Arc::new(Seats::new(&limits)),
         }
     }
 
     /// A permit for a session and one for its handshake.
-    fn enter(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    fn enter(&self, from: IpAddr) -> Option<(OwnedSemaphorePermit, Entry)> {
         let handshake = self.handshakes.clone().try_acquire_owned().ok()?;
-        Some((self.sessions.clone().try_acquire_owned().ok()?, handshake))
+        let guest = self.guests.enter(from)?;
+        let session = self.sessions.clone().try_acquire_owned().ok()?;
+        Some((session, (handshake, guest)))
     }
 
-    fn crowded(&self) -> bool {
+    fn crowded(&self, from: IpAddr) -> bool {
         self.handshakes.available_permits() < self.limits.handshakes / 2
+            || self.guests.crowded(from)
     }
 }
 
@@ -224,13 +204,14 @@ async fn accept_all(
     ready: mpsc::Sender<Session>,
 ) {
     while let Some(incoming) = endpoint.accept().await {
-        if gate.crowded() && !incoming.remote_address_validated() && incoming.may_retry() {
+        let from = incoming.remote_address().ip();
+        if gate.crowded(from) && !incoming.remote_address_validated() && incoming.may_retry() {
             counters.retried();
             // Cannot fail: it may retry.
             let _ = incoming.retry();
             continue;
         }
-        let Some((session_permit, handshake_permit)) = gate.enter() else {
+        let Some((session_permit, entry)) = gate.enter(from) else {
             counters.full();
             incoming.refuse();
             continue;
@@ -240,7 +221,7 @@ async fn accept_all(
         let seats = gate.seats.clone();
         tokio::spawn(async move {
             if let Some(connection) = shake_hands(incoming, &counters).await {
-                drop(handshake_permit);
+                drop(entry);
                 if let Ok(session) = Session::new(
                     connection,
                     counters,
@@ -270,6 +251,14 @@ async fn shake_hands(incoming: quinn::Incoming, counters: &Counters) -> Option<q
             None
         }
     }
+}
+
+fn client_config(identity: &Identity) -> Result<quinn::ClientConfig, TransportError> {
+    let crypto = QuicClientConfig::try_from(identity.client())
+        .map_err(|error| TransportError::Misuse(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport_config(Some(KEEP_ALIVE)));
+    Ok(config)
 }
 
 /// Whom a dialler expects to find.
@@ -335,22 +324,28 @@ impl Dialler {
 
     /// With this socket, as [`Dialler::socket`] binds it. Must be called within a tokio runtime.
     pub fn with_socket(identity: &Identity, socket: UdpSocket) -> Result<Self, TransportError> {
-        let misuse = |error: &dyn std::fmt::Display| TransportError::Misuse(error.to_string());
-        let crypto =
-            QuicClientConfig::try_from(identity.client()).map_err(|error| misuse(&error))?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(transport_config());
+        let config = client_config(identity)?;
         let endpoint = quinn::Endpoint::new(
             EndpointConfig::default(),
             None,
             socket,
             Arc::new(TokioRuntime),
         )
-        .map_err(|error| misuse(&error))?;
+        .map_err(|error| TransportError::Misuse(error.to_string()))?;
         Ok(Self {
             endpoint,
             config,
             counters: Arc::default(),
+            revocations: identity.revocations().clone(),
+        })
+    }
+
+    /// Dials as somebody else from the same socket: for programs that are many (load generators).
+    pub fn with_identity(&self, identity: &Identity) -> Result<Self, TransportError> {
+        Ok(Self {
+            endpoint: self.endpoint.clone(),
+            config: client_config(identity)?,
+            counters: self.counters.clone(),
             revocations: identity.revocations().clone(),
         })
     }

@@ -3,9 +3,8 @@
 //! The node has no certificate yet, so only the listener shows one. The node knows the fingerprint of the CA that it must stand
 //! under, and says nothing before it has seen that. Nobody without a certificate comes near the address where sessions are.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -24,6 +23,7 @@ use weft_wire::query::QueryError;
 use crate::counters::Counters;
 use crate::endpoint::{Dialler, HANDSHAKE_TIMEOUT, socket};
 use crate::error::{CloseReason, TransportError};
+use crate::guests::Guests;
 use crate::holder::holder;
 use crate::identity::{Identity, PeerRole};
 use crate::revocations::Revocations;
@@ -103,7 +103,7 @@ impl JoinListener {
     /// Answers until the task is aborted.
     pub async fn serve<A: Admit>(&self, admit: Arc<A>) {
         let room = Arc::new(Semaphore::new(MAX_JOINS));
-        let guests = Arc::new(Guests::default());
+        let guests = Guests::new(MAX_JOINS_OF_ONE);
         while let Some(incoming) = self.endpoint.accept().await {
             // Always: who joins has time, and a forged address must cost nothing.
             if !incoming.remote_address_validated() {
@@ -140,60 +140,6 @@ impl JoinListener {
 impl Drop for JoinListener {
     fn drop(&mut self) {
         self.endpoint.close(0u32.into(), b"");
-    }
-}
-
-/// How many there are of each address.
-#[derive(Debug, Default)]
-struct Guests {
-    by_network: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One of them; leaves when dropped.
-struct Guest {
-    guests: Arc<Guests>,
-    network: IpAddr,
-}
-
-impl Guests {
-    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Guest> {
-        let network = match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-                Some(v4) => v4.into(),
-                // Whoever has one address of a /64 has them all.
-                None => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
-            },
-        };
-        let mut by_network = self
-            .by_network
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = by_network.entry(network).or_default();
-        if *count >= MAX_JOINS_OF_ONE {
-            return None;
-        }
-        *count += 1;
-        Some(Guest {
-            guests: self.clone(),
-            network,
-        })
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let mut by_network = self
-            .guests
-            .by_network
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_network.get_mut(&self.network) {
-            *count -= 1;
-            if *count == 0 {
-                by_network.remove(&self.network);
-            }
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! id in it, never by a host name. A node that has none yet is served by [`join`] alone. Time is read only where TLS checks
 //! validity.
 //!
-//! Reading order: [`identity`] (who we are), `trust` (what a peer must prove), [`revocations`] (who is shut out), [`endpoint`]
+//! Reading order: [`identity`] (who we are), `trust` (what a peer must prove), [`revocations`] (who is shut out), [`limits`], [`endpoint`]
 //! ([`Listener`] and [`Dialler`]), [`session`] (what one can do with a peer), [`error`] (what goes wrong, by whose fault), [`token`]
 //! and [`join`] (how a node gets its first certificate), [`proof`] (what clouds say of a node), [`pki`] (making certificates).
 
@@ -13,7 +13,9 @@ mod holder;
 mod files;
 pub mod identity;
 mod trust;
-pub mod seats;
+mod guests;
+mod seats;
+pub mod limits;
 pub mod revocations;
 pub mod endpoint;
 pub mod session;
@@ -25,9 +27,10 @@ pub mod proof;
 pub mod pki;
 
 pub use counters::{Counters, Counts};
-pub use endpoint::{Dialler, Expect, Limits, Listener};
+pub use endpoint::{Dialler, Expect, Listener};
 pub use error::{CloseReason, Fault, IdentityError, Refusal, TransportError};
 pub use identity::{Identity, PeerRole, SpiffeId};
+pub use limits::Limits;
 pub use revocations::Revocations;
 pub use session::{FrameReceiver, FrameSender, Session};
 pub use token::{Fingerprint, Token};

@@ -3,17 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::limits::Limits;
 use crate::spiffe::{PeerRole, SpiffeId};
 
-/// Most sessions of one agent or federator at a time: the one in use, those it left without a word (they last for
-/// [`crate::endpoint::IDLE_TIMEOUT`]), and a few. More are closed with `limit`.
-pub const MAX_SESSIONS_OF_ONE: usize = 8;
-/// Most sessions of one operator at a time: many programs may share a name.
-pub const MAX_SESSIONS_OF_OPERATOR: usize = 64;
-
 /// Sessions by name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Seats {
+    of_one: usize,
+    of_operator: usize,
     by_name: Mutex<HashMap<SpiffeId, usize>>,
 }
 
@@ -25,11 +22,20 @@ pub(crate) struct Seat {
 }
 
 impl Seats {
+    /// None taken yet.
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            of_one: limits.sessions_of_one,
+            of_operator: limits.sessions_of_operator,
+            by_name: Mutex::default(),
+        }
+    }
+
     /// `None` when the name has as many as it may.
     pub(crate) fn enter(self: &Arc<Self>, name: &SpiffeId) -> Option<Seat> {
         let most = match name.role() {
-            PeerRole::Agent | PeerRole::Federator => MAX_SESSIONS_OF_ONE,
-            PeerRole::Operator | PeerRole::Admin => MAX_SESSIONS_OF_OPERATOR,
+            PeerRole::Agent | PeerRole::Federator => self.of_one,
+            PeerRole::Operator | PeerRole::Admin => self.of_operator,
         };
         let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = by_name.get(name).copied().unwrap_or_default();

@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use tokio::net::UdpSocket;
 use weft_transport::pki::{self, Validity};
-use weft_transport::seats::MAX_SESSIONS_OF_ONE;
 use weft_transport::{
     CloseReason, Dialler, Expect, FrameReceiver, FrameSender, Identity, Limits, Listener, PeerRole,
     Session, SpiffeId, TransportError,
@@ -110,7 +109,7 @@ async fn one_name_cannot_take_the_sessions_of_all() {
     let world = World::new(Limits::default()).echoing();
     let thief = world.dialler("thief");
     let mut held = Vec::new();
-    for _ in 0..MAX_SESSIONS_OF_ONE {
+    for _ in 0..Limits::default().sessions_of_one {
         let session = dial(&thief, &world.address).await;
         let (mut sender, mut receiver) = session.open_bi().await.unwrap();
         says(&mut sender, &mut receiver, 1).await;
@@ -218,6 +217,7 @@ async fn a_peer_that_vanishes_leaves_its_place() {
     let limits = Limits {
         sessions: 1,
         handshakes: 8,
+        ..Limits::default()
     };
     let world = World::new(limits).echoing();
     let relay = Relay::new(&world.address, 0).await;

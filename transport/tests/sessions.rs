@@ -468,6 +468,7 @@ async fn forged_addresses_cannot_fill_the_room_for_handshakes() {
     let limits = Limits {
         sessions: 64,
         handshakes: 8,
+        ..Limits::default()
     };
     let listener = Listener::bind_with((Ipv4Addr::LOCALHOST, 0).into(), &identity, limits).unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -512,6 +513,7 @@ async fn sessions_over_the_limit_are_refused_and_room_comes_back() {
     let limits = Limits {
         sessions: 1,
         handshakes: 8,
+        ..Limits::default()
     };
     let listener = Listener::bind_with((Ipv4Addr::LOCALHOST, 0).into(), &identity, limits).unwrap();
     let address = listener.local_addr().unwrap().to_string();

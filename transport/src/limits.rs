@@ -1,0 +1,51 @@
+//! What a listener allows at most, and the sizes that hold for every session.
+
+use std::time::Duration;
+
+/// A session on which nothing is heard for so long is given up.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Who dialled says something so often on a quiet session: three chances within [`IDLE_TIMEOUT`]. The answer to it keeps the
+/// other end's session, so who listens says nothing of its own accord.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// A handshake that takes longer is given up, on both sides.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most streams that a peer may have open at a time; it waits before it opens more.
+pub const MAX_STREAMS: u32 = 64;
+/// Most bytes that a peer may have on their way in one stream: a round trip of 100 ms at 40 MB/s.
+pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// Most bytes that a peer may have on their way in a session, so the most memory that it can take here for
+/// what the program has not yet read.
+pub const SESSION_WINDOW_BYTES: u32 = 8 << 20;
+/// Most bytes kept for sending in a session, unacknowledged.
+pub const SEND_WINDOW_BYTES: u64 = 8 << 20;
+/// Size asked for the UDP socket's buffers; the kernel may give less (net.core.rmem_max, wmem_max).
+pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// What one network may have of [`Limits::handshakes`], as 1 in so many: a fleet behind one NAT still gets on, and whoever floods
+/// from one place leaves the rest to others.
+pub const HANDSHAKES_PART_OF_ONE: usize = 2;
+
+/// What a listener allows at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions at a time; more are refused and counted. Memory: up to [`SESSION_WINDOW_BYTES`] each, for a peer that fills it.
+    pub sessions: usize,
+    /// Handshakes at a time; more are refused and counted. From half of it on, a peer must first prove its address
+    /// (a QUIC retry), so that forged addresses cannot fill it; an address (of IPv6: a /64) has half of it.
+    pub handshakes: usize,
+    /// Sessions of one agent or federator at a time: the one in use, those it left without a word (they last for
+    /// [`IDLE_TIMEOUT`]), and a few. More are closed with `limit`.
+    pub sessions_of_one: usize,
+    /// Sessions of one operator or admin at a time: many programs may share a name.
+    pub sessions_of_operator: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: 20_480,
+            handshakes: 1024,
+            sessions_of_one: 8,
+            sessions_of_operator: 64,
+        }
+    }
+}
