@@ -141,6 +141,9 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         self.counters.records.fetch_add(read, Relaxed);
         self.close_gone();
         if self.position >= end && self.unsent.is_none() {
+            if let Some(lookups) = &mut self.lookups {
+                lookups.caught_up();
+            }
             self.read_lookups(now_ns);
             self.sweep_flows(now_ns);
         }
@@ -150,7 +153,12 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
     fn read_lookups(&mut self, now_ns: u64) {
         if let (Some(lookups), Some(flows)) = (&mut self.lookups, &mut self.flows) {
             let ring = &mut flows.datagrams.dns_ring;
-            lookups.poll(ring, &mut self.attribution, &self.clock, now_ns);
+            let (hooks, calls) = (&self.hooks, self.calls.as_ref());
+            let kept = |cookie| {
+                let (key, kept) = hooks.connection_of(cookie)?;
+                Some(Calls::speaker(calls, &opening(key, &kept)?))
+            };
+            lookups.poll(ring, &kept, &mut self.attribution, &self.clock, now_ns);
         }
     }
 
@@ -164,6 +172,24 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
 
     fn pending(&self) -> usize {
         self.table.pending() + self.flows.as_ref().map_or(0, Flows::pending)
+    }
+
+    /// Reports the open connections that no look finds: an earlier agent read of their opening, and they may be silent for long. Once,
+    /// at the start.
+    pub fn take_over(&mut self) {
+        let now_ns = time::monotonic_ns();
+        for (key, kept) in self.hooks.without_place() {
+            let event = opening(key, &kept).filter(|_| !self.table.knows(key));
+            let Some(event) = event else { continue };
+            let speaker = Calls::speaker(self.calls.as_ref(), &event);
+            let owner = self
+                .attribution
+                .owner(&speaker, event.at_ns, now_ns, &self.clock);
+            self.table.apply(&event, &owner, &self.clock);
+            if let Some(lookups) = &mut self.lookups {
+                lookups.connection(key.cookie(), [event.local, event.remote], &owner);
+            }
+        }
     }
 
     /// Looks at what the kernel keeps: reports what stays open, and finds ends that were lost with a full ring. Not while the sink
@@ -267,8 +293,7 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
             flows.settle(&self.clock);
         }
         if let (Some(lookups), Some(flows)) = (&mut self.lookups, &self.flows) {
-            let now = self.clock.utc(time::monotonic_ns());
-            let flushed = lookups.flush(&flows.datagrams.dns_ring, &mut self.sink, now);
+            let flushed = lookups.flush(&flows.datagrams.dns_ring, &mut self.sink);
             flushed.inspect_err(|_| {
                 self.counters.append_failures.fetch_add(1, Relaxed);
             })?;

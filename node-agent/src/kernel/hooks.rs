@@ -291,6 +291,25 @@ impl Hooks {
             || self.crowded.get(&cookie, 0).is_ok()
     }
 
+    /// What is kept of the connection with this cookie.
+    pub fn connection_of(&self, cookie: u64) -> Option<(ConnectionKey, Connection)> {
+        let mask = self.tags.len() - 1;
+        let mut places = (0..PLACES as usize).map(|step| (cookie as usize + step) & mask);
+        if let Some(place) = places.find(|place| self.tags.get(*place) & COOKIE == cookie) {
+            let tag = self.tags.get(place);
+            let ours = (tag & COOKIE == cookie).then(|| self.connection(place, tag));
+            return ours.flatten().map(|kept| (ConnectionKey(tag), kept));
+        }
+        let Plain(kept) = self.crowded.get(&cookie, 0).ok()?;
+        Some((ConnectionKey::new(cookie, kept.state.generation), kept))
+    }
+
+    /// Connections that have no place: no look at the tags finds them.
+    pub fn without_place(&self) -> impl Iterator<Item = (ConnectionKey, Connection)> {
+        let entries = self.crowded.iter().flatten();
+        entries.map(|(cookie, Plain(kept))| (ConnectionKey::new(cookie, kept.state.generation), kept))
+    }
+
     /// What is kept of the connection at a place; `None` when it is another's by now.
     pub fn connection(&self, place: usize, tag: u64) -> Option<Connection> {
         let connection = self.connections.get(&(place as u32), 0).ok()?.0;

@@ -1,4 +1,6 @@
-//! Whose TCP connections with name servers are. Their packets say nothing of it, and come before the connection is reported.
+//! Whose TCP connections with name servers are. Their packets say nothing of it, and come before the connection is reported: the
+//! kernel is asked. Of one that it does not keep any more the end has been recorded; when all that was recorded by then has been
+//! read and nobody told, it is older than the hooks, and nobody's.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,20 +17,34 @@ pub struct Connections {
     /// Cookie of each stand-in, by its address. The stand-in itself is kept as long.
     stand_ins: HashMap<usize, u64>,
     order: VecDeque<u64>,
-    /// Connections forgotten before their owner was told.
-    pub forgotten: u64,
+    /// How often all that was recorded of connections has been read.
+    readings: u64,
+    /// Connections whose owner was never told.
+    pub unknown: u64,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     stand_in: Option<Arc<Owner>>,
     owner: Option<Arc<Owner>>,
+    /// As many readings there had been when the kernel did not keep it.
+    missed_at: u64,
 }
 
 impl Connections {
     /// Tells whose a connection is.
     pub fn tell(&mut self, cookie: u64, owner: &Arc<Owner>) {
         self.entry(cookie).owner = Some(Arc::clone(owner));
+    }
+
+    /// Everything that had been recorded of connections has been read.
+    pub fn caught_up(&mut self) {
+        self.readings += 1;
+    }
+
+    /// Whether nothing was heard of a connection yet.
+    pub fn is_new(&self, cookie: u64) -> bool {
+        !self.known.contains_key(&cookie)
     }
 
     /// Gives connections the owners that took the place of theirs, by address.
@@ -43,9 +59,13 @@ impl Connections {
 
     /// Whose a connection is, or what stands for it.
     pub fn owner(&mut self, cookie: u64) -> Arc<Owner> {
+        let (new, readings) = (self.is_new(cookie), self.readings);
         let known = self.entry(cookie);
         if let Some(owner) = &known.owner {
             return Arc::clone(owner);
+        }
+        if new {
+            known.missed_at = readings;
         }
         let stand_in = Arc::clone(known.stand_in.get_or_insert_with(Arc::default));
         self.stand_ins.insert(address(&stand_in), cookie);
@@ -54,17 +74,18 @@ impl Connections {
 
     /// The owner that something stands for, if it was told; else what was given.
     pub fn real<'a>(&'a self, owner: &'a Arc<Owner>) -> &'a Arc<Owner> {
-        self.told(owner).flatten().unwrap_or(owner)
+        let known = self.stands_for(owner);
+        known.and_then(|known| known.owner.as_ref()).unwrap_or(owner)
     }
 
-    /// Whether something stands for an owner who was not told yet.
+    /// Whether something stands for an owner who may still be told.
     pub fn awaits(&self, owner: &Arc<Owner>) -> bool {
-        self.told(owner).is_some_and(|told| told.is_none())
+        let known = self.stands_for(owner);
+        known.is_some_and(|known| known.owner.is_none() && known.missed_at >= self.readings)
     }
 
-    fn told(&self, owner: &Arc<Owner>) -> Option<Option<&Arc<Owner>>> {
-        let cookie = self.stand_ins.get(&address(owner))?;
-        Some(self.known.get(cookie)?.owner.as_ref())
+    fn stands_for(&self, owner: &Arc<Owner>) -> Option<&Known> {
+        self.known.get(self.stand_ins.get(&address(owner))?)
     }
 
     fn entry(&mut self, cookie: u64) -> &mut Known {
@@ -83,7 +104,7 @@ impl Connections {
         let Some(known) = self.known.remove(&cookie) else {
             return;
         };
-        self.forgotten += u64::from(known.owner.is_none());
+        self.unknown += u64::from(known.owner.is_none());
         if let Some(stand_in) = known.stand_in {
             self.stand_ins.remove(&address(&stand_in));
         }
@@ -124,13 +145,13 @@ mod tests {
             connections.owner(cookie);
         }
         assert_eq!(
-            (connections.known.len(), connections.forgotten),
+            (connections.known.len(), connections.unknown),
             (MAX_CONNECTIONS, 0)
         );
         assert!(Arc::ptr_eq(connections.real(&early), &early), "forgotten");
         connections.owner(99);
         assert_eq!(
-            (connections.stand_ins.len(), connections.forgotten),
+            (connections.stand_ins.len(), connections.unknown),
             (MAX_CONNECTIONS, 1)
         );
     }

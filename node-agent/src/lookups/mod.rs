@@ -18,22 +18,21 @@ use std::sync::atomic::Ordering::Relaxed;
 use weft_dns::stream::{Direction, Segment, Streams};
 use weft_dns::{Limits, Packet as Message};
 use weft_wire::batch::lookups::MAX_LOOKUPS;
-use weft_wire::{Lookup, LookupBatch, LookupTransport, Owner, Protocol, Timestamp};
+use weft_wire::{Lookup, LookupBatch, LookupTransport, Owner, Protocol};
 
 use crate::attribution::{Attribution, Host};
 use crate::calls::Calls;
 use crate::clock::Clock;
 use crate::counters::Counters;
+use crate::decode::OwnerKey;
 use crate::kernel::sys::Ring;
 use crate::sink::BatchSink;
 use connections::Connections;
 use names::{Dictionary, Names, asker};
 use packet::Packet;
 
-/// Most lookups by TCP that wait to know whose they are; the others go without.
-const MAX_CONNECTIONS: usize = connections::MAX_CONNECTIONS;
-/// How long one waits: open connections are reported twice a second.
-const WAIT_FOR_OWNER_US: i64 = 3_000_000;
+/// Most lookups that wait because one of them, by TCP, may still be told whose it is; with more it goes without.
+const MAX_HELD: usize = 32_768;
 /// Most processes whose search list is remembered; full: they are read again.
 const MAX_SEARCH_LISTS: usize = 4_096;
 /// Most suffixes of a search list that count (what resolvers themselves take).
@@ -52,7 +51,9 @@ pub struct Lookups {
     /// Added to a position to make it unique over all rings there ever were.
     ring_base: u64,
     position: u64,
+    /// What was handed over reaches up to here, and what was cut into batches up to there.
     flushed: u64,
+    cut: u64,
     /// Rows that wait for the next batch, and batches that the sink has not taken.
     rows: Vec<(Lookup, Arc<Owner>)>,
     unsent: VecDeque<(LookupBatch, u64)>,
@@ -84,6 +85,7 @@ impl Lookups {
             ring_base,
             position,
             flushed: position,
+            cut: position,
             rows: Vec::new(),
             unsent: VecDeque::new(),
             packets: 0,
@@ -92,6 +94,11 @@ impl Lookups {
             unreadable: 0,
             sent: 0,
         }
+    }
+
+    /// Everything recorded of connections has been read; see [`connections`].
+    pub fn caught_up(&mut self) {
+        self.connections.caught_up();
     }
 
     /// Tells the owner of a TCP connection. It may come after the connection's packets: what stays open is reported late.
@@ -122,11 +129,13 @@ impl Lookups {
         }
     }
 
-    /// Reads what is in the ring. Reads nothing while the sink refuses: the ring buffers.
+    /// Reads what is in the ring. Reads nothing while the sink refuses: the ring buffers. `kept` says whose a connection is that the
+    /// kernel keeps.
     pub fn poll<H: Host>(
         &mut self,
         ring: &mut Ring,
         attribution: &mut Attribution<H>,
+        kept: &dyn Fn(u64) -> Option<OwnerKey>,
         clock: &Clock,
         now_ns: u64,
     ) {
@@ -137,7 +146,16 @@ impl Lookups {
             };
             match packet::decode(bytes) {
                 _ if self.skipping => self.skipped += 1,
-                Ok(packet) => self.packet(&packet, attribution, clock, now_ns),
+                Ok(packet) => {
+                    if packet.owner.is_none() && self.connections.is_new(packet.cookie) {
+                        let told = kept(packet.cookie)
+                            .map(|key| attribution.owner(&key, packet.at_ns, now_ns, clock));
+                        if let Some(owner) = told {
+                            self.connections.tell(packet.cookie, &owner);
+                        }
+                    }
+                    self.packet(&packet, attribution, clock, now_ns);
+                }
                 Err(error) => {
                     tracing::debug!(%error, "packet skipped");
                     self.unreadable += 1;
@@ -273,45 +291,39 @@ impl Lookups {
     }
 
     /// Hands over every row that is due, and gives the ring's space back. On an error nothing is lost: the same batch is
-    /// offered again next time.
-    pub fn flush(
-        &mut self,
-        ring: &Ring,
-        sink: &mut impl BatchSink,
-        now: Timestamp,
-    ) -> io::Result<()> {
+    /// offered again next time. While one of the rows may still be told its owner all wait, and their packets stay in the ring.
+    pub fn flush(&mut self, ring: &Ring, sink: &mut impl BatchSink) -> io::Result<()> {
         if self.unsent.is_empty() {
-            let hidden = self.names.hidden();
-            self.rows.extend(hidden);
-            self.cut_batches(now);
+            self.cut_batches();
         }
         while let Some((batch, position)) = self.unsent.front() {
             sink.append_lookups(batch, self.ring_base.saturating_add(*position))?;
             self.sent += batch.lookups.len() as u64;
             self.unsent.pop_front();
         }
-        self.flushed = self.position;
-        ring.consume(self.position);
+        self.flushed = self.cut;
+        ring.consume(self.flushed);
         Ok(())
     }
 
-    /// All rows whose owners are known, in batches. Only the last carries the new position.
-    fn cut_batches(&mut self, now: Timestamp) {
-        let since = Timestamp(now.0.saturating_sub(WAIT_FOR_OWNER_US));
-        let mut rows = Vec::with_capacity(self.rows.len());
-        for (lookup, owner) in std::mem::take(&mut self.rows) {
-            let recent = (since..=now).contains(&lookup.asked_at);
-            if recent && self.connections.awaits(&owner) && self.rows.len() < MAX_CONNECTIONS {
-                self.rows.push((lookup, owner));
-            } else {
+    /// All rows, in batches, unless they have to wait. Only the last carries the new position.
+    fn cut_batches(&mut self) {
+        // These come of connections, not of packets.
+        let mut rows = self.names.hidden();
+        let mut owners = self.rows.iter().map(|(_, owner)| owner);
+        let held = self.rows.len() < MAX_HELD && owners.any(|it| self.connections.awaits(it));
+        if !held {
+            self.cut = self.position;
+            let due = std::mem::take(&mut self.rows).into_iter();
+            rows.extend(due.map(|(lookup, owner)| {
                 let owner = Arc::clone(self.connections.real(&owner));
-                rows.push((lookup, owner));
-            }
+                (lookup, owner)
+            }));
         }
         while !rows.is_empty() {
             let rest = rows.split_off(rows.len().min(MAX_LOOKUPS));
             let position = if rest.is_empty() {
-                self.position
+                self.cut
             } else {
                 self.flushed
             };
@@ -337,7 +349,7 @@ impl Lookups {
             (&counters.dns_questions_dropped, pairs.dropped),
             (&counters.dns_waiting, self.pairs.pending() as u64),
             (&counters.dns_streams_given_up, self.streams.given_up),
-            (&counters.dns_owners_unknown, self.connections.forgotten),
+            (&counters.dns_owners_unknown, self.connections.unknown),
             (&counters.lookups, self.sent),
             (&counters.names_known, self.names.len() as u64),
             (

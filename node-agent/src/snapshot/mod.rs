@@ -104,6 +104,7 @@ impl Snapshot {
             tracing::warn!(connections = leaked, "ends that no hook saw");
         }
         drop(alive);
+        capture.take_over();
         let mut followed = std::mem::take(&mut self.followed);
         self.list(capture, |netns, socket, capture| {
             if let Some(holder) = holders.get(&socket.inode) {

@@ -17,6 +17,8 @@ pub const ALL: &[Case] = &[
     ("lookups_failed_unanswered_and_searched", failures),
     ("lookups_that_hide_are_told", hidden),
     ("lookups_go_on_after_a_restart", restart),
+    ("lookups_over_tcp_outlive_the_agent", killed),
+    ("lookups_over_older_tcp_outlive_the_agent", killed_with_older),
     ("lookups_many_at_once", many),
 ];
 
@@ -258,6 +260,47 @@ fn restart(world: &mut World) {
         ["second.example"],
         "the ring held what came meanwhile, and nothing else"
     );
+}
+
+/// The agent dies when it has read of a lookup and not yet of the connection under it.
+fn killed(world: &mut World) {
+    watch(world);
+    let mut stream = TcpStream::connect(SERVER).unwrap();
+    write(&mut stream, &query(1, "first.example"));
+    framed(&mut stream).unwrap();
+    let before = world.lookups_at_once();
+    world.lose_agent();
+    world.watch();
+    let after = world.lookups();
+    let rows: Vec<_> = before.into_iter().chain(after).collect();
+    assert_eq!(rows.len(), 2, "one at either end: {rows:?}");
+    for (lookup, owner) in &rows {
+        assert_eq!((lookup.name.as_str(), lookup.code), ("first.example", Some(0)));
+        let process = owner.process.as_ref().map(|it| it.pid);
+        assert_eq!(process, Some(std::process::id()));
+    }
+}
+
+/// The same with a connection that no hook knows: its lookups wait for one reading more, and then are nobody's.
+fn killed_with_older(world: &mut World) {
+    serve();
+    let mut stream = TcpStream::connect(SERVER).unwrap();
+    write(&mut stream, &query(1, "unseen.example"));
+    framed(&mut stream).unwrap();
+    world.settings.lookups = true;
+    world.watch();
+    write(&mut stream, &query(2, "second.example"));
+    framed(&mut stream).unwrap();
+    assert!(world.lookups_at_once().is_empty(), "they wait");
+    world.lose_agent();
+    world.watch();
+    let rows = world.lookups();
+    assert_eq!(rows.len(), 2, "one at either end: {rows:?}");
+    for (lookup, owner) in &rows {
+        assert_eq!((lookup.name.as_str(), lookup.code), ("second.example", Some(0)));
+        assert_eq!(owner.process, None);
+    }
+    assert_eq!(world.lookups().len(), 2);
 }
 
 fn many(world: &mut World) {

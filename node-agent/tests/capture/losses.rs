@@ -13,6 +13,7 @@ use crate::world::{Case, World, counter, pair, patience};
 pub const ALL: &[Case] = &[
     ("full_ring_drops_and_counts", full_ring),
     ("ends_lost_with_a_full_ring_are_found", lost_ends),
+    ("connections_without_a_place_outlive_the_agent", without_place),
     ("ends_that_no_hook_saw_are_found_at_the_start", unseen_ends),
     ("a_failed_attach_keeps_what_is_unread", failed_attach),
     ("full_map_drops_and_counts", full_map),
@@ -119,8 +120,34 @@ fn lost_ends(world: &mut World) {
     assert_eq!(counter(world, |counters| &counters.open), 0);
 }
 
-/// Hooks detached while connections end: the next agent closes what is kept of them, and nothing else. Where connections have no
-/// places it hears of those that stay open with their next record only.
+/// More connections than places: the next agent finds those without a place too, although nothing is recorded of them.
+fn without_place(world: &mut World) {
+    const CONNECTIONS: usize = 7;
+    // As many places, and as many connections without one.
+    world.settings.max_connections = 8;
+    world.watch();
+    let (listener, address) = listen();
+    let open = || {
+        let stream = TcpStream::connect(address).unwrap();
+        (stream, listener.accept().unwrap())
+    };
+    let staying: Vec<_> = (0..CONNECTIONS).map(|_| open()).collect();
+    world.wait("all open", |halves| halves.len() == 2 * CONNECTIONS);
+    world.forget();
+    world.watch();
+    world.snapshot();
+    let halves = world.wait("both looks", |halves| halves.len() >= 2 * CONNECTIONS);
+    assert!(halves.iter().all(|(half, _)| half.state == HalfState::Open));
+    for (stream, _) in &staying {
+        let (client, server) = pair(&halves, stream.local_addr().unwrap());
+        check_fingerprints(&client.0, &server.0);
+    }
+    drop(staying);
+    assert_eq!(world.finished(2 * CONNECTIONS).len(), 2 * CONNECTIONS);
+    assert_eq!(counter(world, |counters| &counters.open), 0);
+}
+
+/// Hooks detached while connections end: the next agent closes what is kept of them, and nothing else.
 fn unseen_ends(world: &mut World) {
     world.watch();
     let (listener, address) = listen();
@@ -145,14 +172,11 @@ fn unseen_ends(world: &mut World) {
     drop(ending);
     world.watch();
     world.snapshot();
-    let seen = if world.placed() { 4 } else { 2 };
-    let halves = world.wait("both looks", |halves| halves.len() == seen);
+    let halves = world.wait("both looks", |halves| halves.len() == 4);
     let finished = |half: &Half| half.state.finished();
     assert_eq!(halves.iter().filter(|(half, _)| finished(half)).count(), 2);
-    if world.placed() {
-        let (client, server) = pair(&halves, from);
-        assert!(!finished(&client.0) && !finished(&server.0));
-    }
+    let (client, server) = pair(&halves, from);
+    assert!(!finished(&client.0) && !finished(&server.0));
     drop(staying);
     let (client, server) = pair(&world.finished(4), from);
     check_fingerprints(&client.0, &server.0);

@@ -476,6 +476,18 @@ impl World {
     pub fn lookups(&mut self) -> Vec<(Lookup, Owner)> {
         self.rows();
         let batches = self.capture().sink().lookups.iter();
+        self.lookups_handed_over()
+    }
+
+    /// The same before the agent has looked for open connections.
+    pub fn lookups_at_once(&mut self) -> Vec<(Lookup, Owner)> {
+        let capture = self.capture();
+        capture.poll(time::monotonic_ns());
+        capture.flush().unwrap();
+        self.lookups_handed_over()
+    }
+
+    fn lookups_handed_over(&mut self) -> Vec<(Lookup, Owner)> {
         let rows = batches.flat_map(|batch| {
             let owner = |lookup: &Lookup| batch.owners[lookup.owner as usize].clone();
             batch
