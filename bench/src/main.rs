@@ -11,8 +11,8 @@ mod agent;
 mod dns;
 mod figure;
 mod host;
-mod traffic;
 mod leftovers;
+mod traffic;
 mod uplink;
 mod workload;
 mod machine;
@@ -115,13 +115,13 @@ fn try_main() -> Result<bool> {
         run_part(part)?;
         return Ok(true);
     }
+    leftovers::go_on_signals()?;
+    leftovers::sweep();
     let figures = measure(arguments.only.as_deref().unwrap_or_default())?;
     print!("{}", figure::table(&figures));
     if let Some(path) = &arguments.json {
         let file =
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    leftovers::go_on_signals()?;
-    leftovers::sweep();
         serde_json::to_writer_pretty(file, &figures)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }

@@ -134,8 +134,8 @@ impl Lookups {
     pub fn poll<H: Host>(
         &mut self,
         ring: &mut Ring,
-        attribution: &mut Attribution<H>,
         kept: &dyn Fn(u64) -> Option<OwnerKey>,
+        attribution: &mut Attribution<H>,
         clock: &Clock,
         now_ns: u64,
     ) {

@@ -475,7 +475,6 @@ impl World {
     /// Reads the rings once and gives every lookup so far.
     pub fn lookups(&mut self) -> Vec<(Lookup, Owner)> {
         self.rows();
-        let batches = self.capture().sink().lookups.iter();
         self.lookups_handed_over()
     }
 
@@ -488,6 +487,7 @@ impl World {
     }
 
     fn lookups_handed_over(&mut self) -> Vec<(Lookup, Owner)> {
+        let batches = self.capture().sink().lookups.iter();
         let rows = batches.flat_map(|batch| {
             let owner = |lookup: &Lookup| batch.owners[lookup.owner as usize].clone();
             batch
