@@ -30,7 +30,7 @@ use crate::lookups::Lookups;
 use crate::sink::BatchSink;
 use crate::snapshot::Snapshot;
 use crate::spool::shared::SharedSpool;
-use crate::spool::{Spool, SpoolLimits};
+use crate::spool::SpoolLimits;
 use crate::table::{Identity, Table};
 use crate::uplink::Uplink;
 use crate::{cluster, metrics, pods, privileges, time};
@@ -59,15 +59,12 @@ pub fn run(config: &Config) -> Result<()> {
         );
     }
     let _alone = alone(&config.data_dir)?;
-    let spool = Spool::open(
-        &config.data_dir.join("spool"),
-        SpoolLimits {
-            max_bytes: config.spool.max_bytes,
-        },
-        time::utc_ns() / 1_000,
-    )
-    .context("open the spool")?;
-    let spool = SharedSpool::new(spool);
+    let limits = SpoolLimits {
+        max_bytes: config.spool.max_bytes,
+    };
+    let clock_us = time::utc_ns() / 1_000;
+    let spool = SharedSpool::open(&config.data_dir, limits, &config.federator, clock_us)
+        .context("open the spool")?;
     let counters = Arc::new(Counters::default());
     let pods = pods::unknown(config);
     let socket = Dialler::socket().context("a socket for the uplink")?;

@@ -23,6 +23,7 @@
 //! acknowledged are counted ([`SpoolTotals::rows_dropped`]).
 
 mod segment;
+pub mod homes;
 pub mod shared;
 
 use std::collections::VecDeque;
@@ -314,6 +315,12 @@ impl Spool {
     /// Whether [`Spool::next_entry`] may have more.
     pub fn has_unread(&self) -> bool {
         self.readable().is_some()
+    }
+
+    /// Whether it has rows that are not acknowledged.
+    pub fn has_rows(&self) -> bool {
+        (0..self.segments.len()).any(|at| self.segments[at].rows > 0)
+            && self.unacknowledged_rows(self.segments.len()) > 0
     }
 
     /// Reads again from the first entry that is not acknowledged: after a session was lost.

@@ -26,7 +26,7 @@ use crate::limits::{
 };
 use crate::revocations::Revocations;
 use crate::seats::Seats;
-use crate::session::Session;
+use crate::session::{DATAGRAM_BUFFER_BYTES, Session};
 
 /// Sessions that are established and wait for [`Listener::accept`].
 const READY_SESSIONS: usize = 64;
@@ -39,7 +39,7 @@ fn transport_config(keep_alive: Option<Duration>) -> Arc<TransportConfig> {
         .keep_alive_interval(keep_alive)
         .max_concurrent_bidi_streams(MAX_STREAMS.into())
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
         .stream_receive_window(STREAM_WINDOW_BYTES.into())
         .receive_window(SESSION_WINDOW_BYTES.into())
         .send_window(SEND_WINDOW_BYTES);

@@ -1,5 +1,7 @@
 //! Sessions: one QUIC connection with a peer whose name is proven, and framed streams on it.
 
+mod datagrams;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,7 +13,7 @@ use tokio::time::timeout;
 use weft_wire::cluster::ClusterBatch;
 use weft_wire::codec::{self, DecodeError, Message};
 use weft_wire::control::{CloseCode, PeerMessage};
-use weft_wire::frame::{Decoder, Frame};
+use weft_wire::frame::{self, Decoder, Frame};
 use weft_wire::{AgentKey, Timestamp};
 
 use crate::counters::Counters;
@@ -20,6 +22,8 @@ use crate::holder::{Holder, holder};
 use crate::identity::{PeerRole, SpiffeId, days_between};
 use crate::revocations::Revocations;
 use crate::seats::Seats;
+
+pub use self::datagrams::DATAGRAM_BUFFER_BYTES;
 
 /// What a peer hears whose certificate's time is over.
 const EXPIRED: &[u8] = b"the certificate has ended";
@@ -454,6 +458,18 @@ impl FrameSender {
     ) -> Result<(), TransportError> {
         self.write_frame(within, |out| codec::append_peer(out, seq, message))
             .await
+    }
+
+    /// Sends a message of the membership; see [`FrameSender::send`].
+    pub async fn send_member(
+        &mut self,
+        message: &[u8],
+        within: Duration,
+    ) -> Result<(), TransportError> {
+        self.write_frame(within, |out| {
+            frame::append(out, frame::Kind::Member, &[message])
+        })
+        .await
     }
 
     /// Sends bytes that hold whole frames already; see [`FrameSender::send`].

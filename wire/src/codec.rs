@@ -11,6 +11,7 @@ use crate::cluster::ClusterBatch;
 use crate::control::{
     Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage,
 };
+use crate::federation::{FederationAnswer, FederationRequest, Homes};
 use crate::frame::{self, Frame, Kind, TooLong};
 use crate::identity::{IdentityAnswer, IdentityRequest};
 use crate::query::{Request, Response};
@@ -62,6 +63,19 @@ impl Message for IdentityRequest {
 
 impl Message for IdentityAnswer {
     const KIND: Kind = Kind::IdentityAnswer;
+}
+
+impl Message for FederationRequest {
+    const KIND: Kind = Kind::FederationRequest;
+    const OPENS: bool = true;
+}
+
+impl Message for FederationAnswer {
+    const KIND: Kind = Kind::FederationAnswer;
+}
+
+impl Message for Homes {
+    const KIND: Kind = Kind::Homes;
 }
 
 /// The peer misbehaved, or speaks another version.

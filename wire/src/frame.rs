@@ -36,6 +36,14 @@ pub const MAX_REQUEST: usize = 256 << 10;
 pub const MAX_RESPONSE: usize = 8 << 20;
 /// Largest payload of [`Kind::IdentityRequest`] and [`Kind::IdentityAnswer`]: [`crate::identity::MAX_SHARED`] revocations.
 pub const MAX_IDENTITY: usize = 1 << 20;
+/// Largest payload of [`Kind::FederationRequest`].
+pub const MAX_FEDERATION_REQUEST: usize = 4 << 10;
+/// Largest payload of [`Kind::FederationAnswer`]: some thousand federators.
+pub const MAX_FEDERATION_ANSWER: usize = 4 << 20;
+/// Largest payload of [`Kind::Member`].
+pub const MAX_MEMBER: usize = 16 << 10;
+/// Largest payload of [`Kind::Homes`].
+pub const MAX_HOMES_BYTES: usize = 16 << 10;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,11 +75,19 @@ pub enum Kind {
     IdentityRequest = 12,
     /// [`crate::identity::IdentityAnswer`].
     IdentityAnswer = 13,
+    /// [`crate::federation::FederationRequest`], after the version.
+    FederationRequest = 14,
+    /// [`crate::federation::FederationAnswer`].
+    FederationAnswer = 15,
+    /// A message of the membership (`weft_mesh::membership`) that did not fit into a datagram.
+    Member = 16,
+    /// [`crate::federation::Homes`].
+    Homes = 17,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::AgentHello,
         Self::AgentWelcome,
         Self::AgentStatus,
@@ -85,6 +101,10 @@ impl Kind {
         Self::ClusterObjects,
         Self::IdentityRequest,
         Self::IdentityAnswer,
+        Self::FederationRequest,
+        Self::FederationAnswer,
+        Self::Member,
+        Self::Homes,
     ];
 
     /// Largest payload in bytes.
@@ -102,6 +122,10 @@ impl Kind {
             Self::LookupBatch => MAX_LOOKUP_BATCH,
             Self::ClusterObjects => MAX_CLUSTER_OBJECTS,
             Self::IdentityRequest | Self::IdentityAnswer => MAX_IDENTITY,
+            Self::FederationRequest => MAX_FEDERATION_REQUEST,
+            Self::FederationAnswer => MAX_FEDERATION_ANSWER,
+            Self::Member => MAX_MEMBER,
+            Self::Homes => MAX_HOMES_BYTES,
         }
     }
 

@@ -4,7 +4,7 @@
 //! Pure: this crate does no IO, reads no clock and starts no thread. `transport` moves what it encodes.
 //!
 //! Reading order: [`model`] (what is talked about), [`control`] (who says what to whom), [`query`]
-//! (what an operator asks and is answered), [`cluster`] (what there is in a Kubernetes cluster), [`identity`] (tokens, certificates, revocations), [`words`] (their names in text), [`filter`] (which
+//! (what an operator asks and is answered), [`cluster`] (what there is in a Kubernetes cluster), [`identity`] (tokens, certificates, revocations), [`federation`] (federators themselves, and homes of agents), [`words`] (their names in text), [`filter`] (which
 //! connections), [`batch`] (columnar encoding of halves), [`frame`] and [`codec`] (how any of it becomes
 //! bytes, with hard limits).
 
@@ -13,6 +13,7 @@ pub mod control;
 pub mod query;
 pub mod cluster;
 pub mod identity;
+pub mod federation;
 pub mod words;
 pub mod filter;
 pub mod batch;

@@ -6,7 +6,7 @@ use bytes::{Buf, BufMut};
 use foca::{Codec, Header, Identity, Member, Message, State};
 use weft_wire::model::mix64;
 
-use crate::members::MAX_WEIGHT;
+use crate::members::{MAX_WEIGHT, Members};
 
 /// Longest name, region or address.
 const MAX_TEXT: usize = 255;
@@ -54,6 +54,26 @@ pub(super) fn key_of(name: &str) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..8]);
     u64::from_le_bytes(first)
+}
+
+/// Who says that a message is its own; whether it is, the shell knows by the session.
+pub fn sender_of(mut message: &[u8]) -> Result<Node, Malformed> {
+    node(&mut message)
+}
+
+/// Federators of one region in the order in which an agent of this name prefers them: by rendezvous hashing, so that each agent of
+/// one that goes has its own next.
+pub fn in_order_for<'a>(agent: &str, mut names: Vec<&'a str>) -> Vec<&'a str> {
+    let mut order = Vec::with_capacity(names.len());
+    while !names.is_empty() {
+        let members = Members::new(names.iter().copied());
+        let best = members.name(members.rendezvous(key_of(agent)));
+        let (first, rest) = names.into_iter().partition(|name| *name == best);
+        let first: Vec<&str> = first;
+        order.extend(first.first());
+        names = rest;
+    }
+    order
 }
 
 impl Identity for Node {

@@ -193,6 +193,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether nothing is on its way.
+    pub fn idle(&self) -> bool {
+        let idle = |session: &Session| session.in_flight.is_empty();
+        self.session.as_ref().is_none_or(idle)
+    }
+
     /// Whether the federator has been silent about batches for too long.
     pub fn stalled(&self, now: Duration) -> bool {
         let stalled = |session: &Session| {
