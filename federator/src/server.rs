@@ -394,6 +394,7 @@ impl Server {
             // Soft state: nothing to make durable.
             message @ (PeerMessage::Offers(_)
             | PeerMessage::Withdraw(_)
+            | PeerMessage::Summary(_)
             | PeerMessage::Recall(_)) => {
                 let contact = Contact::Said { peer, message };
                 self.submit(

@@ -172,7 +172,10 @@ impl World {
             let name = self.federators[from].name.clone();
             let receiver = &mut self.federators[to];
             match message {
-                PeerMessage::Offers(_) | PeerMessage::Withdraw(_) | PeerMessage::Recall(_) => {
+                PeerMessage::Offers(_)
+                | PeerMessage::Withdraw(_)
+                | PeerMessage::Summary(_)
+                | PeerMessage::Recall(_) => {
                     let peer = name;
                     receiver.core.contact(&Contact::Said { peer, message });
                 }

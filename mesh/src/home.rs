@@ -1,6 +1,7 @@
 //! The home's part: what became of our halves that are matched, or looked for, through the mesh.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 
 use weft_stitching::judge::fit;
 use weft_stitching::{Fit, HalfView, Role, Verdict};
@@ -52,8 +53,8 @@ pub(crate) enum Told {
 pub(crate) enum Act {
     Offer(HomeIndex, Offer),
     Withdraw(HomeIndex, Handle),
-    /// Send the card of this half.
-    Card(HomeIndex, HalfId),
+    /// Send the card of this half; whether somebody waits for it.
+    Card(HomeIndex, HalfId, bool),
     /// Tell a home that its handle is in doubt.
     Doubt(HomeIndex, Handle),
     /// The half, the other end, and since when the other end is named.
@@ -65,8 +66,12 @@ pub(crate) enum Act {
 /// Totals since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HomeCounters {
-    /// Halves given to the mesh.
+    /// Halves that owners were asked about.
     pub offered: u64,
+    /// Halves that nobody was asked about: no other federator has the address of their peers.
+    pub held_back: u64,
+    /// Of these, such as were offered after all because somebody came to have it.
+    pub released: u64,
     /// Halves not given to it because it had too many.
     pub refused: u64,
     /// Halves joined.
@@ -104,13 +109,46 @@ struct LinkState {
     round: u32,
 }
 
+/// What an owner is asked about a half, and which owner: under the present key, and during an overlap under the one before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asks {
+    pub(crate) first: (Offer, HomeIndex),
+    pub(crate) second: Option<(Offer, HomeIndex)>,
+}
+
+impl Asks {
+    fn iter(&self) -> impl Iterator<Item = &(Offer, HomeIndex)> {
+        std::iter::once(&self.first).chain(&self.second)
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut (Offer, HomeIndex)> {
+        std::iter::once(&mut self.first).chain(&mut self.second)
+    }
+
+    /// The same under all keys.
+    fn handle(&self) -> Handle {
+        self.first.0.handle
+    }
+
+    /// Whether it is one of those that are asked about whatever is known of where their peers are.
+    fn is_sample(&self) -> bool {
+        self.iter()
+            .any(|(offer, _)| offer.routing_key.is_multiple_of(SAMPLED))
+    }
+}
+
 struct OwnHalf {
-    offer: Offer,
-    owner: HomeIndex,
+    asks: Asks,
+    /// Nobody is asked: no other federator has the address of its peer.
+    held_back: bool,
     finished: bool,
     link: Option<LinkState>,
     done: bool,
 }
+
+/// Of so many halves one is asked about although nobody has its peer's address: both ends of a connection choose the same. So an
+/// address that its federator does not know of is found out.
+const SAMPLED: u64 = 64;
 
 /// Halves of this home that the mesh is asked about or has matched.
 pub(crate) struct Home {
@@ -118,6 +156,8 @@ pub(crate) struct Home {
     handles: Map<u64, HalfId>,
     /// Ids by those who may have to be told again: the owner, and the partner's home.
     by_peer: BTreeMap<HomeIndex, BTreeSet<u64>>,
+    /// Halves that nobody is asked about, with the addresses of their peers.
+    held_back: BTreeMap<u64, IpAddr>,
     /// When to forget: halves that are done, and links that stay silent.
     timers: VecDeque<(i64, HalfId)>,
     acts: VecDeque<Act>,
@@ -131,6 +171,7 @@ impl Home {
             halves: Map::default(),
             handles: Map::default(),
             by_peer: BTreeMap::new(),
+            held_back: BTreeMap::new(),
             timers: VecDeque::new(),
             acts: VecDeque::new(),
             max_halves,
@@ -146,12 +187,13 @@ impl Home {
         self.halves.len()
     }
 
+    /// `outside`: the address of its peer, if nobody is known to have that.
     pub(crate) fn offer(
         &mut self,
         id: HalfId,
-        offer: Offer,
-        owner: HomeIndex,
+        asks: Asks,
         finished: bool,
+        outside: Option<IpAddr>,
     ) -> bool {
         if self.halves.contains_key(&id.0) {
             return true;
@@ -160,21 +202,57 @@ impl Home {
             self.counters.refused += 1;
             return false;
         }
-        self.counters.offered += 1;
-        self.handles.insert(offer.handle.0, id);
-        self.file(id, owner);
-        self.halves.insert(
-            id.0,
-            OwnHalf {
-                offer,
-                owner,
-                finished,
-                link: None,
-                done: false,
-            },
-        );
-        self.acts.push_back(Act::Offer(owner, offer));
+        let outside = outside.filter(|_| !asks.is_sample());
+        self.handles.insert(asks.handle().0, id);
+        let half = OwnHalf {
+            asks,
+            held_back: outside.is_some(),
+            finished,
+            link: None,
+            done: false,
+        };
+        self.halves.insert(id.0, half);
+        match outside {
+            Some(address) => {
+                self.counters.held_back += 1;
+                self.held_back.insert(id.0, address);
+            }
+            None => self.ask(id),
+        }
         true
+    }
+
+    /// Asks the owners.
+    fn ask(&mut self, id: HalfId) {
+        let Some(half) = self.halves.get_mut(&id.0) else {
+            return;
+        };
+        self.counters.offered += 1;
+        half.held_back = false;
+        let asks = half.asks;
+        for (offer, owner) in asks.iter() {
+            self.acts.push_back(Act::Offer(*owner, *offer));
+        }
+        self.refile(id, [None; 3]);
+    }
+
+    /// Halves that nobody was asked about, and whose peers' addresses are somebody's after all, are offered.
+    pub(crate) fn release(&mut self, is_somebodys: impl Fn(IpAddr) -> bool) {
+        let held_back = self.held_back.iter();
+        let ids: Vec<u64> = held_back
+            .filter(|(_, address)| is_somebodys(**address))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.held_back.remove(&id);
+            self.counters.released += 1;
+            self.ask(HalfId(id));
+        }
+    }
+
+    /// Halves that nobody is asked about now.
+    pub(crate) fn held_back(&self) -> usize {
+        self.held_back.len()
     }
 
     /// A half that was linked before a restart.
@@ -182,7 +260,7 @@ impl Home {
         &mut self,
         now: i64,
         id: HalfId,
-        (offer, owner): (Offer, HomeIndex),
+        asks: Asks,
         finished: bool,
         peer: HomeIndex,
         link: &Link,
@@ -204,19 +282,16 @@ impl Home {
             sent: told,
             round: 0,
         };
-        self.handles.insert(offer.handle.0, id);
-        self.file(id, owner);
-        self.file(id, peer);
-        self.halves.insert(
-            id.0,
-            OwnHalf {
-                offer,
-                owner,
-                finished,
-                link: Some(link),
-                done: false,
-            },
-        );
+        self.handles.insert(asks.handle().0, id);
+        let half = OwnHalf {
+            asks,
+            held_back: false,
+            finished,
+            link: Some(link),
+            done: false,
+        };
+        self.halves.insert(id.0, half);
+        self.refile(id, [None; 3]);
         self.send_card(id);
     }
 
@@ -232,11 +307,17 @@ impl Home {
         })
     }
 
-    /// The owner of a half, and the home of its partner if one is named.
-    pub(crate) fn concerned(&self, id: HalfId) -> (Option<HomeIndex>, Option<HomeIndex>) {
+    /// The owners of a half that is asked about, and the home of its partner if one is named.
+    pub(crate) fn concerned(&self, id: HalfId) -> ([Option<HomeIndex>; 2], Option<HomeIndex>) {
         let half = self.halves.get(&id.0);
         let link = half.and_then(|half| half.link.as_ref());
-        (half.map(|half| half.owner), link.map(|link| link.peer))
+        let [first, second, _] = half.map_or([None; 3], OwnHalf::concerned);
+        ([first, second], link.map(|link| link.peer))
+    }
+
+    /// Whether nobody is asked about this one.
+    pub(crate) fn is_held_back(&self, id: HalfId) -> bool {
+        self.held_back.contains_key(&id.0)
     }
 
     pub(crate) fn withdraw(&mut self, now: i64, id: HalfId, why: Withdrawn) {
@@ -259,16 +340,19 @@ impl Home {
     }
 
     /// Our half was reported on again. Its keys may be others now: the answer to a first datagram was seen.
-    pub(crate) fn updated(&mut self, id: HalfId, own: &HalfView, offer: Offer) {
+    pub(crate) fn updated(&mut self, id: HalfId, own: &HalfView, asks: &Asks) {
         let Some(half) = self.halves.get_mut(&id.0) else {
             return;
         };
-        if half.link.is_none()
-            && half.offer.routing_key == offer.routing_key
-            && half.offer.matching_key != offer.matching_key
-        {
-            half.offer = offer;
-            self.acts.push_back(Act::Offer(half.owner, offer));
+        for (offer, owner) in half.asks.iter_mut().filter(|_| half.link.is_none()) {
+            let same = |new: &&(Offer, HomeIndex)| new.0.routing_key == offer.routing_key;
+            let new = asks.iter().find(same).map(|(new, _)| *new);
+            if let Some(new) = new.filter(|new| new.matching_key != offer.matching_key) {
+                *offer = new;
+                if !half.held_back {
+                    self.acts.push_back(Act::Offer(*owner, new));
+                }
+            }
         }
         if half.finished || own.closed_at.is_none() {
             return;
@@ -322,7 +406,7 @@ impl Home {
         let Some(half) = self.halves.get(&id.0) else {
             return;
         };
-        if half.owner == from || half.link.as_ref().is_some_and(|link| link.peer == from) {
+        if half.concerned().contains(&Some(from)) {
             self.undo(id);
         }
     }
@@ -334,19 +418,14 @@ impl Home {
             let Some(half) = self.halves.get_mut(&id) else {
                 continue;
             };
-            match &mut half.link {
-                None if half.owner == peer => self.acts.push_back(Act::Offer(peer, half.offer)),
-                Some(link) => {
-                    // A partner that agrees in part may be refused: the owner is to go on looking.
-                    if half.owner == peer && link.partial && !link.joined {
-                        self.acts.push_back(Act::Offer(peer, half.offer));
-                    }
-                    if link.peer == peer {
-                        link.sent = link.told;
-                        self.send_card(HalfId(id));
-                    }
-                }
-                None => {}
+            if half.is_asked() {
+                let theirs = half.asks.iter().filter(|(_, owner)| *owner == peer);
+                let offers = theirs.map(|(offer, _)| Act::Offer(peer, *offer));
+                self.acts.extend(offers);
+            }
+            if let Some(link) = half.link.as_mut().filter(|link| link.peer == peer) {
+                link.sent = link.told;
+                self.send_card(HalfId(id));
             }
         }
     }
@@ -358,54 +437,45 @@ impl Home {
         more: &[HomeIndex],
         less: &[HomeIndex],
     ) -> usize {
-        let mut moved = Vec::new();
-        let of_less = less.iter().flat_map(|owner| self.by_peer.get(owner));
-        for id in of_less.flatten() {
-            if let Some(half) = self.halves.get(id) {
-                let to = members.rendezvous(half.offer.routing_key);
-                moved.push((*id, to));
-            }
-        }
-        if !more.is_empty() {
-            for (id, half) in &self.halves {
-                if !less.contains(&half.owner) {
-                    let to = members.better_of(half.offer.routing_key, half.owner, more);
-                    moved.push((*id, to));
+        let mut ids: Vec<u64> = if more.is_empty() {
+            let of_less = less.iter().flat_map(|owner| self.by_peer.get(owner));
+            of_less
+                .flatten()
+                .copied()
+                .chain(self.held_back.keys().copied())
+                .collect()
+        } else {
+            self.halves.keys().copied().collect()
+        };
+        ids.sort_unstable();
+        ids.dedup();
+        let mut reoffered = 0;
+        for id in ids {
+            let Some(half) = self.halves.get_mut(&id).filter(|half| !half.done) else {
+                continue;
+            };
+            let (before, asked) = (half.concerned(), half.is_asked());
+            let mut moved = 0;
+            for (offer, owner) in half.asks.iter_mut() {
+                let to = if less.contains(owner) {
+                    members.rendezvous(offer.routing_key)
+                } else {
+                    members.better_of(offer.routing_key, *owner, more)
+                };
+                let from = std::mem::replace(owner, to);
+                if from != to && asked {
+                    self.acts.push_back(Act::Withdraw(from, offer.handle));
+                    self.acts.push_back(Act::Offer(to, *offer));
+                    moved += 1;
                 }
             }
+            if half.concerned() != before {
+                self.refile(HalfId(id), before);
+            }
+            reoffered += moved;
         }
-        moved.sort_unstable();
-        moved.dedup();
-        moved
-            .into_iter()
-            .filter(|(id, to)| self.move_to(HalfId(*id), *to))
-            .count()
-    }
-
-    /// Another owns the half's offer now.
-    fn move_to(&mut self, id: HalfId, to: HomeIndex) -> bool {
-        let Some(half) = self.halves.get_mut(&id.0) else {
-            return false;
-        };
-        let from = std::mem::replace(&mut half.owner, to);
-        if from == to || half.done {
-            return false;
-        }
-        let (offer, peer) = (half.offer, half.peer());
-        let asked = half
-            .link
-            .as_ref()
-            .is_none_or(|link| link.partial && !link.joined);
-        if peer != from || half.link.is_none() {
-            self.unfile(id, from);
-        }
-        self.file(id, to);
-        if asked {
-            self.acts.push_back(Act::Withdraw(from, offer.handle));
-            self.acts.push_back(Act::Offer(to, offer));
-        }
-        self.counters.reoffered += u64::from(asked);
-        asked
+        self.counters.reoffered += reoffered as u64;
+        reoffered
     }
 
     /// The peer has made a card durable.
@@ -487,14 +557,18 @@ impl Home {
         peer: HomeIndex,
         partial: bool,
     ) -> bool {
-        let before = self.halves.get(&id.0).map(OwnHalf::peer);
+        let before = self.halves.get(&id.0).map(OwnHalf::concerned);
         let named = self.weigh_partner(now, id, theirs, peer, partial);
-        let after = self.halves.get(&id.0).map(OwnHalf::peer);
-        if let (Some(before), Some(after)) = (before, after)
-            && before != after
+        if let Some(half) = self
+            .halves
+            .get_mut(&id.0)
+            .filter(|half| half.link.is_some())
+            && std::mem::take(&mut half.held_back)
         {
-            self.leave(id, before);
-            self.file(id, after);
+            self.held_back.remove(&id.0);
+        }
+        if let Some(before) = before {
+            self.refile(id, before);
         }
         named
     }
@@ -552,8 +626,10 @@ impl Home {
             Told::Open
         };
         if link.sent < level && (half.finished || !link.partial) {
+            // What follows a first word is not in a hurry.
+            let pressing = link.sent == Told::Nothing;
             link.sent = level;
-            self.acts.push_back(Act::Card(link.peer, id));
+            self.acts.push_back(Act::Card(link.peer, id, pressing));
         }
     }
 
@@ -573,11 +649,16 @@ impl Home {
             Fit::Yes(verdict) if card.partial || !verdict.in_part() || !link.partial => {
                 link.heard_final |= card.half.state.finished();
                 self.counters.joined += u64::from(!link.joined);
-                let again = (link.partial || verdict.in_part()) && !link.joined;
-                if !link.joined {
-                    link.joined = true;
-                    self.acts
-                        .push_back(Act::Withdraw(half.owner, half.offer.handle));
+                let in_part = link.partial || verdict.in_part();
+                let again = in_part && !link.joined;
+                // An owner that has found the pair need not be told that it was right; one that has paired in part may have
+                // taken them for each other's.
+                if !std::mem::replace(&mut link.joined, true) && in_part {
+                    let (asks, acts) = (half.asks, &mut self.acts);
+                    acts.extend(
+                        asks.iter()
+                            .map(|(offer, owner)| Act::Withdraw(*owner, offer.handle)),
+                    );
                 }
                 if again {
                     // They may have had our card too early to make use of it.
@@ -613,22 +694,22 @@ impl Home {
         }
     }
 
-    fn file(&mut self, id: HalfId, peer: HomeIndex) {
-        self.by_peer.entry(peer).or_default().insert(id.0);
-    }
-
-    /// The peer is no longer the partner's home; it may be the owner.
-    fn leave(&mut self, id: HalfId, peer: HomeIndex) {
-        if self.halves.get(&id.0).is_none_or(|half| half.owner != peer) {
-            self.unfile(id, peer);
+    /// Files the half under those that are concerned now, and no more under those that were and are not.
+    fn refile(&mut self, id: HalfId, before: [Option<HomeIndex>; 3]) {
+        let now = self.halves.get(&id.0).map_or([None; 3], OwnHalf::concerned);
+        for peer in before.into_iter().flatten() {
+            if !now.contains(&Some(peer))
+                && let Some(ids) = self.by_peer.get_mut(&peer)
+            {
+                ids.remove(&id.0);
+                if ids.is_empty() {
+                    self.by_peer.remove(&peer);
+                }
+            }
         }
-    }
-
-    fn unfile(&mut self, id: HalfId, peer: HomeIndex) {
-        if let Some(ids) = self.by_peer.get_mut(&peer) {
-            ids.remove(&id.0);
-            if ids.is_empty() {
-                self.by_peer.remove(&peer);
+        for peer in now.into_iter().flatten() {
+            if !before.contains(&Some(peer)) {
+                self.by_peer.entry(peer).or_default().insert(id.0);
             }
         }
     }
@@ -638,12 +719,14 @@ impl Home {
         let Some(half) = self.halves.get_mut(&id.0) else {
             return;
         };
-        let before = half.peer();
+        let before = half.concerned();
         half.link = None;
-        let (owner, offer) = (half.owner, half.offer);
-        self.leave(id, before);
-        self.acts.push_back(Act::Withdraw(owner, offer.handle));
-        self.acts.push_back(Act::Offer(owner, offer));
+        let asks = half.asks;
+        self.refile(id, before);
+        for (offer, owner) in asks.iter() {
+            self.acts.push_back(Act::Withdraw(*owner, offer.handle));
+            self.acts.push_back(Act::Offer(*owner, *offer));
+        }
     }
 
     fn undo(&mut self, id: HalfId) {
@@ -656,20 +739,36 @@ impl Home {
         let Some(half) = self.halves.remove(&id.0) else {
             return;
         };
-        self.handles.remove(&half.offer.handle.0);
-        self.unfile(id, half.peer());
-        self.unfile(id, half.owner);
-        if !half.done {
-            self.acts
-                .push_back(Act::Withdraw(half.owner, half.offer.handle));
+        self.held_back.remove(&id.0);
+        self.handles.remove(&half.asks.handle().0);
+        self.refile(id, half.concerned());
+        if !half.done && !half.held_back {
+            for (offer, owner) in half.asks.iter() {
+                self.acts.push_back(Act::Withdraw(*owner, offer.handle));
+            }
         }
     }
 }
 
 impl OwnHalf {
-    /// Who has the next word on it.
-    fn peer(&self) -> HomeIndex {
-        self.link.as_ref().map_or(self.owner, |link| link.peer)
+    /// Whether owners are to look for its other end.
+    fn is_asked(&self) -> bool {
+        // A partner that agrees in part may be refused: they are to go on looking.
+        let wanted = |link: &LinkState| link.partial && !link.joined;
+        !self.held_back && self.link.as_ref().is_none_or(wanted)
+    }
+
+    /// Who may have to be told of it again: the owners, and the partner's home.
+    fn concerned(&self) -> [Option<HomeIndex>; 3] {
+        if self.held_back {
+            return [None; 3];
+        }
+        let owner = |(_, owner): (Offer, HomeIndex)| owner;
+        [
+            Some(owner(self.asks.first)),
+            self.asks.second.map(owner),
+            self.link.as_ref().map(|link| link.peer),
+        ]
     }
 }
 

@@ -10,9 +10,20 @@ use weft_stitching::{DatagramSort, Datagrams, Fingerprint, HalfView, Role, scope
 use weft_wire::control::{EndpointCard, Handle};
 use weft_wire::{Half, HalfId, Protocol, Site};
 
-/// The secret that all federators of a mesh share.
+/// Keys that a mesh has at a time: those of some rotations, the oldest first to be forgotten.
+pub const MAX_KEYS: usize = 8;
+
+/// The secret that all federators of a mesh share: a key, or several that follow each other.
+///
+/// A key is the present one from its time on, until that of the next. For some time after that (the overlap) halves are offered
+/// under the one before it too: a federator that has the new key not yet, or whose clock is behind, finds them under that. The
+/// overlap is to be longer than halves wait for their other ends.
 #[derive(Clone, PartialEq, Eq)]
-pub struct MeshKey([u8; 32]);
+pub struct MeshKey {
+    /// From when on, in the order of that; never empty.
+    keys: Vec<(i64, [u8; 32])>,
+    overlap_us: i64,
+}
 
 impl fmt::Debug for MeshKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,53 +41,99 @@ pub struct Keys {
 }
 
 impl MeshKey {
-    /// The key with these bytes.
+    /// The only key, with these bytes.
     pub fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+        Self {
+            keys: vec![(i64::MIN, bytes)],
+            overlap_us: 0,
+        }
     }
 
-    /// The hashes of a half: of its ISNs or first datagrams, or, where they are not known, of network and addresses.
+    /// Keys with the times from which on they are the present one, in microseconds since the Unix epoch, and the overlap. The
+    /// first is the present one before its time too. `None` without any key, or with more than [`MAX_KEYS`].
+    pub fn rotating(mut keys: Vec<(i64, [u8; 32])>, overlap_us: i64) -> Option<Self> {
+        keys.sort_unstable();
+        (1..=MAX_KEYS)
+            .contains(&keys.len())
+            .then_some(Self { keys, overlap_us })
+    }
+
+    /// The hashes of a half under the present key, and during an overlap those under the one before.
+    pub fn keys_at(&self, now: i64, half: &HalfView) -> (Keys, Option<Keys>) {
+        let begun = self.keys.partition_point(|(from, _)| *from <= now);
+        let present = begun.saturating_sub(1);
+        let (from, key) = &self.keys[present];
+        let before = present.checked_sub(1).map(|place| &self.keys[place].1);
+        let before = before.filter(|_| now < from.saturating_add(self.overlap_us));
+        (
+            keys_under(key, half),
+            before.map(|before| keys_under(before, half)),
+        )
+    }
+
+    /// The hashes of a half under the newest key.
     pub fn keys(&self, half: &HalfView) -> Keys {
-        match half.fingerprint {
-            Fingerprint::TcpIsn { client, server } => Keys {
-                routing: self.hash(b"isn", &[&client.to_le_bytes()]),
-                matching: self.hash(b"isns", &[&client.to_le_bytes(), &server.to_le_bytes()]),
-            },
-            // Of the server's, for the same reason as of its ISN, the routing key says nothing.
-            Fingerprint::Datagrams(first) => {
-                let (sort, client) = ([first.sort as u8], first.client.to_le_bytes());
-                Keys {
-                    routing: self.hash(b"datagram", &[&sort, &client]),
-                    matching: self
-                        .hash(b"datagrams", &[&sort, &client, &first.server.to_le_bytes()]),
-                }
+        self.keys_at(i64::MAX, half).0
+    }
+
+    /// The hashes of a half under each of the keys, the newest first.
+    pub fn all_keys(&self, half: &HalfView) -> impl Iterator<Item = Keys> {
+        let half = *half;
+        let keys = self.keys.iter().rev();
+        keys.map(move |(_, key)| keys_under(key, &half))
+    }
+}
+
+/// The hashes of a half: of its ISNs or first datagrams, or, where they are not known, of network and addresses.
+fn keys_under(key: &[u8; 32], half: &HalfView) -> Keys {
+    match half.fingerprint {
+        Fingerprint::TcpIsn { client, server } => Keys {
+            routing: hash(key, b"isn", &[&client.to_le_bytes()]),
+            matching: hash(
+                key,
+                b"isns",
+                &[&client.to_le_bytes(), &server.to_le_bytes()],
+            ),
+        },
+        // Of the server's, for the same reason as of its ISN, the routing key says nothing.
+        Fingerprint::Datagrams(first) => {
+            let (sort, client) = ([first.sort as u8], first.client.to_le_bytes());
+            Keys {
+                routing: hash(key, b"datagram", &[&sort, &client]),
+                matching: hash(
+                    key,
+                    b"datagrams",
+                    &[&sort, &client, &first.server.to_le_bytes()],
+                ),
             }
-            Fingerprint::Unknown => {
-                let tuple = half.tuple_key().to_le_bytes();
-                Keys {
-                    routing: self.hash(b"tuple", &[&tuple]),
-                    matching: self.hash(b"tuples", &[&tuple]),
-                }
+        }
+        Fingerprint::Unknown => {
+            let tuple = half.tuple_key().to_le_bytes();
+            Keys {
+                routing: hash(key, b"tuple", &[&tuple]),
+                matching: hash(key, b"tuples", &[&tuple]),
             }
         }
     }
+}
 
-    /// A home's name for a half: the same after a restart, and meaningless to everyone else.
-    pub fn handle(&self, home: &str, half: HalfId) -> Handle {
-        Handle(self.hash(b"handle", &[home.as_bytes(), &half.0.to_le_bytes()]))
-    }
+/// A home's name for a half: the same after a restart and whatever becomes of the mesh's keys, and meaningless to everyone
+/// else: the id is mixed from the random number of its host's boot.
+pub fn handle(home: &str, half: HalfId) -> Handle {
+    let parts: [&[u8]; 2] = [home.as_bytes(), &half.0.to_le_bytes()];
+    Handle(hash(&[0; 32], b"handle", &parts))
+}
 
-    fn hash(&self, what: &[u8], parts: &[&[u8]]) -> u64 {
-        let mut hasher = blake3::Hasher::new_keyed(&self.0);
-        hasher.update(what);
-        for part in parts {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
-        let mut first = [0; 8];
-        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        u64::from_le_bytes(first)
+fn hash(key: &[u8; 32], what: &[u8], parts: &[&[u8]]) -> u64 {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    hasher.update(what);
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
     }
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
 }
 
 /// [`HalfView::network`] of an agent's site: the same at every federator. A network without a name is one of its
@@ -204,6 +261,24 @@ mod tests {
             assert_ne!(key.keys(&client), MeshKey::new([8; 32]).keys(&client));
             assert_ne!(key.keys(&client).routing, key.keys(&client).matching);
         }
+    }
+
+    #[test]
+    fn a_new_key_is_used_from_its_time_on_and_the_old_one_for_the_overlap() {
+        let half = half(Role::Client, datagrams(1, 2));
+        let [first, second] = [[1; 32], [2; 32]].map(|bytes| MeshKey::new(bytes).keys(&half));
+        let both = MeshKey::rotating(vec![(1000, [2; 32]), (500, [1; 32])], 100).unwrap();
+        for (now, expected) in [
+            (0, (first, None)),
+            (999, (first, None)),
+            (1000, (second, Some(first))),
+            (1099, (second, Some(first))),
+            (1100, (second, None)),
+        ] {
+            assert_eq!(both.keys_at(now, &half), expected, "at {now}");
+        }
+        assert_eq!(both.all_keys(&half).collect::<Vec<_>>(), [second, first]);
+        assert_eq!(MeshKey::rotating(Vec::new(), 100), None);
     }
 
     fn datagrams(client: u64, server: u64) -> Fingerprint {

@@ -2,7 +2,7 @@
 //! homes then tell each other. Pure: no clock, no randomness, no IO.
 //!
 //! Reading order: [`keys`] (what an offer says of a half, and what it does not), [`members`] (who owns a routing key),
-//! [`membership`] (who is there at all),
+//! [`membership`] (who is there at all), [`summary`] (where their endpoints are),
 //! [`mesh`](mod@mesh) (the whole state machine of one federator, [`Mesh`]), then its two parts, [`owner`] (who belongs together) and
 //! [`home`] (what became of our halves).
 //!
@@ -17,9 +17,11 @@ pub mod members;
 pub mod membership;
 pub mod mesh;
 pub mod owner;
+pub mod summary;
 
 pub use home::{Link, Withdrawn};
-pub use keys::{Keys, MeshKey, card_view, half_view, host_key, network_key};
+pub use keys::{Keys, MAX_KEYS, MeshKey, card_view, half_view, host_key, network_key};
 pub use members::{MAX_WEIGHT, Members};
 pub use membership::{Membership, Node};
 pub use mesh::{Card, Config, Counters, CutOff, Effect, Mesh, Misbehaved, Records};
+pub use owner::KeptOffer;

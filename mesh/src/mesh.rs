@@ -1,17 +1,22 @@
 //! The state machine of one federator in the mesh.
 
+mod outbox;
 mod ownership;
+mod reach;
 
 use std::collections::{BTreeSet, VecDeque};
 
 use weft_stitching::{HalfView, Verdict};
-use weft_wire::control::{EndpointCard, Handle, MatchNotice, Offer, PeerMessage, Recall};
+use weft_wire::control::{EndpointCard, MatchNotice, Offer, PeerMessage};
 use weft_wire::{Half, HalfId, Role, Site, Timestamp};
 
-use crate::home::{Act, Home, HomeCounters, Link, Withdrawn};
-use crate::keys::MeshKey;
+pub use self::outbox::IN_FLIGHT;
+use self::outbox::{Ask, InFlight, Peer, Session};
+use crate::home::{Act, Asks, Home, HomeCounters, Link, Withdrawn};
+use crate::keys::{Keys, MeshKey, handle};
 use crate::members::Members;
-use crate::owner::{HomeIndex, Limits, Owner, OwnerCounters, Word};
+use crate::owner::{HomeIndex, KeptOffer, Limits, Owner, OwnerCounters, Word};
+use crate::summary::{Others, Own};
 
 /// How a [`Mesh`] is set. The same on all federators, but for `name` and the limits.
 #[derive(Clone, Debug)]
@@ -28,6 +33,9 @@ pub struct Config {
     /// Longer than agents and homes need to report both ends; a match by `tcp-client-isn` is late by this or by the
     /// connection's life, whichever is longer.
     pub partial_delay_us: i64,
+    /// How long what somebody waits for may wait for company before it is sent, in microseconds; what nobody waits for waits
+    /// [`UNHURRIED`](outbox::UNHURRIED) times as long. A match is late by up to three times this. 0: nothing waits.
+    pub gather_us: i64,
     /// Offers kept as owner; about 170 bytes each. Beyond it offers are refused, and their halves find no partner.
     pub max_offers: usize,
     /// Of these, from one home.
@@ -118,6 +126,10 @@ pub struct Counters {
     pub home: HomeCounters,
     /// As owner.
     pub owner: OwnerCounters,
+    /// Addresses of our endpoints that were not in our summary, until a peer saw them.
+    pub addresses_learnt: u64,
+    /// Halves that nobody is asked about now: no other federator has the address of their peers.
+    pub held_back: u64,
     /// Offers kept as owner now.
     pub offers: u64,
     /// Own halves in the mesh now.
@@ -163,8 +175,13 @@ pub struct CutOff {
 /// does not include, in their order, with what the stitcher says in between. Handles are hashes of the half's id, so those
 /// given out before the restart are still right. Sessions come after.
 ///
-/// **What has expired** is not known here. [`recall`](Self::recall) asks all homes to look for the other end of a half that came
-/// late; what a federator finds when it is asked so, or had to give up while it was [`cut_off`](Self::cut_off), it offers again.
+/// **What has expired** is not known here. [`recall`](Self::recall) asks the homes that may have it to look for the other end of a
+/// half that came late; what a federator finds when it is asked so, or had to give up while it was [`cut_off`](Self::cut_off), it
+/// offers again.
+///
+/// **Where endpoints are.** [`vouch`](Self::vouch) says behind which public addresses our own can appear; all others are told.
+/// While every other federator has said so, a half whose peer's address is nobody's is kept and not offered, until it is
+/// somebody's.
 ///
 /// **Guarantees.** A half is joined only by its other end's card and [`judge`](weft_stitching::judge()), never by an owner's word: a
 /// lying owner or a colliding hash joins nothing. Both homes judge the same two halves by the same rules. Messages
@@ -178,70 +195,20 @@ pub struct Mesh {
     config: Config,
     home: Home,
     owner: Owner,
+    own: Own,
+    others: Others,
     peers: Vec<Peer>,
     /// Peers for which something may be ready to be sent: with a thousand of them, to look at each is too much.
     ready: BTreeSet<HomeIndex>,
+    /// Peers for which something waits for company, by when it is to be sent.
+    gathering: BTreeSet<(i64, HomeIndex)>,
+    /// The clock is ahead of `now` by the time in which the program was down.
+    slept_us: i64,
     effects: VecDeque<Effect>,
     overflowed: u64,
     recalls_dropped: u64,
     doubts_dropped: u64,
     now: i64,
-}
-
-/// Messages to one peer that may be unacknowledged at a time.
-pub const IN_FLIGHT: usize = 64;
-/// Items in one message, chosen so that it stays far below the frame's limit (a card is at most a few KiB).
-const ITEMS: usize = 4096;
-const CARDS: usize = 128;
-
-/// What may wait for one peer: so many asks for each of [`Config::max_halves`], so many notices for each of
-/// [`Config::max_offers_per_home`]. A session begins with one for each; the rest is for what changes after. Beyond it
-/// the session is ended, what waits is dropped, and the next session says again what still holds.
-const WAITING_FOR_EACH: usize = 2;
-
-/// Recalls that may wait for one peer. More are dropped, and counted: their halves are found when they come again.
-const MAX_RECALLS: usize = 65_536;
-
-/// Handles in doubt that may wait for one peer. A peer that reaches us while we cannot reach it makes ever more of them. More
-/// are dropped, and counted: an owner says its own again with the next session; of a home's own the other home learns nothing.
-const MAX_DOUBTS: usize = 65_536;
-
-/// What waits for one peer. Asks and notices are bounded by [`WAITING_FOR_EACH`], cards by the own halves.
-#[derive(Default)]
-struct Peer {
-    session: Option<Session>,
-    /// Of the last hello, on either session.
-    instance: Option<u64>,
-    asks: VecDeque<Ask>,
-    notices: VecDeque<MatchNotice>,
-    cards: VecDeque<HalfId>,
-    /// Handles of theirs in doubt, each once; kept until acknowledged.
-    doubts: BTreeSet<Handle>,
-    /// Kept until acknowledged.
-    recalls: VecDeque<Recall>,
-}
-
-/// What a home tells an owner, in its order.
-#[derive(Clone, Copy)]
-enum Ask {
-    Offer(Offer),
-    Withdraw(Handle),
-}
-
-#[derive(Default)]
-struct Session {
-    seq: u64,
-    in_flight: VecDeque<(u64, Vec<InFlight>)>,
-}
-
-enum InFlight {
-    Card {
-        half: HalfId,
-        finished: bool,
-        round: u32,
-    },
-    Doubt(Handle),
-    Recall(Recall),
 }
 
 impl Mesh {
@@ -259,8 +226,12 @@ impl Mesh {
             name,
             home: Home::new(config.max_halves),
             owner: Owner::new(homes, limits),
+            own: Own::default(),
+            others: Others::default(),
             peers: (0..homes).map(|_| Peer::default()).collect(),
             ready: BTreeSet::new(),
+            gathering: BTreeSet::new(),
+            slept_us: 0,
             effects: VecDeque::new(),
             overflowed: 0,
             recalls_dropped: 0,
@@ -272,18 +243,20 @@ impl Mesh {
 
     /// The stitcher found no partner for this half: ask the mesh. `false`: there is no room ([`Config::max_halves`]).
     pub fn offer(&mut self, half: HalfId, view: &HalfView) -> bool {
-        let (offer, owner) = self.describe(half, view);
+        let asks = self.describe(half, view);
+        self.see(view);
+        let outside = self.outside(view.remote.ip());
         self.home
-            .offer(half, offer, owner, view.closed_at.is_some())
+            .offer(half, asks, view.closed_at.is_some(), outside)
     }
 
     /// After a restart: a half with the link that was stored with it.
     pub fn restore(&mut self, half: HalfId, view: &HalfView, link: &Link) {
-        let described = self.describe(half, view);
+        let asks = self.describe(half, view);
         if let Some(peer) = self.config.members.index(&link.peer) {
             let finished = view.closed_at.is_some();
             self.home
-                .restore(self.now, half, described, finished, peer, link);
+                .restore(self.now, half, asks, finished, peer, link);
         }
     }
 
@@ -300,53 +273,13 @@ impl Mesh {
 
     /// A half that was offered has closed, or the answer to its first datagram was seen.
     pub fn updated(&mut self, half: HalfId, view: &HalfView) {
-        let (offer, _) = self.describe(half, view);
-        self.home.updated(half, view, offer);
+        let asks = self.describe(half, view);
+        self.home.updated(half, view, &asks);
     }
 
-    /// A half came so late that its other end may have expired: asks all homes that can be reached to offer that again.
-    pub fn recall(&mut self, recall: Recall) {
-        for peer in 0..self.peers.len() {
-            if self.peers[peer].session.is_some() {
-                self.queue_recall(peer, recall);
-            }
-        }
-    }
-
-    /// The same, of one home that could not be reached before.
-    pub fn recall_from(&mut self, peer: &str, recall: Recall) {
-        if let Some(peer) = self.config.members.index(peer)
-            && self.peers[peer].session.is_some()
-        {
-            self.queue_recall(peer, recall);
-        }
-    }
-
-    fn queue_recall(&mut self, to: HomeIndex, recall: Recall) {
-        let peer = &mut self.peers[to];
-        if peer.recalls.len() >= MAX_RECALLS {
-            self.recalls_dropped += 1;
-            return;
-        }
-        peer.recalls.push_back(recall);
-        self.ready.insert(to);
-    }
-
-    /// Whether there is a session of ours to every other federator.
-    pub fn reaches_all(&self) -> bool {
-        let others = self.peers.iter().enumerate();
-        let mut others = others.filter(|(index, _)| *index != self.name);
-        others.all(|(_, peer)| peer.session.is_some())
-    }
-
-    /// Who of those concerned with an offered half cannot be reached.
-    pub fn cut_off(&self, half: HalfId) -> CutOff {
-        let away = |index: HomeIndex| index != self.name && self.peers[index].session.is_none();
-        let (owner, partner) = self.home.concerned(half);
-        CutOff {
-            owner: owner.is_some_and(away),
-            partner: partner.is_some_and(away),
-        }
+    /// The program had been down for so long, and `now` does not include that: keys of the mesh follow the clock.
+    pub fn slept(&mut self, us: i64) {
+        self.slept_us = self.slept_us.saturating_add(us.max(0));
     }
 
     /// Our session to this peer begins; `instance` is from its hello.
@@ -374,6 +307,9 @@ impl Mesh {
             instance: Some(instance),
             doubts,
             recalls,
+            summary_due: true,
+            heard: self.peers[index].heard,
+            due: self.peers[index].due,
             ..Peer::default()
         };
         self.ready.insert(index);
@@ -432,6 +368,7 @@ impl Mesh {
             .index(peer)
             .ok_or(Misbehaved::Stranger)?;
         self.now = self.now.max(now);
+        self.heard_of(index, message);
         match message {
             PeerMessage::Offers(offers) => offers
                 .iter()
@@ -463,6 +400,7 @@ impl Mesh {
             PeerMessage::Ambiguous(handles) => handles
                 .iter()
                 .for_each(|handle| self.home.doubted(index, *handle)),
+            PeerMessage::Summary(summary) => self.told_where(index, summary),
             // What has expired is not known here: the federator looks for it in its store.
             PeerMessage::Recall(_) => {}
         }
@@ -474,10 +412,12 @@ impl Mesh {
         let Some(index) = self.config.members.index(peer) else {
             return;
         };
+        if self.peers[index].is_blocked() {
+            self.ready.insert(index);
+        }
         let Some(session) = &mut self.peers[index].session else {
             return;
         };
-        self.ready.insert(index);
         while session
             .in_flight
             .front()
@@ -515,9 +455,24 @@ impl Mesh {
             };
             self.tell(home, word);
         }
+        self.gathered();
         for peer in std::mem::take(&mut self.ready) {
             self.send(peer, records);
         }
+    }
+
+    /// When [`advance`](Self::advance) next has anything to do, if nothing happens before; but for what expires.
+    pub fn next_timer(&self) -> Option<i64> {
+        let gathered = self.gathering.first().map(|(at, _)| *at);
+        [gathered, self.owner.next_timer()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Everything that this federator keeps of offers as their owner.
+    pub fn kept(&self) -> impl Iterator<Item = KeptOffer> {
+        self.owner.kept()
     }
 
     /// The next effect.
@@ -529,6 +484,8 @@ impl Mesh {
     pub fn counters(&self) -> Counters {
         Counters {
             home: self.home.counters,
+            addresses_learnt: self.own.learnt,
+            held_back: self.home.held_back() as u64,
             owner: self.owner.counters(),
             offers: self.owner.len() as u64,
             halves: self.home.len() as u64,
@@ -547,19 +504,26 @@ impl Mesh {
         })
     }
 
-    fn describe(&self, half: HalfId, view: &HalfView) -> (Offer, HomeIndex) {
-        let keys = self.config.key.keys(view);
-        let offer = Offer {
-            routing_key: keys.routing,
-            matching_key: keys.matching,
-            role: match view.role {
-                weft_stitching::Role::Client => Role::Client,
-                weft_stitching::Role::Server => Role::Server,
-            },
-            opened_at: Timestamp(view.opened_at),
-            handle: self.config.key.handle(&self.config.name, half),
+    fn describe(&self, half: HalfId, view: &HalfView) -> Asks {
+        let clock = self.now.saturating_add(self.slept_us);
+        let (present, before) = self.config.key.keys_at(clock, view);
+        let ask = |keys: Keys| {
+            let offer = Offer {
+                routing_key: keys.routing,
+                matching_key: keys.matching,
+                role: match view.role {
+                    weft_stitching::Role::Client => Role::Client,
+                    weft_stitching::Role::Server => Role::Server,
+                },
+                opened_at: Timestamp(view.opened_at),
+                handle: handle(&self.config.name, half),
+            };
+            (offer, self.config.members.rendezvous(keys.routing))
         };
-        (offer, self.config.members.rendezvous(keys.routing))
+        Asks {
+            first: ask(present),
+            second: before.map(ask),
+        }
     }
 
     fn perform(&mut self, act: Act, records: &impl Records) {
@@ -567,26 +531,29 @@ impl Mesh {
             Act::Offer(owner, offer) if owner == self.name => {
                 self.owner.offer(self.now, owner, offer)
             }
-            Act::Offer(owner, offer) => {
-                self.queue(owner, |peer| peer.asks.push_back(Ask::Offer(offer)))
-            }
+            Act::Offer(owner, offer) => self.queue(owner, true, |peer| {
+                peer.asks.push_back(Ask::Offer(offer));
+            }),
             Act::Withdraw(owner, handle) if owner == self.name => {
                 self.owner.withdraw(owner, handle)
             }
-            Act::Withdraw(owner, handle) => {
-                self.queue(owner, |peer| peer.asks.push_back(Ask::Withdraw(handle)))
-            }
-            Act::Card(to, half) if to == self.name => {
+            Act::Withdraw(owner, handle) => self.queue(owner, false, |peer| {
+                peer.asks.push_back(Ask::Withdraw(handle));
+            }),
+            Act::Card(to, half, _) if to == self.name => {
                 if let Some((card, finished)) = self.write_card(half, records) {
                     let round = self.home.round(half);
                     self.take_card(to, Box::new(card), records);
                     self.home.card_acknowledged(self.now, half, finished, round);
                 }
             }
-            Act::Card(to, half) => self.queue(to, |peer| peer.cards.push_back(half)),
+            Act::Card(to, half, pressing) => {
+                self.queue(to, pressing, |peer| peer.cards.push_back(half));
+            }
             Act::Doubt(to, handle) if to == self.name => self.home.doubted(to, handle),
             Act::Doubt(to, handle) => self.doubt(to, handle),
             Act::Join(half, card, verdict, named_at) => {
+                self.appears(card.half.remote.ip());
                 self.effects.push_back(Effect::Join {
                     half,
                     card,
@@ -598,49 +565,6 @@ impl Mesh {
             Act::Undo(half) => self.effects.push_back(Effect::Undo { half }),
             Act::Done(half) => self.effects.push_back(Effect::Done { half }),
         }
-    }
-
-    /// Queues a doubt, which is kept until a session takes it.
-    fn doubt(&mut self, to: HomeIndex, handle: Handle) {
-        let doubts = &mut self.peers[to].doubts;
-        if doubts.len() >= MAX_DOUBTS && !doubts.contains(&handle) {
-            self.doubts_dropped += 1;
-            return;
-        }
-        doubts.insert(handle);
-        self.ready.insert(to);
-    }
-
-    /// Queues for a peer that can be reached; one that cannot is told when its session begins.
-    fn queue(&mut self, to: HomeIndex, item: impl FnOnce(&mut Peer)) {
-        let peer = &mut self.peers[to];
-        if peer.session.is_none() {
-            return;
-        }
-        item(peer);
-        self.ready.insert(to);
-        let peer = &self.peers[to];
-        let asks = self.config.max_halves.saturating_mul(WAITING_FOR_EACH);
-        let notices = self
-            .config
-            .max_offers_per_home
-            .saturating_mul(WAITING_FOR_EACH);
-        if peer.asks.len() > asks || peer.notices.len() > notices {
-            self.overflowed += 1;
-            self.redial(to);
-        }
-    }
-
-    /// Our session is of no more use. What the next one says anew need not wait.
-    fn redial(&mut self, to: HomeIndex) {
-        self.lose_session(to);
-        let peer = &mut self.peers[to];
-        peer.asks = VecDeque::new();
-        peer.notices = VecDeque::new();
-        peer.cards = VecDeque::new();
-        self.effects.push_back(Effect::Redial {
-            peer: self.config.members.name(to).to_owned(),
-        });
     }
 
     fn tell(&mut self, home: HomeIndex, word: Word) {
@@ -666,7 +590,7 @@ impl Mesh {
                     home: self.config.members.name(other).to_owned(),
                     partial,
                 };
-                self.queue(home, |peer| peer.notices.push_back(notice));
+                self.queue(home, true, |peer| peer.notices.push_back(notice));
             }
             Word::Ambiguous(yours) => self.doubt(home, yours),
         }
@@ -689,7 +613,7 @@ impl Mesh {
         let finished = own.state.finished();
         let card = EndpointCard {
             yours: link.theirs,
-            theirs: self.config.key.handle(&self.config.name, half),
+            theirs: handle(&self.config.name, half),
             partial: link.partial,
             half: own,
             owner,
@@ -699,92 +623,5 @@ impl Mesh {
             site,
         };
         Some((card, finished))
-    }
-
-    /// Sends what waits for a peer, as far as it may be unacknowledged.
-    fn send(&mut self, to: HomeIndex, records: &impl Records) {
-        while self.peers[to]
-            .session
-            .as_ref()
-            .is_some_and(|session| session.in_flight.len() < IN_FLIGHT)
-        {
-            let Some((message, in_flight)) = self.next_message(to, records) else {
-                return;
-            };
-            let Some(session) = &mut self.peers[to].session else {
-                return;
-            };
-            session.seq += 1;
-            session.in_flight.push_back((session.seq, in_flight));
-            let peer = self.config.members.name(to).to_owned();
-            self.effects.push_back(Effect::Send {
-                peer,
-                seq: session.seq,
-                message,
-            });
-        }
-    }
-
-    fn next_message(
-        &mut self,
-        to: HomeIndex,
-        records: &impl Records,
-    ) -> Option<(PeerMessage, Vec<InFlight>)> {
-        fn some<T>(queue: &mut VecDeque<T>) -> Vec<T> {
-            let n = queue.len().min(ITEMS);
-            queue.drain(..n).collect()
-        }
-        let peer = &mut self.peers[to];
-        if !peer.doubts.is_empty() {
-            let first = std::iter::from_fn(|| peer.doubts.pop_first());
-            let handles: Vec<_> = first.take(ITEMS).collect();
-            let in_flight = handles.iter().copied().map(InFlight::Doubt).collect();
-            return Some((PeerMessage::Ambiguous(handles), in_flight));
-        }
-        if !peer.recalls.is_empty() {
-            let recalls = some(&mut peer.recalls);
-            let in_flight = recalls.iter().copied().map(InFlight::Recall).collect();
-            return Some((PeerMessage::Recall(recalls), in_flight));
-        }
-        if let Some(asked) = next_asks(&mut peer.asks) {
-            return Some((asked, Vec::new()));
-        }
-        if !peer.notices.is_empty() {
-            return Some((PeerMessage::Matched(some(&mut peer.notices)), Vec::new()));
-        }
-        let mut cards = Vec::new();
-        let mut in_flight = Vec::new();
-        while cards.len() < CARDS
-            && let Some(half) = self.peers[to].cards.pop_front()
-        {
-            if let Some((card, finished)) = self.write_card(half, records) {
-                cards.push(card);
-                let round = self.home.round(half);
-                in_flight.push(InFlight::Card {
-                    half,
-                    finished,
-                    round,
-                });
-            }
-        }
-        (!cards.is_empty()).then_some((PeerMessage::Cards(cards), in_flight))
-    }
-}
-
-/// A run of offers or of withdrawals: their order counts where a half is offered again.
-fn next_asks(asks: &mut VecDeque<Ask>) -> Option<PeerMessage> {
-    let (mut offers, mut withdrawals) = (Vec::new(), Vec::new());
-    while offers.len() + withdrawals.len() < ITEMS {
-        match asks.front() {
-            Some(Ask::Offer(offer)) if withdrawals.is_empty() => offers.push(*offer),
-            Some(Ask::Withdraw(handle)) if offers.is_empty() => withdrawals.push(*handle),
-            _ => break,
-        }
-        asks.pop_front();
-    }
-    match (offers.is_empty(), withdrawals.is_empty()) {
-        (true, true) => None,
-        (false, _) => Some(PeerMessage::Offers(offers)),
-        (true, false) => Some(PeerMessage::Withdraw(withdrawals)),
     }
 }

@@ -35,7 +35,7 @@ impl Hasher for Mixer {
 }
 
 /// A home, by its index among the members.
-pub(crate) type HomeIndex = usize;
+pub type HomeIndex = usize;
 
 /// Offers that one owner keeps for one routing key: more is not chance but somebody who sends one ISN over and over.
 const MAX_PER_ROUTING_KEY: usize = 64;
@@ -75,6 +75,19 @@ pub struct OwnerCounters {
     pub expired: u64,
 }
 
+/// What an owner keeps of one offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptOffer {
+    /// Whose it is, by its place among the members.
+    pub home: HomeIndex,
+    /// What was said.
+    pub offer: Offer,
+    /// When.
+    pub arrived: i64,
+    /// The partner that was found.
+    pub partner: Option<(HomeIndex, Handle)>,
+}
+
 pub(crate) struct Limits {
     pub(crate) expiry_us: i64,
     pub(crate) partial_delay_us: i64,
@@ -95,6 +108,19 @@ enum State {
         partial: bool,
     },
     Ambiguous,
+}
+
+/// One routing key or two.
+#[derive(Clone, Copy)]
+struct Routes {
+    first: u64,
+    second: Option<u64>,
+}
+
+impl Routes {
+    fn iter(self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.first).chain(self.second)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -151,7 +177,8 @@ impl Entry {
 pub(crate) struct Owner {
     limits: Limits,
     groups: Map<u64, Vec<Entry>>,
-    routing: Map<(HomeIndex, Handle), u64>,
+    /// Under which routing keys a handle was offered: that of the present mesh key, and that of the one before.
+    routing: Map<(HomeIndex, Handle), Routes>,
     /// The handles that each home offered.
     per_home: Vec<BTreeSet<Handle>>,
     partial: VecDeque<(i64, u64)>,
@@ -202,11 +229,11 @@ impl Owner {
         self.counters.offers += 1;
         let name = (home, offer.handle);
         match self.routing.get(&name) {
-            Some(routing) if *routing == offer.routing_key => {
+            Some(routes) if routes.iter().any(|key| key == offer.routing_key) => {
                 return self.offer_again(now, name, offer);
             }
-            Some(_) => self.forget(name),
-            None => {}
+            Some(routes) if routes.second.is_some() => self.forget(name, routes.first),
+            _ => {}
         }
         let group_len = self.groups.get(&offer.routing_key).map_or(0, Vec::len);
         let full = self.routing.len() >= self.limits.max_offers
@@ -221,7 +248,14 @@ impl Owner {
             self.counters.refused += 1;
             return;
         }
-        self.routing.insert(name, offer.routing_key);
+        let only = Routes {
+            first: offer.routing_key,
+            second: None,
+        };
+        self.routing
+            .entry(name)
+            .and_modify(|routes| routes.second = Some(offer.routing_key))
+            .or_insert(only);
         self.per_home[home].insert(offer.handle);
         let entry = Entry {
             home,
@@ -275,36 +309,43 @@ impl Owner {
     /// The home no longer asks. A pair, and what is in doubt, stays known until it expires.
     pub(crate) fn withdraw(&mut self, home: HomeIndex, handle: Handle) {
         let name = (home, handle);
-        let Some(entry) = self.entry_mut(name) else {
-            return;
-        };
-        match entry.state {
-            State::Matched { .. } | State::Ambiguous => entry.withdrawn = true,
-            State::Waiting | State::Refused { .. } => self.forget(name),
+        for routing in self.routes_of(name) {
+            match self.entry_mut(name, routing) {
+                Some(entry) if !entry.waits() => entry.withdrawn = true,
+                Some(_) => self.forget(name, routing),
+                None => {}
+            }
         }
     }
 
     /// A new session of this home begins: what it still asks for it will offer again.
     pub(crate) fn home_returns(&mut self, home: HomeIndex) {
-        let mut gone = self.names_of(home);
-        gone.retain(|name| self.entry_mut(*name).is_some_and(|entry| entry.waits()));
-        gone.into_iter().for_each(|name| self.forget(name));
+        for name in self.names_of(home) {
+            for routing in self.routes_of(name) {
+                if self
+                    .entry_mut(name, routing)
+                    .is_some_and(|entry| entry.waits())
+                {
+                    self.forget(name, routing);
+                }
+            }
+        }
     }
 
     /// A session to this home begins: what was said on the last one may be lost.
     pub(crate) fn tell_again(&mut self, home: HomeIndex) {
         for name in self.names_of(home) {
-            match self
-                .entry_mut(name)
-                .map(|entry| (entry.state, entry.withdrawn))
-            {
-                Some((State::Matched { partner, partial }, false)) => {
-                    self.tell(name, partner, partial)
+            for routing in self.routes_of(name) {
+                let entry = self.entry_mut(name, routing);
+                match entry.map(|entry| (entry.state, entry.withdrawn)) {
+                    Some((State::Matched { partner, partial }, false)) => {
+                        self.tell(name, partner, partial);
+                    }
+                    Some((State::Ambiguous, false)) => {
+                        self.words.push_back((home, Word::Ambiguous(name.1)));
+                    }
+                    _ => {}
                 }
-                Some((State::Ambiguous, false)) => {
-                    self.words.push_back((home, Word::Ambiguous(name.1)))
-                }
-                _ => {}
             }
         }
     }
@@ -333,9 +374,44 @@ impl Owner {
                 .collect();
             for (name, waited) in gone {
                 self.counters.expired += u64::from(waited);
-                self.forget(name);
+                self.forget(name, routing);
             }
         }
+    }
+
+    /// When time next decides anything: the oldest that may be paired in part.
+    pub(crate) fn next_timer(&self) -> Option<i64> {
+        let (arrived, _) = self.partial.front()?;
+        Some(arrived.saturating_add(self.limits.partial_delay_us))
+    }
+
+    /// Everything that is kept of offers, for those who want to see that there is no more.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = KeptOffer> {
+        self.groups.values().flatten().map(|entry| {
+            // All there is: what is added here is to be looked at too.
+            let Entry {
+                home,
+                offer,
+                arrived,
+                state,
+                withdrawn: _,
+            } = entry;
+            let partner = match state {
+                State::Waiting | State::Ambiguous => None,
+                State::Refused { partner } | State::Matched { partner, .. } => Some(*partner),
+            };
+            KeptOffer {
+                home: *home,
+                offer: *offer,
+                arrived: *arrived,
+                partner,
+            }
+        })
+    }
+
+    fn routes_of(&self, name: (HomeIndex, Handle)) -> impl Iterator<Item = u64> + use<> {
+        let routes = self.routing.get(&name).copied();
+        routes.into_iter().flat_map(Routes::iter)
     }
 
     fn names_of(&self, home: HomeIndex) -> Vec<(HomeIndex, Handle)> {
@@ -381,20 +457,20 @@ impl Owner {
             partial: false,
         };
         for state in left {
-            self.release_partial(state, [first, second]);
+            self.release_partial(routing, state, [first, second]);
         }
         self.tell(first, second, false);
         self.tell(second, first, false);
     }
 
     /// A better partner has come: the one that agreed in part waits again.
-    fn release_partial(&mut self, state: State, pair: [(HomeIndex, Handle); 2]) {
+    fn release_partial(&mut self, routing: u64, state: State, pair: [(HomeIndex, Handle); 2]) {
         if let State::Matched {
             partner,
             partial: true,
         } = state
             && !pair.contains(&partner)
-            && let Some(entry) = self.entry_mut(partner)
+            && let Some(entry) = self.entry_mut(partner, routing)
         {
             entry.state = State::Waiting;
         }
@@ -449,24 +525,36 @@ impl Owner {
         ));
     }
 
-    fn entry_mut(&mut self, name: (HomeIndex, Handle)) -> Option<&mut Entry> {
-        let routing = self.routing.get(&name)?;
-        self.groups
-            .get_mut(routing)?
-            .iter_mut()
-            .find(|entry| entry.name() == name)
+    fn entry_mut(&mut self, name: (HomeIndex, Handle), routing: u64) -> Option<&mut Entry> {
+        let group = self.groups.get_mut(&routing)?;
+        group.iter_mut().find(|entry| entry.name() == name)
     }
 
-    fn forget(&mut self, name: (HomeIndex, Handle)) {
-        let Some(routing) = self.routing.remove(&name) else {
+    fn forget(&mut self, name: (HomeIndex, Handle), routing: u64) {
+        let Some(group) = self.groups.get_mut(&routing) else {
             return;
         };
-        self.per_home[name.0].remove(&name.1);
-        if let Some(group) = self.groups.get_mut(&routing) {
-            group.retain(|entry| entry.name() != name);
-            if group.is_empty() {
-                self.groups.remove(&routing);
+        group.retain(|entry| entry.name() != name);
+        if group.is_empty() {
+            self.groups.remove(&routing);
+        }
+        match self.routing.get_mut(&name) {
+            Some(Routes {
+                first,
+                second: Some(second),
+            }) if *first == routing => {
+                let only = Routes {
+                    first: *second,
+                    second: None,
+                };
+                self.routing.insert(name, only);
             }
+            Some(routes) if routes.second == Some(routing) => routes.second = None,
+            Some(routes) if routes.first == routing => {
+                self.routing.remove(&name);
+                self.per_home[name.0].remove(&name.1);
+            }
+            _ => {}
         }
     }
 }

@@ -52,6 +52,7 @@ fn mesh(peers: &[&str]) -> Mesh {
         key: MeshKey::new([3; 32]),
         expiry_us: 1_000_000_000,
         partial_delay_us: 5_000_000,
+        gather_us: 0,
         max_offers: 10_000,
         max_offers_per_home: 10_000,
         max_halves: 10_000,

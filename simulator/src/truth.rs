@@ -1,8 +1,10 @@
 //! What really happens: connections through every kind of NAT, and what must come of them.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use weft_wire::model::mix64;
 use weft_wire::query::Unmatched;
 use weft_wire::testing::Random;
 use weft_wire::{
@@ -166,12 +168,36 @@ pub(crate) fn of_cookie(cookie: u64) -> (usize, usize) {
     ((cookie >> 1) as usize, (cookie & 1) as usize)
 }
 
+/// Spreads the words of a key; nobody chooses them to collide.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = mix64(self.0.rotate_left(5) ^ word);
+    }
+}
+
+type Spreading = BuildHasherDefault<Spread>;
+
 /// Ports of one address are handed out in turn; one is used again as soon as it is free, and not before.
 #[derive(Default)]
 struct Ports {
-    next: HashMap<IpAddr, u16>,
+    next: HashMap<IpAddr, u16, Spreading>,
     /// By address, port and what it is for: at a host its own number.
-    busy: HashSet<(u64, IpAddr, u16)>,
+    busy: HashSet<(u64, IpAddr, u16), Spreading>,
 }
 
 impl Ports {
@@ -188,20 +214,19 @@ impl Ports {
             return port;
         }
         let next = self.next.entry(address).or_default();
-        let mut port = first;
-        for _ in 0..u16::MAX - first {
-            // Where all are busy, more are found.
-            *next = if *next >= count.saturating_mul(2) {
-                0
-            } else {
-                *next + 1
-            };
-            port = first + *next;
+        let around = count.saturating_mul(2).max(1);
+        for _ in 0..around {
+            *next = (*next + 1) % around;
+            let port = first.saturating_add(*next);
             if self.busy.insert((owner, address, port)) {
-                break;
+                return port;
             }
         }
-        port
+        // Where all are busy, more are found.
+        let more = first.saturating_add(around)..=u16::MAX;
+        more.into_iter()
+            .find(|port| self.busy.insert((owner, address, *port)))
+            .unwrap_or(first)
     }
 }
 

@@ -4,6 +4,8 @@
 //! messages; the acceptor answers a hello and then acknowledgements on the same stream. Every message
 //! is a frame (`crate::frame`).
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{AgentInfo, Half, Owner, PeerName, Role, Site, Timestamp};
@@ -199,9 +201,34 @@ pub enum PeerMessage {
     /// Owner to home, or home to home: several halves claim to be the other end of these handles of yours. They are
     /// ambiguous, and a match that they are part of is undone.
     Ambiguous(Vec<Handle>),
-    /// Home to every home: of these I have an end that came late. Who has the other end, without partner and long expired, offers
-    /// it again.
+    /// Home to those that may have the other ends: of these I have an end that came late. Who has the other end, without partner
+    /// and long expired, offers it again.
     Recall(Vec<Recall>),
+    /// Home to every home, first in a session and whenever it has grown: only behind these addresses do my endpoints appear to
+    /// others. Who never says so may have any address.
+    Summary(Summary),
+}
+
+/// Most prefixes in a [`Summary`]; who has more says shorter ones.
+pub const MAX_PREFIXES: usize = 256;
+
+/// The public addresses behind which the endpoints of a federator's agents can appear: their own, those of NAT gateways and of load
+/// balancers. Complete: what lies outside of all federators' summaries is nobody's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Grows with each change, and from one run of the program to the next.
+    pub version: u64,
+    /// At most [`MAX_PREFIXES`].
+    pub prefixes: Vec<Prefix>,
+}
+
+/// All addresses that begin with the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Prefix {
+    /// One of them.
+    pub address: IpAddr,
+    /// How many bits.
+    pub length: u8,
 }
 
 /// What a late half is looked for by. No more than its offer says to the owner.
@@ -213,7 +240,7 @@ pub struct Recall {
     pub opened_at: Timestamp,
 }
 
-/// What names a half between a home and an owner, without saying anything of it: random, made by the home.
+/// What names a half between a home and an owner, without saying anything of it: a hash, made by the home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Handle(pub u64);
 

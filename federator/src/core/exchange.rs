@@ -13,6 +13,8 @@ use crate::record::{AgentRecord, Joined, is_client};
 
 /// How long an owner waits for full agreement before it pairs offers that agree only in part.
 const PARTIAL_DELAY_US: i64 = 5_000_000;
+/// How long words for one peer wait for company: with a thousand federators each would be a message else.
+const GATHER_US: i64 = 20_000;
 /// An owner keeps offers of everyone: some times what one home may have open.
 const OFFERS_PER_OPEN: usize = 2;
 
@@ -92,6 +94,7 @@ pub(super) fn mesh(config: &CoreConfig) -> Option<Mesh> {
         key,
         expiry_us: config.expiry_us,
         partial_delay_us: PARTIAL_DELAY_US,
+        gather_us: GATHER_US,
         max_offers,
         max_offers_per_home: config.max_open,
         max_halves: config.max_open,

@@ -344,7 +344,7 @@ impl Core {
         self.entry_from = std::mem::replace(&mut self.position, position);
         self.to_recover = HashSet::new();
         match input {
-            Input::Start { down_us } => self.down_us += down_us.max(0),
+            Input::Start { down_us } => self.slept(down_us),
             Input::Agent { key, info } => {
                 let federator = self.config.name.clone();
                 self.agents.number(AgentRecord {
@@ -381,11 +381,18 @@ impl Core {
         }
     }
 
+    fn slept(&mut self, us: i64) {
+        self.down_us += us.max(0);
+        if let Some(mesh) = &mut self.mesh {
+            mesh.slept(us);
+        }
+    }
+
     /// Takes a journal entry that the store covers, but for the halves that it left to be taken from here; in the journal's
     /// order, and before all that are [applied](Self::apply).
     pub fn recover(&mut self, position: u64, at: Timestamp, input: Input) {
         match input {
-            Input::Start { down_us } => self.down_us += down_us.max(0),
+            Input::Start { down_us } => self.slept(down_us),
             Input::Agent { .. } | Input::Lookups { .. } | Input::Found(_) | Input::Peer { .. } => {}
             Input::Batch {
                 agent,
@@ -433,6 +440,15 @@ impl Core {
         self.now = now;
         self.converse();
         self.leave(now);
+    }
+
+    /// When time next decides anything if nothing else happens, by the federator's clock; but for what expires at other homes.
+    pub fn next_timer(&self) -> Option<Timestamp> {
+        let leaves = self.leaving.front().map(|(at, _)| *at);
+        let mesh = self.mesh.as_ref().and_then(Mesh::next_timer);
+        let first = [self.stitcher.next_timer(), mesh, leaves];
+        let first = first.into_iter().flatten().min()?;
+        Some(Timestamp(first.saturating_add(self.down_us)))
     }
 
     /// What was joined so far was joined before, in another run: how long that took is not known.

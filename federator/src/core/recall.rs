@@ -1,7 +1,7 @@
 //! Halves whose other ends came too late, or could not be asked for: they come back from the store.
 //!
 //! A half that is without partner after its hold and was opened long ago may be the late one of two. Its other end has expired,
-//! here or at another home: all homes look for it by routing key in what they have stored ([`Sought`](crate::record::Sought)). What is found
+//! here or at another home: all that may have it look for it by routing key in what they have stored ([`Sought`](crate::record::Sought)). What is found
 //! is put back into memory through the journal ([`Input::Found`](super::Input::Found)), waits again as if it had just come, and the
 //! usual rules decide. A half that is given up while its owner, or another home concerned, cannot be reached is marked,
 //! and comes back when a session to that peer begins.
@@ -32,11 +32,18 @@ impl Core {
         clock.saturating_sub(view.opened_at) > self.config.expiry_us / 2
     }
 
-    fn recall_of(&self, view: &HalfView) -> Recall {
-        Recall {
-            routing_key: self.key.keys(view).routing,
-            opened_at: Timestamp(view.opened_at),
-        }
+    /// What a half's other end is looked for by: under each key of the mesh that it may be known under.
+    fn recalls_of(&self, view: &HalfView) -> impl Iterator<Item = Recall> + use<> {
+        let clock = self.now.saturating_add(self.down_us);
+        let (present, before) = self.key.keys_at(clock, view);
+        let opened_at = Timestamp(view.opened_at);
+        [Some(present), before]
+            .into_iter()
+            .flatten()
+            .map(move |keys| Recall {
+                routing_key: keys.routing,
+                opened_at,
+            })
     }
 
     /// Whether a half's other end is to be looked for.
@@ -51,10 +58,11 @@ impl Core {
             return;
         }
         self.counters.sought += 1;
-        let recall = self.recall_of(view);
-        self.recalled(&[recall]);
-        if let Some(mesh) = &mut self.mesh {
-            mesh.recall(recall);
+        for recall in self.recalls_of(view) {
+            self.recalled(&[recall]);
+            if let Some(mesh) = &mut self.mesh {
+                mesh.recall(recall, view.remote.ip());
+            }
         }
     }
 
@@ -73,7 +81,9 @@ impl Core {
             bits |= if cut.owner { CutOff::OWNER } else { 0 };
             bits |= if cut.partner { CutOff::HOME } else { 0 };
         }
-        if !slot.asked_for && self.is_late(&slot.view()) && !mesh.reaches_all() {
+        let view = slot.view();
+        let late = !slot.asked_for && self.is_late(&view);
+        if late && !mesh.reaches_all_behind(view.remote.ip()) {
             bits |= CutOff::HOME;
         }
         self.slots[number].cut_off = CutOff(bits);
@@ -96,9 +106,10 @@ impl Core {
         for number in waiting {
             let view = self.slots[number].view();
             if self.is_sought(&self.slots[number], &view) {
-                let recall = self.recall_of(&view);
-                if let Some(mesh) = &mut self.mesh {
-                    mesh.recall_from(peer, recall);
+                for recall in self.recalls_of(&view) {
+                    if let Some(mesh) = &mut self.mesh {
+                        mesh.recall_from(peer, recall, view.remote.ip());
+                    }
                 }
             }
         }

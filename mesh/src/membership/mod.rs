@@ -98,6 +98,8 @@ pub struct Membership {
     order: u64,
     now: i64,
     known: BTreeMap<String, Known>,
+    /// Of these, such as own nothing because they come and go.
+    damped: usize,
     owners: Vec<(String, u8)>,
     effects: VecDeque<Effect>,
     counters: Counters,
@@ -113,6 +115,7 @@ impl Membership {
             order: 0,
             now: i64::MIN,
             known: BTreeMap::new(),
+            damped: 0,
             owners: Vec::new(),
             effects: VecDeque::new(),
             counters: Counters::default(),
@@ -154,7 +157,7 @@ impl Membership {
             let timer = entry.remove();
             self.then(|foca, runtime| foca.handle_timer(timer, runtime));
         }
-        if self.known.values().any(|known| known.damped) {
+        if self.damped > 0 {
             self.review();
         }
     }
@@ -322,9 +325,11 @@ impl Membership {
     /// Who owns what now.
     fn review(&mut self) {
         let now = self.now;
-        for known in self.known.values_mut() {
+        self.damped = 0;
+        for known in self.known.values_mut().filter(|known| known.gone.0 > 0) {
             let gone = known.gone_now(now);
             known.damped = gone >= FLAPS * ONCE || known.damped && gone >= ONCE;
+            self.damped += usize::from(known.damped);
         }
         let others = self
             .known
@@ -334,14 +339,24 @@ impl Membership {
             .map(|known| &known.node)
             .chain([self.foca.identity()]);
         let able = all.filter(|node| !node.draining && node.weight > 0);
-        let mut owners: Vec<_> = able.map(|node| (node.name.clone(), node.weight)).collect();
+        let mut owners: Vec<_> = able.map(|node| (node.name.as_str(), node.weight)).collect();
         if owners.is_empty() {
-            owners.push((self.own().name.clone(), 1));
+            owners.push((&self.foca.identity().name, 1));
         }
-        owners.sort();
-        if owners != self.owners {
-            self.owners = owners.clone();
-            self.effects.push_back(Effect::Owners(owners));
+        // Known members are in the order of their names: all but the own one stand where they belong.
+        owners.sort_unstable();
+        let before = self.owners.iter();
+        if !owners
+            .iter()
+            .copied()
+            .eq(before.map(|(name, weight)| (name.as_str(), *weight)))
+        {
+            let own = |(name, weight): (&str, u8)| (name.to_owned(), weight);
+            self.owners = owners.into_iter().map(own).collect();
+            // Of several that were not taken yet only the last counts.
+            self.effects
+                .retain(|effect| !matches!(effect, Effect::Owners(_)));
+            self.effects.push_back(Effect::Owners(self.owners.clone()));
         }
     }
 }

@@ -4,7 +4,7 @@ use weft_mesh::Effect;
 use weft_wire::control::{Handle, MatchNotice, PeerMessage};
 use weft_wire::{Fingerprint, Half, Role, Timestamp};
 
-use crate::federator::{Federator, SECOND, closed, config, ends, half, key};
+use crate::federator::{Federator, SECOND, closed, config, ends, half};
 
 const NAMES: [&str; 2] = ["fed-a", "fed-b"];
 
@@ -27,7 +27,7 @@ impl Home {
     }
 
     fn handle(&self) -> Handle {
-        key().handle(&self.federator.name, self.half.id)
+        weft_mesh::keys::handle(&self.federator.name, self.half.id)
     }
 
     /// The owner names the other's half.
