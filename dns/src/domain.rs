@@ -34,7 +34,8 @@ const PRIVATE_REVERSE: &[&str] = &[
 pub enum Kind {
     /// Below a suffix that the configuration calls internal.
     Configured,
-    /// One label: only a search path or a local server knows it.
+    /// One label: only a search path or a local server knows it. `app` and `dev` are also names that registries sell below, but
+    /// what asks for them alone means a neighbour.
     SingleLabel,
     /// Reserved for names that no public server answers.
     Reserved,
@@ -91,13 +92,13 @@ impl Domains {
             .any(|suffix| name::within(name, suffix))
         {
             Kind::Configured
-        } else if below(RESERVED) || below(PRIVATE_REVERSE) || private_reverse_172(name) {
+        } else if below(RESERVED) || below(PRIVATE_REVERSE) || split_reverse(name) {
             Kind::Reserved
+        } else if name::labels(name) == 1 {
+            Kind::SingleLabel
         } else if name.is_empty() || public(name) {
             // Servers ask for the root; it is nobody's own.
             Kind::External
-        } else if name::labels(name) == 1 {
-            Kind::SingleLabel
         } else {
             Kind::Unlisted
         }
@@ -132,15 +133,19 @@ fn public(name: &str) -> bool {
     psl::suffix(name.as_bytes()).is_some_and(|suffix| suffix.is_known())
 }
 
-/// 172.16.0.0/12 has no boundary between labels.
-fn private_reverse_172(name: &str) -> bool {
-    let Some(front) = name::before(name, "172.in-addr.arpa") else {
-        return false;
-    };
-    let second = name::suffixes(front)
-        .last()
-        .and_then(|label| label.parse().ok());
-    second.is_some_and(|second: u8| (16..32).contains(&second))
+/// Reverse names of the private ranges that do not end between labels: 172.16.0.0/12 and 100.64.0.0/10.
+fn split_reverse(name: &str) -> bool {
+    [
+        ("172.in-addr.arpa", 16_u8..=31),
+        ("100.in-addr.arpa", 64..=127),
+    ]
+    .into_iter()
+    .any(|(first, seconds)| {
+        let second = name::before(name, first).and_then(|front| name::suffixes(front).last());
+        second
+            .and_then(|label| label.parse().ok())
+            .is_some_and(|second| seconds.contains(&second))
+    })
 }
 
 #[cfg(test)]
@@ -162,11 +167,16 @@ mod tests {
             ("4.3.2.10.in-addr.arpa", Kind::Reserved),
             ("1.0.20.172.in-addr.arpa", Kind::Reserved),
             ("1.0.32.172.in-addr.arpa", Kind::External),
+            ("1.0.64.100.in-addr.arpa", Kind::Reserved),
+            ("1.0.128.100.in-addr.arpa", Kind::External),
+            ("100.in-addr.arpa", Kind::External),
             ("8.8.8.8.in-addr.arpa", Kind::External),
             ("db", Kind::SingleLabel),
+            ("app", Kind::SingleLabel),
+            ("my.app", Kind::External),
             ("db.corp", Kind::Unlisted),
             ("s3.amazonaws.com", Kind::External),
-            ("com", Kind::External),
+            ("com", Kind::SingleLabel),
             ("", Kind::External),
         ] {
             assert_eq!(domains.kind(name), kind, "{name}");

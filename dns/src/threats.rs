@@ -29,7 +29,8 @@ pub struct ThreatList {
 }
 
 impl ThreatList {
-    /// Reads a file. In a line that begins with an address the names follow it (hosts file); any other line is one domain.
+    /// Reads a file. In a line that begins with an address the names follow it (hosts file); any other line is one domain, or is
+    /// skipped: a word of a zone file or of prose, taken for a domain, would warn of everything below `in`.
     /// What is behind `#` is a comment, and so are lines that begin with `!` or `;`.
     pub fn parse(text: &str) -> Self {
         let mut list = Self::default();
@@ -46,6 +47,9 @@ impl ThreatList {
                 .is_some_and(|word| word.parse::<std::net::IpAddr>().is_ok());
             if hosts {
                 words.next();
+            } else if words.clone().nth(1).is_some() {
+                list.skipped += 1;
+                continue;
             }
             for word in words {
                 // `0.0.0.0 0.0.0.0` is a custom of such files, and no name.
@@ -96,10 +100,12 @@ mod tests {
     fn both_formats_and_their_customs() {
         let list = ThreatList::parse(
             "# hosts\n127.0.0.1 localhost\n0.0.0.0 0.0.0.0\n0.0.0.0 Bad.Example # why\n::1 one.example two.example\r\n\
-             ! list\n*.wild.example\n.dotted.example\nplain.example.\nno such name\n\n||adblock.example^\n",
+             ! list\n*.wild.example\n.dotted.example\nplain.example.\nno such name\n\n||adblock.example^\n\
+             zone.example 3600 IN A 127.0.0.1\n",
         );
-        assert_eq!(list.len(), 9);
-        assert_eq!(list.skipped, 1);
+        assert_eq!(list.len(), 6);
+        assert_eq!(list.skipped, 3);
+        assert_eq!(list.find("bbc.in"), None);
         assert_eq!(list.find("bad.example"), Some("bad.example"));
         assert_eq!(list.find("a.b.wild.example"), Some("wild.example"));
         assert_eq!(list.find("x.plain.example"), Some("plain.example"));
