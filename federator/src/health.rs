@@ -262,6 +262,8 @@ impl Vitals {
             ("not_offered_halves", core.not_offered),
             ("journal_full_refusals", sessions.journal_full.load(Relaxed)),
             ("agents_full_refusals", sessions.agents_full.load(Relaxed)),
+            ("times_refused", sessions.times_refused.load(Relaxed)),
+            ("times_corrected", sessions.times_corrected.load(Relaxed)),
             ("stitcher_not_remembered_pairs", stitching.not_remembered),
             ("stitcher_not_indexed_halves", stitching.not_indexed),
             ("stitcher_timers_early", stitching.timers_early),

@@ -9,6 +9,7 @@
 pub mod config;
 pub mod run;
 pub mod recall;
+pub mod times;
 pub mod record;
 pub mod journal;
 pub mod core;

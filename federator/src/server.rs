@@ -20,7 +20,7 @@ use weft_wire::query::Request;
 use weft_wire::{Timestamp, codec};
 
 use crate::agents::{AgentState, AgentStates};
-use crate::clock;
+use crate::{clock, times};
 use crate::core::Contact;
 use crate::enrol::roles::{self, Act};
 use crate::enrol::{Enrol, EnrolCounters};
@@ -76,6 +76,10 @@ pub struct ServerCounters {
     pub journal_full: AtomicU64,
     /// Sessions refused because there are too many agents.
     pub agents_full: AtomicU64,
+    /// Batches refused for times that never were.
+    pub times_refused: AtomicU64,
+    /// The same times in what peers said, which were corrected.
+    pub times_corrected: AtomicU64,
     /// Of certificates.
     pub enrol: Arc<EnrolCounters>,
 }
@@ -211,8 +215,11 @@ impl Server {
             Rows::Lookups => codec::split_lookups(&frame),
         };
         let (seq, bytes) = split.map_err(|error| session.undecodable(&error))?;
-        let (rows, newest) = looked_at(of, bytes)
-            .map_err(|error| session.misbehaved(error.close_code(), error.to_string()))?;
+        let (rows, newest) = looked_at(of, bytes).map_err(|error| {
+            let refused = u64::from(error == times::OUT_OF_RANGE);
+            self.counters.times_refused.fetch_add(refused, Relaxed);
+            session.misbehaved(error.close_code(), error.to_string())
+        })?;
         let halves = if of == Rows::Halves { rows } else { 0 };
         self.check_journal(session)?;
         let backlog = self.room(session, frame.payload.len()).await?;
@@ -361,8 +368,10 @@ impl Server {
         };
         let listen = async {
             while let Some(frame) = receiver.recv().await? {
-                let (seq, message) =
+                let (seq, mut message) =
                     codec::decode_peer(&frame).map_err(|error| session.undecodable(&error))?;
+                let corrected = times::correct(&mut message);
+                self.counters.times_corrected.fetch_add(corrected, Relaxed);
                 let room = self.room(session, frame.payload.len()).await?;
                 self.take_message(session, &hello.name, (seq, message, room), &acks)
                     .await?;
@@ -442,10 +451,12 @@ fn looked_at(of: Rows, bytes: &[u8]) -> Result<(usize, Option<Timestamp>), Batch
     }
     if of == Rows::Lookups {
         let batch = LOOKUPS.with_borrow_mut(|decoder| decoder.decode(bytes))?;
+        times::check_lookups(&batch)?;
         return Ok((batch.lookups.len(), None));
     }
     DECODER.with_borrow_mut(|decoder| {
         let columns = decoder.decode(bytes)?;
+        times::check_halves(columns)?;
         let newest = columns.seen_at.iter().max();
         Ok((columns.len(), newest.map(|at| Timestamp(*at))))
     })

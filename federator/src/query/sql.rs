@@ -28,6 +28,47 @@ pub const MAX_ROWS: u32 = 100_000;
 pub const MAX_ANSWER_BYTES: usize = 32 << 20;
 /// Connections copied at a time.
 const COPY_ROWS: usize = 2048;
+/// Table functions that make rows of what they are given, and of nothing else. Others read files or settings, switch something, or run
+/// a text as a statement of its own, past everything that was looked at.
+const TABLE_FUNCTIONS: [&str; 7] = [
+    "range",
+    "generate_series",
+    "unnest",
+    "repeat",
+    "repeat_row",
+    "json_each",
+    "json_tree",
+];
+/// Volatile functions that only give a value, or end the statement.
+const VOLATILE: [&str; 6] = [
+    "random",
+    "uuid",
+    "uuidv4",
+    "uuidv7",
+    "gen_random_uuid",
+    "error",
+];
+/// Beginnings of the types that an answer has values for; of others it has what DuckDB casts to text.
+const PLAIN_TYPES: [&str; 18] = [
+    "BOOLEAN",
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+    "FLOAT",
+    "DOUBLE",
+    "VARCHAR",
+    "JSON",
+    "TIMESTAMP",
+    "TIMESTAMP_S",
+    "TIMESTAMP_MS",
+    "TIMESTAMP_NS",
+];
 
 /// Limits of one statement.
 #[derive(Clone, Debug)]
@@ -88,7 +129,7 @@ const WHOLE: [WholeColumn; 17] = [
     ("duration_us", |c| {
         Cell::Number(
             c.closed_at
-                .and_then(|at| u64::try_from(at.0 - c.opened_at.0).ok()),
+                .and_then(|at| u64::try_from(at.0.saturating_sub(c.opened_at.0)).ok()),
         )
     }),
     ("state", |c| text(c.state.as_str())),
@@ -233,7 +274,6 @@ pub fn run(
         .map_err(refused)?;
     let select = single_select(&db, statement)?;
     let rows = limits.rows.clamp(1, MAX_ROWS);
-    let bounded = format!("SELECT * FROM (\n{select}\n) AS answer LIMIT {}", rows + 1);
     let handle = db.interrupt_handle();
     let (finished, watched) = channel::<()>();
     let timeout = limits.timeout;
@@ -244,7 +284,8 @@ pub fn run(
         }
         late
     });
-    let answer = collect(&db, &bounded, rows as usize);
+    let answer = bounded(&db, &select, rows)
+        .and_then(|(names, bounded)| collect(&db, names, &bounded, rows as usize));
     drop(finished);
     let late = watch.join().unwrap_or(false);
     answer.map_err(|error| {
@@ -310,8 +351,8 @@ fn single_select(db: &Database, statement: &str) -> Result<String, QueryError> {
         Some(1) => {}
         _ => return Err(no("there is more than one statement")),
     }
-    if calls_a_switch(&parsed["statements"]) {
-        return Err(no("it calls a function that changes a setting"));
+    if let Some(refused) = steps_outside(db, &parsed["statements"]).map_err(refused)? {
+        return Err(no(&format!("{refused} may not be called here")));
     }
     db.query_row("SELECT json_deserialize_sql(?::JSON)", [&tree], |row| {
         row.get(0)
@@ -319,19 +360,63 @@ fn single_select(db: &Database, statement: &str) -> Result<String, QueryError> {
     .map_err(refused)
 }
 
-/// Whether a parsed statement calls one of DuckDB's functions that switch logging, profiling and the like on or off: table
-/// functions, so a SELECT can call them.
-fn calls_a_switch(tree: &serde_json::Value) -> bool {
-    match tree {
-        serde_json::Value::Object(fields) => fields.iter().any(|(name, value)| {
-            let switch = |text: &str| {
-                let text = text.to_ascii_lowercase();
-                text.starts_with("enable_") || text.starts_with("disable_")
-            };
-            (name == "function_name" && value.as_str().is_some_and(switch)) || calls_a_switch(value)
-        }),
-        serde_json::Value::Array(items) => items.iter().any(calls_a_switch),
-        _ => false,
+/// What a parsed statement calls that is more than a question, if anything: a table function that is not in [`TABLE_FUNCTIONS`], or
+/// a function that DuckDB itself calls volatile or says has side effects, and that is not in [`VOLATILE`].
+///
+/// Only what is in the tree is looked at. That is enough because what runs a text as another statement (`query` and its like) is a
+/// table function.
+fn steps_outside(
+    db: &Database,
+    tree: &serde_json::Value,
+) -> Result<Option<String>, duckdb::Error> {
+    let mut called = Called::default();
+    called.look(tree);
+    if let Some(name) = called.tables.into_iter().find(|name| !may_be_table(name)) {
+        return Ok(Some(name));
+    }
+    let mut statement = db.prepare(
+        "SELECT DISTINCT lower(function_name) FROM duckdb_functions() WHERE stability = 'VOLATILE' OR has_side_effects",
+    )?;
+    let volatile = statement
+        .query_map([], |row| row.get::<_, String>(0))?
+        .collect::<Result<Vec<_>, _>>()?;
+    let outside = |name: &String| volatile.contains(name) && !VOLATILE.contains(&name.as_str());
+    Ok(called.functions.into_iter().find(outside))
+}
+
+fn may_be_table(name: &str) -> bool {
+    TABLE_FUNCTIONS.contains(&name)
+}
+
+/// Names of the functions in a parsed statement, in lower case.
+#[derive(Default)]
+struct Called {
+    /// Those that stand where a table does.
+    tables: Vec<String>,
+    /// All.
+    functions: Vec<String>,
+}
+
+impl Called {
+    fn look(&mut self, tree: &serde_json::Value) {
+        match tree {
+            serde_json::Value::Object(fields) => {
+                let word = |value: Option<&serde_json::Value>| {
+                    value.and_then(|value| Some(value.as_str()?.to_ascii_lowercase()))
+                };
+                if word(fields.get("type")).as_deref() == Some("table_function") {
+                    let function = fields.get("function");
+                    let name = word(function.and_then(|function| function.get("function_name")));
+                    // Whatever else could stand there is not known to us.
+                    self.tables
+                        .push(name.unwrap_or_else(|| "a table function".to_owned()));
+                }
+                self.functions.extend(word(fields.get("function_name")));
+                fields.values().for_each(|value| self.look(value));
+            }
+            serde_json::Value::Array(items) => items.iter().for_each(|item| self.look(item)),
+            _ => {}
+        }
     }
 }
 
@@ -342,17 +427,62 @@ fn refused(error: duckdb::Error) -> QueryError {
         .iter()
         .any(|word| first.contains(word));
     let hint = if fence {
-        "a statement can only see the tables connection and lookups"
+        "a statement can only see the tables connection, lookups and cluster_objects"
     } else {
         "weft sql 'SELECT * FROM connection LIMIT 1' shows the columns"
     };
     failure("E-SQL", "the statement failed", first, hint)
 }
 
-fn collect(db: &Database, select: &str, limit: usize) -> Result<SqlAnswer, duckdb::Error> {
+/// The names of a statement's columns, and the statement that gives one row more than the limit, with values that can be told: a date
+/// or a list as text, as DuckDB writes it.
+fn bounded(
+    db: &Database,
+    select: &str,
+    rows: u32,
+) -> Result<(Vec<String>, String), duckdb::Error> {
+    let mut statement = db.prepare(&format!("DESCRIBE {select}"))?;
+    let columns = statement
+        .query_map([], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?
+        .collect::<Result<Vec<_>, _>>()?;
+    let cells: Vec<String> = (columns.iter().enumerate())
+        .map(|(at, (_, kind))| {
+            if is_plain(kind) {
+                format!("c{at}")
+            } else {
+                format!("c{at}::VARCHAR")
+            }
+        })
+        .collect();
+    let list: Vec<String> = (0..columns.len()).map(|at| format!("c{at}")).collect();
+    let bounded = format!(
+        "SELECT {} FROM (\n{select}\n) AS answer({}) LIMIT {}",
+        cells.join(", "),
+        list.join(", "),
+        rows + 1
+    );
+    Ok((columns.into_iter().map(|(name, _)| name).collect(), bounded))
+}
+
+fn is_plain(kind: &str) -> bool {
+    let decimal = kind.starts_with("DECIMAL(") && kind.ends_with(')');
+    decimal || PLAIN_TYPES.contains(&kind)
+}
+
+fn collect(
+    db: &Database,
+    columns: Vec<String>,
+    select: &str,
+    limit: usize,
+) -> Result<SqlAnswer, duckdb::Error> {
     let mut statement = db.prepare(select)?;
     let mut rows = statement.query([])?;
-    let mut answer = SqlAnswer::default();
+    let mut answer = SqlAnswer {
+        columns,
+        ..SqlAnswer::default()
+    };
     let mut bytes = 0;
     while let Some(row) = rows.next()? {
         if answer.rows.len() == limit || bytes > MAX_ANSWER_BYTES {
@@ -367,8 +497,6 @@ fn collect(db: &Database, select: &str, limit: usize) -> Result<SqlAnswer, duckd
         bytes += cells.iter().map(text_bytes).sum::<usize>();
         answer.rows.push(cells);
     }
-    drop(rows);
-    answer.columns = statement.column_names();
     Ok(answer)
 }
 
@@ -412,6 +540,7 @@ fn told(value: Value) -> SqlValue {
             SqlValue::Text(Timestamp(micros).to_string())
         }
         Value::Decimal(decimal) => SqlValue::Text(decimal.to_string()),
+        // All others were cast to text.
         other => SqlValue::Text(format!("{other:?}")),
     }
 }
@@ -724,6 +853,25 @@ mod tests {
             "SELECT getenv('HOME')",
             "SELECT * FROM read_blob('.tmp/*')",
             "SELECT * FROM enable_logging(storage='file', storage_path='.tmp/x.csv')",
+            "SELECT * FROM query('SELECT * FROM enable_logging(level=''trace'',storage=''stdout'')')",
+            "SELECT * FROM QUERY('SELECT 1')",
+            "SELECT * FROM main.query('SELECT 1')",
+            "SELECT * FROM query_table(['connection'])",
+            "SELECT * FROM json_execute_serialized_sql(json_serialize_sql('SELECT 1'))",
+            "SELECT write_log('FORGED LINE', scope := 'database')",
+            "SELECT system.main.write_log('FORGED LINE')",
+            "SELECT 1 ORDER BY write_log('FORGED LINE')",
+            "SELECT list_transform([1], lambda x: write_log('FORGED LINE' || x))",
+            "WITH a AS MATERIALIZED (SELECT count(*) c FROM query('SELECT * FROM enable_logging(level=''trace'',storage=''stdout'')'))
+             SELECT write_log('FORGED LINE'||a.c, scope := 'database') AS w FROM a",
+            "SELECT (SELECT count(*) FROM checkpoint())",
+            "SELECT * FROM connection, LATERAL (SELECT * FROM query('SELECT 1'))",
+            "SELECT * FROM duckdb_settings()",
+            "SELECT * FROM pragma_database_size()",
+            "SELECT * FROM enable_profiling()",
+            "SELECT * FROM disable_logging()",
+            "SELECT * FROM truncate_duckdb_logs()",
+            "SELECT sleep_ms(10000)",
             "SELECT 1) AS x; DROP TABLE connection; SELECT * FROM (SELECT 1",
             "CALL pragma_version()",
             "EXPLAIN ANALYZE SELECT 1",
@@ -741,6 +889,62 @@ mod tests {
             0,
             "nothing was written"
         );
+    }
+
+    #[test]
+    fn rows_can_be_made_of_what_is_given() {
+        for (asked, rows) in [
+            ("SELECT * FROM range(3)", 3),
+            ("SELECT i FROM generate_series(1, 4) t(i)", 4),
+            ("SELECT unnest([1, 2])", 2),
+            ("FROM unnest([1, 2, 3])", 3),
+            ("SELECT * FROM json_each('[1, 2]')", 2),
+            ("SELECT random() < 2, uuid() FROM range(2)", 2),
+            ("SELECT [x + 1 for x in range(3)], now() > '2020-01-01'", 1),
+            ("SELECT * FROM (DESCRIBE connection)", columns().len()),
+        ] {
+            let answer = run(&some(), &[], &[], asked, &limits());
+            let answer = answer.unwrap_or_else(|error| panic!("{asked}: {error}"));
+            assert_eq!(answer.rows.len(), rows, "{asked}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_type_of_its_own_is_told_as_duckdb_writes_it() {
+        let asked = "SELECT DATE '2026-01-31' AS d, [1, 2] AS l, INTERVAL 90 MINUTE AS i, TIME '10:00:00' AS t,
+                {'a': 1, 'b': 'x'} AS s, MAP {'k': 1} AS m, 'ab'::BLOB AS b, 1.50 AS \"a \"\"b\"\"\", 7 AS d,
+                '6b1f7a8e-0000-4000-8000-000000000001'::UUID AS u, NULL AS n, ['2026-01-31'::DATE] AS dl";
+        let answer = run(&some(), &[], &[], asked, &limits()).unwrap();
+        let text = |text: &str| SqlValue::Text(text.into());
+        assert_eq!(
+            answer.rows,
+            [vec![
+                text("2026-01-31"),
+                text("[1, 2]"),
+                text("01:30:00"),
+                text("10:00:00"),
+                text("{'a': 1, 'b': x}"),
+                text("{k=1}"),
+                text("ab"),
+                text("1.50"),
+                SqlValue::Int(7),
+                text("6b1f7a8e-0000-4000-8000-000000000001"),
+                SqlValue::Null,
+                text("[2026-01-31]"),
+            ]]
+        );
+        assert_eq!(
+            answer.columns,
+            [
+                "d", "l", "i", "t", "s", "m", "b", "a \"b\"", "d", "u", "n", "dl"
+            ]
+        );
+        let by_day = "SELECT opened_at::DATE AS day, count(*) AS n FROM connection GROUP BY opened_at::DATE ORDER BY day";
+        let answer = run(&some(), &[], &[], by_day, &limits()).unwrap();
+        assert_eq!(answer.rows, [[text("1970-01-01"), SqlValue::Int(3000)]]);
+        let newest_first = "SELECT i FROM range(5) t(i) ORDER BY i DESC LIMIT 2";
+        let answer = run(&some(), &[], &[], newest_first, &limits()).unwrap();
+        assert_eq!(answer.rows, [[SqlValue::Int(4)], [SqlValue::Int(3)]]);
     }
 
     #[test]
