@@ -182,6 +182,20 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    /// Gives groups other keys: a container whose pod has become known asks as that pod from now on, and so must what it had asked.
+    /// `to` says a group's new key, if it has one.
+    pub fn regroup(&mut self, to: impl Fn(u64) -> Option<u64>) {
+        let generations = [&mut self.young, &mut self.old];
+        let entries = generations
+            .into_iter()
+            .flat_map(|generation| generation.addresses.values_mut().flatten());
+        for entry in entries.filter(|entry| entry.asker.group != 0) {
+            if let Some(group) = to(entry.asker.group) {
+                entry.asker.group = group;
+            }
+        }
+    }
+
     use proptest::prelude::*;
 
     use super::*;
@@ -269,6 +283,29 @@ mod tests {
                     // Learning again keeps the longer of the times to live.
                     let expected = all.iter()
                         .filter(|one| all.iter().filter(alive).any(|other| (one.0, one.1, one.2) == (other.0, other.1, other.2)))
+    #[test]
+    fn a_group_with_another_key_finds_what_it_had_asked() {
+        // So small that the first entry is in the old generation.
+        let mut cache = NameCache::new(4, GRACE_US);
+        for (last, group) in [(1, 9), (2, 9), (3, 8), (4, 0)] {
+            let name = Arc::from(format!("n{last}.example"));
+            cache.learn(asker(7, group), &name, address(last), 60, Timestamp(10));
+        }
+        assert_eq!(cache.len(), 4);
+        cache.regroup(|group| (group == 9 || group == 0).then_some(5));
+        let mut source = |last, group| {
+            let named = cache.name_for(asker(1, group), address(last), Timestamp(20));
+            named.map(|named| named.source)
+        };
+        let (pod, node) = (Some(NameSource::DnsPod), Some(NameSource::DnsNode));
+        assert_eq!([source(1, 5), source(2, 5)], [pod; 2]);
+        assert_eq!(
+            [source(1, 9), source(3, 5), source(3, 8)],
+            [node, node, pod]
+        );
+        assert_eq!(source(4, 5), node, "nobody's group stays nobody's");
+    }
+
                         .min_by_key(|(other, _, _, learnt, _)| (source(*other) as u8, std::cmp::Reverse(*learnt)));
                     prop_assert_eq!(
                         got.as_ref().map(|n| (n.source, n.before_us)),

@@ -109,7 +109,7 @@ impl Lookups {
     }
 
     /// Gives lookups that were not handed over yet the owners that took the place of theirs, by address. What was handed over
-    /// stays as it was said.
+    /// stays as it was said. Names that they were told count as their pod's.
     pub fn reown(&mut self, renewed: &HashMap<*const Owner, Arc<Owner>>) {
         self.connections.reown(renewed);
         let waiting = self.rows.iter_mut().map(|(_, owner)| owner);
@@ -119,6 +119,7 @@ impl Lookups {
             }
         }
     }
+        self.names.regroup(renewed.values());
 
     /// Whether to skip packets: then there are no lookups, and no names, which are forgotten.
     pub fn skip(&mut self, skip: bool) {

@@ -68,6 +68,17 @@ impl Names {
         self.cache.learn(asker(owner), name, address, ttl, at);
     }
 
+    /// Owners whose pod has become known: what their containers had asked before counts as asked by that pod.
+    pub fn regroup<'a>(&mut self, owners: impl Iterator<Item = &'a Arc<Owner>>) {
+        let groups: HashMap<u64, u64> = owners
+            .map(|owner| (outside_pods(owner), asker(owner).group))
+            .filter(|(before, now)| *before != 0 && before != now)
+            .collect();
+        if !groups.is_empty() {
+            self.cache.regroup(|group| groups.get(&group).copied());
+        }
+    }
+
     /// Fills in what is known of a row's peer: the name that was looked up, else the one that was spoken. The row is about to go
     /// into a batch with these names.
     pub fn name(
@@ -207,13 +218,20 @@ pub fn asker(owner: &Owner) -> Asker {
         .as_ref()
         .filter(|process| process.pid != 0)
         .map_or(0, |process| number(&(process.pid, process.started_at)));
-    let group = match (&owner.pod, &owner.container, &owner.unit) {
-        (Some(pod), ..) => number(&("pod", &pod.uid)),
-        (_, Some(container), _) => number(&("container", container)),
-        (_, _, Some(unit)) => number(&("unit", unit)),
-        _ => 0,
+    let group = match &owner.pod {
+        Some(pod) => number(&("pod", &pod.uid)),
+        None => outside_pods(owner),
     };
     Asker { process, group }
+}
+
+/// The group that an owner asks as while nothing is known of its pod.
+fn outside_pods(owner: &Owner) -> u64 {
+    match (&owner.container, &owner.unit) {
+        (Some(container), _) => number(&("container", container)),
+        (_, Some(unit)) => number(&("unit", unit)),
+        _ => 0,
+    }
 }
 
 /// Never 0, which is nobody. The keys are the host's own, not a peer's to choose.
@@ -299,6 +317,34 @@ mod tests {
             ..half(3, "52.216.1.1:443", 90_000, HalfState::Closed)
         };
         assert_eq!(name(&mut names, server, &python), None);
+    }
+
+    #[test]
+    fn what_a_container_asked_before_its_pod_was_known_is_its_pods() {
+        let mut names = Names::default();
+        let in_pod = |pid: u32, container: &str| {
+            let mut owner = Owner::clone(&owner(pid, Some(container)));
+            owner.pod = Some(weft_wire::Pod {
+                uid: "u".into(),
+                ..weft_wire::Pod::default()
+            });
+            Arc::new(owner)
+        };
+        let address = "10.0.0.1".parse().unwrap();
+        let asked = owner(4, Some("c"));
+        names.learn(&asked, &"db.example".into(), (address, 60), Timestamp(1));
+        let mut source = |names: &mut Names, id, owner: &Arc<Owner>| {
+            let half = half(id, "10.0.0.1:5432", 5, HalfState::Closed);
+            name(names, half, owner).map(|(_, source, _)| source)
+        };
+        let sidecar = in_pod(9, "d");
+        assert_eq!(source(&mut names, 1, &sidecar), Some(NameSource::DnsNode));
+        names.regroup([in_pod(4, "c")].iter());
+        assert_eq!(source(&mut names, 2, &sidecar), Some(NameSource::DnsPod));
+        let same = in_pod(4, "c");
+        assert_eq!(source(&mut names, 3, &same), Some(NameSource::DnsProcess));
+        let stranger = owner(5, Some("e"));
+        assert_eq!(source(&mut names, 4, &stranger), Some(NameSource::DnsNode));
     }
 
     #[test]

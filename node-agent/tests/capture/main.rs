@@ -13,6 +13,7 @@ mod lookups;
 mod losses;
 mod nginx;
 mod programs;
+mod tls;
 mod world;
 
 use std::process::ExitCode;

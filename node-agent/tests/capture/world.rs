@@ -24,7 +24,7 @@ use weft_agent::snapshot::Snapshot;
 use weft_agent::table::{Identity, Table};
 use weft_agent::time;
 use weft_agent_common::{DnsPacket, SocketOwner};
-use weft_wire::{AgentKey, Half, HalfBatch, Lookup, LookupBatch, Owner, PeerName};
+use weft_wire::{AgentKey, Half, HalfBatch, HalfId, Lookup, LookupBatch, Owner, PeerName};
 
 /// A case: its name and what it does.
 pub type Case = (&'static str, fn(&mut World));
@@ -46,7 +46,8 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         .chain(super::losses::ALL)
         .chain(super::datagrams::ALL)
         .chain(super::calls::ALL)
-        .chain(super::nginx::ALL);
+        .chain(super::nginx::ALL)
+        .chain(super::tls::ALL);
     all.chain(super::lookups::ALL)
 }
 
@@ -514,6 +515,14 @@ impl World {
         for _ in 0..2 {
             capture.look(time::monotonic_ns());
         }
+    /// The name of a connection's peer, by its newest row so far.
+    pub fn newest_named(&mut self, id: HalfId) -> Option<PeerName> {
+        let batches = self.capture().sink().batches.iter();
+        let rows = batches.flat_map(|batch| batch.halves.iter().map(move |half| (half, batch)));
+        let (half, batch) = rows.rev().find(|(half, _)| half.id == id)?;
+        batch.name_of(half).cloned()
+    }
+
         capture.poll(time::monotonic_ns());
         capture.flush().unwrap();
         capture

@@ -15,7 +15,7 @@ const INIT: &str = include_str!("../../../testbed/vm/init");
 /// Drivers and protocols that are modules in Debian's kernels, without what these need themselves.
 const MODULES: &[&str] = &["tcp_diag", "udp_diag", "veth"];
 /// Programs that the tests call, besides busybox.
-const PROGRAMS: &[&str] = &["ip", "nginx", "curl"];
+const PROGRAMS: &[&str] = &["ip", "nginx", "curl", "openssl"];
 
 /// What goes in.
 pub struct Contents<'a> {
