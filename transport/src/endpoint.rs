@@ -21,8 +21,8 @@ use crate::identity::{Identity, PeerRole};
 use crate::limits::Limits;
 pub use crate::limits::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE, MAX_STREAMS};
 use crate::limits::{
-    HANDSHAKES_PART_OF_ONE, SEND_WINDOW_BYTES, SESSION_WINDOW_BYTES, SOCKET_BUFFER_BYTES,
-    STREAM_WINDOW_BYTES,
+    HANDSHAKES_PART_OF_ONE, RESET_INTERVAL, SEND_WINDOW_BYTES, SESSION_WINDOW_BYTES,
+    SOCKET_BUFFER_BYTES, STREAM_WINDOW_BYTES, TURN_TIMEOUT, WAITING_BYTES, WAITING_HANDSHAKES,
 };
 use crate::revocations::Revocations;
 use crate::seats::Seats;
@@ -88,6 +88,10 @@ impl Listener {
             .map_err(|error| TransportError::Misuse(error.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server.transport_config(transport_config(None));
+        let waiting = limits.handshakes.saturating_mul(WAITING_HANDSHAKES);
+        server.max_incoming(waiting.saturating_mul(2));
+        server.incoming_buffer_size(WAITING_BYTES);
+        server.incoming_buffer_size_total(WAITING_BYTES.saturating_mul(waiting as u64));
         let cannot_bind = |error: std::io::Error| {
             TransportError::Misuse(format!("cannot listen on {address}: {error}"))
         };
@@ -102,7 +106,7 @@ impl Listener {
         let (sender, ready) = mpsc::channel(READY_SESSIONS);
         let accept = accept_all(
             endpoint.clone(),
-            Gate::new(limits),
+            Arc::new(Gate::new(limits)),
             (counters.clone(), identity.revocations().clone()),
             sender,
         );
@@ -151,7 +155,10 @@ struct Gate {
     limits: Limits,
     sessions: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
-    guests: Arc<Guests>,
+    guests: Guests,
+    /// Handshakes that wait for their turn.
+    waiting: Arc<Semaphore>,
+    waiting_guests: Guests,
     seats: Arc<Seats>,
 }
 
@@ -166,17 +173,31 @@ impl Gate {
             limits,
             sessions: semaphore(limits.sessions),
             handshakes: semaphore(limits.handshakes),
-            guests: Guests::new((limits.handshakes / HANDSHAKES_PART_OF_ONE).max(1)),
+            guests: Guests::new(limits.handshakes / HANDSHAKES_PART_OF_ONE),
+            waiting: semaphore(limits.handshakes.saturating_mul(WAITING_HANDSHAKES)),
+            waiting_guests: Guests::new(
+                limits.handshakes.saturating_mul(WAITING_HANDSHAKES) / HANDSHAKES_PART_OF_ONE,
+            ),
             seats: Arc::new(Seats::new(&limits)),
         }
     }
 
-    /// A permit for a session and one for its handshake.
-    fn enter(&self, from: IpAddr) -> Option<(OwnedSemaphorePermit, Entry)> {
-        let handshake = self.handshakes.clone().try_acquire_owned().ok()?;
+    /// A handshake's place, if one is free.
+    fn enter(&self, from: IpAddr) -> Option<Entry> {
         let guest = self.guests.enter(from)?;
-        let session = self.sessions.clone().try_acquire_owned().ok()?;
-        Some((session, (handshake, guest)))
+        Some((self.handshakes.clone().try_acquire_owned().ok()?, guest))
+    }
+
+    /// A place to wait for that, if one is free.
+    fn line_up(&self, from: IpAddr) -> Option<Entry> {
+        let guest = self.waiting_guests.enter(from)?;
+        Some((self.waiting.clone().try_acquire_owned().ok()?, guest))
+    }
+
+    /// A handshake's place when it is this one's turn: of its network, then of all.
+    async fn turn(&self, from: IpAddr) -> Option<Entry> {
+        let guest = self.guests.wait(from).await?;
+        Some((self.handshakes.clone().acquire_owned().await.ok()?, guest))
     }
 
     fn crowded(&self, from: IpAddr) -> bool {
@@ -193,41 +214,55 @@ fn endpoint_config(identity: &Identity) -> EndpointConfig {
         .first_chunk()
         .map_or(0, |bytes| u64::from_le_bytes(*bytes));
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &key[8..])));
+    config.min_reset_interval(RESET_INTERVAL);
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
     config
 }
 
 async fn accept_all(
     endpoint: quinn::Endpoint,
-    gate: Gate,
+    gate: Arc<Gate>,
     (counters, revocations): (Arc<Counters>, Revocations),
     ready: mpsc::Sender<Session>,
 ) {
     while let Some(incoming) = endpoint.accept().await {
         let from = incoming.remote_address().ip();
-        if gate.crowded(from) && !incoming.remote_address_validated() && incoming.may_retry() {
+        let proven = incoming.remote_address_validated();
+        if gate.crowded(from) && !proven && incoming.may_retry() {
             counters.retried();
             // Cannot fail: it may retry.
             let _ = incoming.retry();
             continue;
         }
-        let Some((session_permit, entry)) = gate.enter(from) else {
+        let now = gate.enter(from);
+        let later = match now {
+            None if proven => gate.line_up(from),
+            _ => None,
+        };
+        let session_permit = gate.sessions.clone().try_acquire_owned();
+        let (Some(session_permit), true) = (session_permit.ok(), now.is_some() || later.is_some())
+        else {
             counters.full();
             incoming.refuse();
             continue;
         };
-        let (counters, ready) = (counters.clone(), ready.clone());
+        let (gate, counters, ready) = (gate.clone(), counters.clone(), ready.clone());
         let revocations = revocations.clone();
-        let seats = gate.seats.clone();
         tokio::spawn(async move {
+            let entry = match now {
+                Some(entry) => Some(entry),
+                None => timeout(TURN_TIMEOUT, gate.turn(from)).await.ok().flatten(),
+            };
+            drop(later);
+            let Some(entry) = entry else {
+                counters.full();
+                incoming.refuse();
+                return;
+            };
             if let Some(connection) = shake_hands(incoming, &counters).await {
                 drop(entry);
-                if let Ok(session) = Session::new(
-                    connection,
-                    counters,
-                    &revocations,
-                    Some((session_permit, seats)),
-                ) {
+                let admission = Some((session_permit, gate.seats.clone()));
+                if let Ok(session) = Session::new(connection, counters, &revocations, admission) {
                     // Nobody waits any more: the session is dropped and so closed.
                     let _ = ready.send(session).await;
                 }

@@ -1,58 +1,64 @@
-//! How many of something one network has at a time, so that one place cannot take the room of all.
+//! Places of which one network has only so many at a time, so that one cannot take the room of all.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Counts by network: an address of IPv4, or a /64 of IPv6.
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Networks after which those are forgotten that have nobody here.
+const MANY: usize = 1024;
+
+/// Places by network: an address of IPv4, or a /64 of IPv6.
 #[derive(Debug)]
 pub(crate) struct Guests {
     most_of_one: usize,
-    by_network: Mutex<HashMap<IpAddr, usize>>,
+    by_network: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
 }
 
-/// One of them; leaves when dropped.
-#[derive(Debug)]
-pub(crate) struct Guest {
-    guests: Arc<Guests>,
-    network: IpAddr,
-}
+/// One of them; free again when dropped.
+pub(crate) type Guest = OwnedSemaphorePermit;
 
 impl Guests {
     /// None yet; of one network so many at most.
-    pub(crate) fn new(most_of_one: usize) -> Arc<Self> {
-        Arc::new(Self {
-            most_of_one,
+    pub(crate) fn new(most_of_one: usize) -> Self {
+        Self {
+            most_of_one: most_of_one.clamp(1, Semaphore::MAX_PERMITS),
             by_network: Mutex::default(),
-        })
+        }
     }
 
     /// Whether this address's network has half of what it may have, or more.
     pub(crate) fn crowded(&self, address: IpAddr) -> bool {
-        let by_network = self
-            .by_network
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = by_network.get(&network(address)).copied();
-        count.unwrap_or_default() >= self.most_of_one.div_ceil(2)
+        self.places(address).available_permits() <= self.most_of_one / 2
     }
 
     /// `None` when this address's network has as many as it may.
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Guest> {
+    pub(crate) fn enter(&self, address: IpAddr) -> Option<Guest> {
+        self.places(address).try_acquire_owned().ok()
+    }
+
+    /// Waits until this address's network has fewer than it may.
+    pub(crate) async fn wait(&self, address: IpAddr) -> Option<Guest> {
+        self.places(address).acquire_owned().await.ok()
+    }
+
+    /// Held by whoever is there or waits.
+    fn places(&self, address: IpAddr) -> Arc<Semaphore> {
         let network = network(address);
         let mut by_network = self
             .by_network
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let count = by_network.entry(network).or_default();
-        if *count >= self.most_of_one {
-            return None;
+        if let Some(places) = by_network.get(&network).and_then(Weak::upgrade) {
+            return places;
         }
-        *count += 1;
-        Some(Guest {
-            guests: self.clone(),
-            network,
-        })
+        if by_network.len() >= MANY {
+            by_network.retain(|_, places| places.strong_count() > 0);
+        }
+        let places = Arc::new(Semaphore::new(self.most_of_one));
+        by_network.insert(network, Arc::downgrade(&places));
+        places
     }
 }
 
@@ -61,22 +67,6 @@ fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         v4 @ IpAddr::V4(_) => v4,
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let mut by_network = self
-            .guests
-            .by_network
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_network.get_mut(&self.network) {
-            *count -= 1;
-            if *count == 0 {
-                by_network.remove(&self.network);
-            }
-        }
     }
 }
 
@@ -99,5 +89,17 @@ mod tests {
         assert!(enter("2001:db8:0:1::1").is_some());
         drop(held);
         assert!(enter("10.0.0.1").is_some());
+    }
+
+    #[test]
+    fn networks_without_guests_are_forgotten() {
+        let guests = Guests::new(1);
+        let held = guests.enter([10, 0, 0, 1].into());
+        for number in 0..3 * MANY as u32 {
+            guests.enter(IpAddr::V4((0x0b00_0000 + number).into()));
+        }
+        assert!(guests.by_network.lock().unwrap().len() <= MANY);
+        assert!(guests.enter([10, 0, 0, 1].into()).is_none());
+        drop(held);
     }
 }

@@ -103,7 +103,7 @@ impl JoinListener {
     /// Answers until the task is aborted.
     pub async fn serve<A: Admit>(&self, admit: Arc<A>) {
         let room = Arc::new(Semaphore::new(MAX_JOINS));
-        let guests = Guests::new(MAX_JOINS_OF_ONE);
+        let guests = Arc::new(Guests::new(MAX_JOINS_OF_ONE));
         while let Some(incoming) = self.endpoint.accept().await {
             // Always: who joins has time, and a forged address must cost nothing.
             if !incoming.remote_address_validated() {

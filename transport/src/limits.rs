@@ -24,13 +24,24 @@ pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// from one place leaves the rest to others.
 pub const HANDSHAKES_PART_OF_ONE: usize = 2;
 
+/// Of [`Limits::handshakes`], so many times as many may wait for their turn, half of them of one network. A fleet that comes back
+/// at once is served one after the other, and does not dial again and again.
+pub const WAITING_HANDSHAKES: usize = 4;
+/// Longest wait for a turn; after it a handshake is refused.
+pub const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Datagrams kept for a handshake that waits for its turn.
+pub const WAITING_BYTES: u64 = 16 << 10;
+/// Between two answers to datagrams of sessions that nobody knows here, as after a restart. Each answer is smaller than the datagram.
+pub const RESET_INTERVAL: Duration = Duration::from_micros(200);
+
 /// What a listener allows at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Sessions at a time; more are refused and counted. Memory: up to [`SESSION_WINDOW_BYTES`] each, for a peer that fills it.
     pub sessions: usize,
-    /// Handshakes at a time; more are refused and counted. From half of it on, a peer must first prove its address
-    /// (a QUIC retry), so that forged addresses cannot fill it; an address (of IPv6: a /64) has half of it.
+    /// Handshakes at a time; more wait for their turn, if their address is proven, or are refused and counted. From half of it
+    /// on, a peer must first prove its address (a QUIC retry), so that forged addresses cannot fill it; an address (of IPv6: a
+    /// /64) has half of it, and must prove itself from half of that on.
     pub handshakes: usize,
     /// Sessions of one agent or federator at a time: the one in use, those it left without a word (they last for
     /// [`IDLE_TIMEOUT`]), and a few. More are closed with `limit`.
