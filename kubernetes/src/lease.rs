@@ -169,6 +169,14 @@ impl Elector {
             .is_some_and(|renewed| now.saturating_sub(renewed) < STEP_DOWN)
     }
 
+    /// How long to wait for an answer now: who leads must hear soon enough to stop before another may begin.
+    pub fn patience(&self, now: Duration) -> Duration {
+        match self.renewed {
+            Some(renewed) if self.leads(now) => STEP_DOWN.saturating_sub(now - renewed),
+            _ => STEP_DOWN,
+        }
+    }
+
     /// Gives the lease back, if it is held: the record to replace it with.
     pub fn release(&mut self, utc: Timestamp) -> Option<Value> {
         self.renewed?;

@@ -27,6 +27,9 @@ pub const LEASE: &str = "weft-cluster-watcher";
 /// How often a lease that is held is looked at.
 const TICK: Duration = Duration::from_millis(200);
 
+/// Longest wait, at the end, for the lease to be given back.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Who speaks, and where.
 #[derive(Clone, Debug)]
 pub struct Speaker {
@@ -71,7 +74,10 @@ impl Speaker {
         let mut elector = Elector::new(&self.namespace, LEASE, &self.identity, self.seed);
         let mut speaking: Option<(u64, tokio::task::JoinHandle<()>)> = None;
         loop {
-            let wait = self.stand(api, &mut elector, start, counts).await;
+            let wait = tokio::select! {
+                wait = self.stand(api, &mut elector, start, counts) => wait,
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
             let leads = elector.leads(start.elapsed());
             let was = counts.leads.swap(leads.into(), Relaxed);
             if was != u64::from(leads) {
@@ -102,7 +108,9 @@ impl Speaker {
         }
         if let Some(record) = elector.release(now()) {
             let path = format!("{}/{LEASE}", self.leases());
-            let _: Result<LeaseObject, Failed> = api.write(Method::PUT, &path, &record).await;
+            // Without it others wait for the lease to expire; that is no reason not to end.
+            let given_back = api.write::<LeaseObject>(Method::PUT, &path, &record);
+            let _ = tokio::time::timeout(RELEASE_TIMEOUT, given_back).await;
         }
     }
 
@@ -113,7 +121,7 @@ impl Speaker {
         )
     }
 
-    /// Does what the elector asks for, until it asks to wait.
+    /// Does what the elector asks for, until it asks to wait. A request that hangs is given up in time to step down.
     async fn stand(
         &self,
         api: &Api,
@@ -123,23 +131,33 @@ impl Speaker {
     ) -> Duration {
         let path = format!("{}/{LEASE}", self.leases());
         loop {
-            let asked: Result<(), Failed> = match elector.step(start.elapsed(), now()) {
-                Step::Wait(wait) => return wait,
-                Step::Read => api
-                    .get::<LeaseObject>(&path)
-                    .await
-                    .map(|lease| elector.seen(start.elapsed(), lease)),
-                Step::Create(record) => api
-                    .write::<LeaseObject>(Method::POST, &self.leases(), &record)
-                    .await
-                    .map(|lease| elector.written(start.elapsed(), lease)),
-                Step::Replace(record) => api
-                    .write::<LeaseObject>(Method::PUT, &path, &record)
-                    .await
-                    .map(|lease| elector.written(start.elapsed(), lease)),
+            let step = elector.step(start.elapsed(), now());
+            let patience = elector.patience(start.elapsed());
+            let asked = tokio::time::timeout(patience, async {
+                match &step {
+                    Step::Wait(_) => Ok(None),
+                    Step::Read => api.get::<LeaseObject>(&path).await,
+                    Step::Create(record) => {
+                        let made = api.write(Method::POST, &self.leases(), record).await;
+                        made.map(Some)
+                    }
+                    Step::Replace(record) => api.write(Method::PUT, &path, record).await.map(Some),
+                }
+            });
+            let answer: Result<Option<LeaseObject>, Failed> = match (asked.await, &step) {
+                (_, Step::Wait(wait)) => return *wait,
+                (Ok(answer), _) => answer,
+                (Err(_), _) => Err(Failed {
+                    failure: Failure::Other,
+                    status: 0,
+                    message: format!("no answer within {} s", patience.as_secs()),
+                }),
             };
-            match asked {
-                Ok(()) => {}
+            match answer {
+                Ok(lease) if step == Step::Read => elector.seen(start.elapsed(), lease),
+                Ok(Some(lease)) => elector.written(start.elapsed(), lease),
+                // A write is answered with what was written.
+                Ok(None) => elector.lost(start.elapsed()),
                 Err(failed) if failed.status == 409 => elector.lost(start.elapsed()),
                 Err(failed) => {
                     if counts.failures.fetch_add(1, Relaxed) == 0 {

@@ -175,6 +175,26 @@ async fn one_of_two_speaks_and_the_other_takes_over() {
     second.task.abort();
 }
 
+/// Renewals that are not answered: who held the lease stops to speak before another takes it, and ends when told to.
+#[tokio::test]
+async fn one_whose_renewals_hang_speaks_no_more_when_another_does() {
+    let server = Server::start().await;
+    let mut first = Agent::start(&server, "holder-a").await;
+    first.until("the lease", Agent::leads).await;
+    server.state.lock().unwrap().hangs = Some("holder-a".into());
+    let mut second = Agent::start(&server, "holder-b").await;
+    second
+        .until("the lease, expired", |second| {
+            assert!(!(first.leads() && second.leads()), "two speak");
+            second.leads()
+        })
+        .await;
+    assert!(!first.leads());
+    first.stop.send_replace(true);
+    (&mut first.task).await.unwrap();
+    second.task.abort();
+}
+
 #[tokio::test]
 async fn a_conflict_is_not_won() {
     let server = Server::start().await;

@@ -55,6 +55,8 @@ pub struct State {
     pub ignores_selectors: bool,
     /// So many writes meet a conflict.
     pub conflicts: u32,
+    /// Writes whose text has this in it are never answered, and change nothing.
+    pub hangs: Option<String>,
 }
 
 #[derive(Clone)]
@@ -446,6 +448,10 @@ impl Server {
         body: &[u8],
     ) -> std::io::Result<bool> {
         let mut object: Value = serde_json::from_slice(body).unwrap();
+        let hangs = self.state.lock().unwrap().hangs.clone();
+        if hangs.is_some_and(|text| object.to_string().contains(&text)) {
+            return std::future::pending().await;
+        }
         let said = {
             let mut state = self.state.lock().unwrap();
             let name = object["metadata"]["name"]
