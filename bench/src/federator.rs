@@ -143,7 +143,7 @@ impl Usage {
 
 /// Both agents' batches, as they go on the wire.
 fn encoded() -> Result<[Vec<Vec<u8>>; 2]> {
-    let mut workload = Workload::new(2);
+    let mut workload = Workload::until(2, ROWS * BATCHES, uplink::now());
     let mut encoded = [Vec::with_capacity(BATCHES), Vec::with_capacity(BATCHES)];
     for _ in 0..BATCHES {
         for (batch, into) in workload.pair_of_batches(ROWS).iter().zip(&mut encoded) {

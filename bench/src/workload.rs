@@ -13,25 +13,38 @@ const OWNERS: u32 = 48;
 const PODS: u8 = 32;
 /// Services that they call.
 const SERVICES: u8 = 96;
-/// Connections a second on a node.
-const PER_SECOND: f64 = 10_000.0;
+/// Connections a second.
+const PER_SECOND: f64 = 100_000.0;
+/// Connections end within this of their opening, in microseconds.
+const LONGEST_US: i64 = 10_000_000;
 const START: Timestamp = Timestamp(1_700_000_000_000_000);
 const BOOT: u64 = 0x7765_6674;
 
 /// Both ends of one connection after the other.
 pub struct Workload {
     random: u64,
+    start: Timestamp,
     clock: f64,
     cookie: u64,
 }
 
 impl Workload {
-    /// The same seed gives the same connections.
+    /// The same seed gives the same connections, at one time in the past.
     pub fn new(seed: u64) -> Self {
         Self {
             random: seed,
+            start: START,
             clock: 0.0,
             cookie: 4096,
+        }
+    }
+
+    /// Of so many connections the last end about `until`: who is told of them then is told in time.
+    pub fn until(seed: u64, connections: usize, until: Timestamp) -> Self {
+        let lasts = (connections as f64 * 1e6 / PER_SECOND) as i64 + LONGEST_US;
+        Self {
+            start: Timestamp(until.0 - lasts),
+            ..Self::new(seed)
         }
     }
 
@@ -43,7 +56,7 @@ impl Workload {
                 into.push(half);
             }
         }
-        halves.map(batch)
+        halves.map(|halves| batch(self.start, halves))
     }
 
     /// A finished connection through NAT on both sides, as its two ends saw it.
@@ -55,13 +68,13 @@ impl Workload {
         };
         self.clock += -(1.0 - self.unit()).ln() * 1e6 / PER_SECOND;
         // A millisecond to ten seconds, sixty-four bytes to a megabyte: all sizes of magnitude as likely.
-        let (lasted, delay) = (self.spread(1e3, 1e7), self.spread(100.0, 5e3));
+        let (lasted, delay) = (self.spread(1e3, LONGEST_US as f64), self.spread(100.0, 5e3));
         let (request, response) = (self.spread(64.0, 8e3) as u64, self.spread(64.0, 1e6) as u64);
         let service = (self.unit() * self.unit() * f64::from(SERVICES)) as u8;
         let pod = self.below(u64::from(PODS)) as u8;
         let port = 32_768 + self.below(28_232) as u16;
         let translated = 1_024 + self.below(64_512) as u16;
-        let opened = START.0 + self.clock as i64;
+        let opened = self.start.0 + self.clock as i64;
         let retransmits = if self.below(100) == 0 {
             1 + self.below(3) as u32
         } else {
@@ -135,12 +148,12 @@ fn v4(ip: [u8; 4], port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::from(ip)), port)
 }
 
-fn batch(mut halves: Vec<Half>) -> HalfBatch {
+fn batch(start: Timestamp, mut halves: Vec<Half>) -> HalfBatch {
     halves.sort_by_key(|half| half.closed_at);
     let owner = |number: u32| Owner {
         process: Some(Process {
             pid: 2_000 + number * 37,
-            started_at: Timestamp(START.0 - i64::from(number) * 86_000_123),
+            started_at: Timestamp(start.0 - i64::from(number) * 86_000_123),
             name: format!("worker-{}", number % 12),
             exe: Some(format!("/usr/lib/service/worker-{}", number % 12)),
             uid: 1000 + number % 5,
@@ -167,7 +180,7 @@ mod tests {
 
     #[test]
     fn both_ends_agree_on_what_nat_cannot_change() {
-        let [clients, servers] = Workload::new(3).pair_of_batches(100);
+        let [clients, servers] = Workload::until(3, 100, START).pair_of_batches(100);
         assert_eq!((clients.halves.len(), servers.halves.len()), (100, 100));
         let find = |cookie| servers.halves.iter().find(|half| half.cookie == cookie);
         for client in &clients.halves {
@@ -176,6 +189,10 @@ mod tests {
             assert_eq!(client.bytes_sent, server.bytes_received);
             assert_ne!(client.local, server.remote);
         }
-        assert_eq!(Workload::new(3).pair_of_batches(100), [clients, servers]);
+        assert!(clients.halves.iter().all(|half| half.seen_at <= START));
+        assert_eq!(
+            Workload::until(3, 100, START).pair_of_batches(100),
+            [clients, servers]
+        );
     }
 }

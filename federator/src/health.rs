@@ -256,7 +256,9 @@ impl Vitals {
             ("names_dropped", core.names_dropped),
             (
                 "recalls_dropped",
-                core.recalls_dropped + mesh.recalls_dropped,
+                core.recalls_dropped
+                    + mesh.recalls_dropped
+                    + self.progress.recalls_dropped.load(Relaxed),
             ),
             ("peer_messages_refused", core.peer_misbehaved),
             ("not_offered_halves", core.not_offered),

@@ -203,6 +203,8 @@ pub struct Progress {
     pub past_hold: AtomicU64,
     /// Transactions that the store has not done yet.
     pub flushes: AtomicU64,
+    /// Halves that were to be looked for in the store, and had no room among those.
+    pub recalls_dropped: AtomicU64,
     /// From the other end's naming to the stored match.
     pub exchange: Delays,
 }
@@ -370,11 +372,12 @@ impl Pipeline {
                 run_store(store, &ends, retention_us, &shared)
             }),
         )?;
+        let shared = progress.clone();
         // Not kept from ending by this one.
         let results = submissions.downgrade();
         thread(
             "recall",
-            Box::new(move || run_recall(recaller, &sought, &results)),
+            Box::new(move || run_recall(recaller, &sought, &results, &shared)),
         )?;
         Ok(Self {
             submissions,

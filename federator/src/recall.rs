@@ -24,6 +24,8 @@ const PAGE: usize = 20_000;
 const ENTRY: usize = 256;
 /// One that was found is not given again so soon, in microseconds: what was written of it since may not be in the store yet.
 const AGAIN_US: i64 = 60_000_000;
+/// How rows of halves that were given up are marked.
+const GIVEN_UP: [Unmatched; 2] = [Unmatched::NoPartner, Unmatched::NoFingerprint];
 
 /// See the module.
 pub struct Recaller {
@@ -77,7 +79,23 @@ impl Recaller {
         take: &mut impl FnMut(Vec<Found>) -> bool,
     ) -> Result<(), StoreError> {
         let keys: HashSet<u64> = sought.recalls.iter().map(|one| one.routing_key).collect();
-        for (from, to) in windows(sought.recalls.iter().map(|one| one.opened_at)) {
+        for window in windows(sought.recalls.iter().map(|one| one.opened_at)) {
+            if !self.recalled_from(search, &keys, window, take)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether to go on.
+    fn recalled_from(
+        &mut self,
+        search: &Search,
+        keys: &HashSet<u64>,
+        window: (i64, i64),
+        take: &mut impl FnMut(Vec<Found>) -> bool,
+    ) -> Result<bool, StoreError> {
+        for (from, to) in search.steps(window)? {
             let rows = search.given_up(
                 "opened_at >= make_timestamp(?) AND opened_at < make_timestamp(?)",
                 params![from, to],
@@ -89,10 +107,10 @@ impl Recaller {
             };
             let found = search.select(&rows, true, wanted)?;
             if !self.give(found, take) {
-                break;
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn returned(
@@ -160,14 +178,33 @@ struct Search {
 type Owners = HashMap<u32, std::sync::Arc<weft_wire::Owner>>;
 
 impl Search {
+    /// Of a window, the steps in which anything was given up. That costs three narrow columns: when an agent comes back that was away
+    /// for long, most of what it tells is sought, and there is nothing to find, because the other ends are only a little behind.
+    fn steps(&self, (from, to): (i64, i64)) -> Result<Vec<(i64, i64)>, StoreError> {
+        let [no_partner, no_fingerprint] =
+            GIVEN_UP.map(|reason| code::of(&code::UNMATCHED, &reason));
+        let mut statement = self.connection.prepare(&format!(
+            "SELECT DISTINCT epoch_us(opened_at) // {STEP_US} AS step FROM connections_done
+             WHERE opened_at >= make_timestamp(?) AND opened_at < make_timestamp(?)
+                 AND fact.unmatched IN ({no_partner}, {no_fingerprint}) AND fact.protocol = {} ORDER BY step",
+            Protocol::Tcp as u8,
+        ))?;
+        let steps = statement.query_map(params![from, to], |row| row.get::<_, i64>(0))?;
+        let bounds = steps.map(|step| {
+            let begins = step?.saturating_mul(STEP_US);
+            Ok((begins.max(from), begins.saturating_add(STEP_US).min(to)))
+        });
+        bounds.collect()
+    }
+
     /// Settled rows of one end that was given up. What a row has of UDP is not enough to look for.
     fn given_up(
         &self,
         condition: &str,
         params: impl duckdb::Params,
     ) -> Result<Vec<Row>, StoreError> {
-        let [no_partner, no_fingerprint] = [Unmatched::NoPartner, Unmatched::NoFingerprint]
-            .map(|reason| code::of(&code::UNMATCHED, &reason));
+        let [no_partner, no_fingerprint] =
+            GIVEN_UP.map(|reason| code::of(&code::UNMATCHED, &reason));
         let sql = format!(
             "SELECT * FROM {} WHERE unmatched IN ({no_partner}, {no_fingerprint}) AND protocol = {} AND {condition}",
             schema::DONE,
@@ -226,22 +263,19 @@ fn is_bare(side: &Side) -> bool {
     side.half.fingerprint == weft_wire::Fingerprint::Unknown
 }
 
-/// Times around these, in order, without overlap, none longer than a step.
+/// Times around these, in order, without overlap.
 fn windows(times: impl Iterator<Item = Timestamp>) -> Vec<(i64, i64)> {
     let mut times: Vec<i64> = times.map(|at| at.0).collect();
     times.sort_unstable();
-    let (mut steps, mut reached) = (Vec::new(), i64::MIN);
+    let mut windows: Vec<(i64, i64)> = Vec::new();
     for at in times {
-        let end = at.saturating_add(WINDOW_US);
-        let mut from = at.saturating_sub(WINDOW_US).max(reached);
-        while from < end {
-            let to = end.min(from.saturating_add(STEP_US));
-            steps.push((from, to));
-            from = to;
+        let (from, to) = (at.saturating_sub(WINDOW_US), at.saturating_add(WINDOW_US));
+        match windows.last_mut() {
+            Some((_, end)) if *end >= from => *end = to,
+            _ => windows.push((from, to)),
         }
-        reached = reached.max(end);
     }
-    steps
+    windows
 }
 
 #[cfg(test)]
@@ -251,11 +285,9 @@ mod tests {
     #[test]
     fn windows_cover_what_is_near_once() {
         let at = |seconds: i64| Timestamp(seconds * 1_000_000);
-        let one = windows([at(100)].into_iter());
-        assert_eq!((one[0].0, one.len()), (at(40).0, 12));
+        let span = |from, to| (at(from).0, at(to).0);
+        assert_eq!(windows([at(100)].into_iter()), [span(40, 160)]);
         let two = windows([at(1000), at(100), at(130)].into_iter());
-        assert!(two.windows(2).all(|pair| pair[0].1 <= pair[1].0));
-        let total: i64 = two.iter().map(|(from, to)| to - from).sum();
-        assert_eq!(total, at(150 + 120).0);
+        assert_eq!(two, [span(40, 190), span(940, 1060)]);
     }
 }

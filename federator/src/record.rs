@@ -80,8 +80,8 @@ pub struct Sought {
     pub returned: Vec<String>,
 }
 
-/// Recalls that are gathered. More are dropped.
-pub const MAX_RECALLS: usize = 65_536;
+/// Recalls that are gathered, 16 bytes each. More are dropped, and counted.
+pub const MAX_RECALLS: usize = 1 << 20;
 
 impl Sought {
     /// Whether it is nothing.
@@ -104,12 +104,17 @@ impl Sought {
         }
     }
 
-    /// Takes another one's too.
-    pub fn add(&mut self, other: Self) {
-        self.recall(&other.recalls);
+    /// Takes another one's too; how many recalls there was no room for.
+    #[must_use]
+    pub fn add(&mut self, other: Self) -> usize {
         for peer in &other.returned {
             self.peer_returned(peer);
         }
+        if self.recalls.is_empty() {
+            self.recalls = other.recalls;
+            return 0;
+        }
+        self.recall(&other.recalls)
     }
 }
 

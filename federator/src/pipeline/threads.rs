@@ -25,6 +25,15 @@ const GROUP_BYTES: usize = 16 << 20;
 const TICK: Duration = Duration::from_millis(10);
 /// Rows beyond which a flush does not wait for its time.
 const FLUSH_ROWS: usize = 500_000;
+/// After a search in the store there is none for so many times as long as it took, and what is sought is gathered for one: when agents
+/// come back that were away for long, all that they tell is late, and searches would take the processor from what is to be stored.
+const REST_OF_SEARCH: u32 = 9;
+/// But no longer than this.
+const MAX_REST: Duration = Duration::from_secs(2);
+/// Longest wait of a thread that has nothing to do.
+const IDLE: Duration = Duration::from_secs(3600);
+/// What is sought and found no place in the recaller's queue is tried again.
+const RETRY: Duration = Duration::from_millis(500);
 /// How often old connections are deleted.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -332,9 +341,16 @@ pub(super) fn run_store(
 ) -> anyhow::Result<()> {
     let mut retained: Option<Instant> = None;
     let mut sought = Sought::default();
-    while let Ok(ToStore { flush, done }) = ends.flushes.recv() {
+    loop {
+        let patience = if sought.is_empty() { IDLE } else { RETRY };
+        let (flush, done, came) = match ends.flushes.recv_timeout(patience) {
+            Ok(ToStore { flush, done }) => (flush, done, 1),
+            Err(RecvTimeoutError::Timeout) => (None, Vec::new(), 0),
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        };
         if let Some(mut flush) = flush {
-            sought.add(std::mem::take(&mut flush.sought));
+            let dropped = sought.add(std::mem::take(&mut flush.sought)) as u64;
+            progress.recalls_dropped.fetch_add(dropped, Relaxed);
             let began = Instant::now();
             store.flush(&flush)?;
             progress
@@ -358,7 +374,7 @@ pub(super) fn run_store(
                 Err(TrySendError::Disconnected(_)) => anyhow::bail!("the recaller has ended"),
             }
         }
-        progress.flushes.fetch_sub(1, Relaxed);
+        progress.flushes.fetch_sub(came, Relaxed);
         for waiting in done {
             // Nobody waits any more: the question was given up.
             let _ = waiting.send(());
@@ -368,16 +384,32 @@ pub(super) fn run_store(
             store.retain(Timestamp(clock::now().0.saturating_sub(retention_us)))?;
         }
     }
-    Ok(())
 }
 
 pub(super) fn run_recall(
     mut recaller: Recaller,
-    sought: &Receiver<Sought>,
+    ends: &Receiver<Sought>,
     results: &mpsc::WeakSender<Submission>,
+    progress: &Progress,
 ) -> anyhow::Result<()> {
-    while let Ok(sought) = sought.recv() {
-        recaller.look(clock::now(), &sought, |found| {
+    let add = |sought: &mut Sought, more: Sought| {
+        let dropped = sought.add(more) as u64;
+        progress.recalls_dropped.fetch_add(dropped, Relaxed);
+    };
+    let mut sought = Sought::default();
+    let mut rested = Instant::now();
+    loop {
+        let rest = rested.saturating_duration_since(Instant::now());
+        match ends.recv_timeout(if sought.is_empty() { IDLE } else { rest }) {
+            Ok(more) => add(&mut sought, more),
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let began = Instant::now();
+        if sought.is_empty() || began < rested {
+            continue;
+        }
+        recaller.look(clock::now(), &std::mem::take(&mut sought), |found| {
             let Some(submissions) = results.upgrade() else {
                 return false;
             };
@@ -386,6 +418,7 @@ pub(super) fn run_recall(
                 .blocking_send(Submission::Found { at, found })
                 .is_ok()
         })?;
+        let rest = began.elapsed().saturating_mul(REST_OF_SEARCH);
+        rested = Instant::now() + rest.min(MAX_REST);
     }
-    Ok(())
 }
