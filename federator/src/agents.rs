@@ -210,6 +210,13 @@ impl AgentStates {
         by_key.contains_key(&key)
     }
 
+    /// How many have a session.
+    pub fn connected(&self) -> u64 {
+        let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = by_key.values().filter(|state| state.away_since().is_none());
+        there.count() as u64
+    }
+
     /// Halves that agents told of as lost, since this time (to the hour).
     pub fn lost(&self, since: Option<Timestamp>) -> u64 {
         let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);

@@ -51,14 +51,56 @@ pub struct Config {
 }
 
 /// The other federators.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mesh {
     /// File with 32 bytes in hexadecimal, the same on all federators. Needed with peers.
     pub key_file: Option<PathBuf>,
+    /// Others to ask who is there, `NAME@HOST:PORT`; one that can be reached is enough.
+    pub seeds: Vec<String>,
+    /// Where other federators, and the agents of the region, reach this one, `HOST:PORT`; by default `listen`, if that is an
+    /// address.
+    pub advertise: Option<String>,
+    /// How large a share of all offers it owns, 0 to 16.
+    pub weight: u8,
     /// The others.
     #[serde(rename = "peer")]
     pub peers: Vec<Peer>,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            key_file: None,
+            seeds: Vec::new(),
+            advertise: None,
+            weight: 1,
+            peers: Vec::new(),
+        }
+    }
+}
+
+impl Mesh {
+    /// Whether this federator is one of several, or may become so.
+    pub fn takes_part(&self) -> bool {
+        let asked = !self.peers.is_empty() || !self.seeds.is_empty() || self.advertise.is_some();
+        asked && self.key_file.is_some()
+    }
+
+    /// All that the configuration names. Of a seed the region is not known.
+    pub fn known(&self) -> Vec<Peer> {
+        let mut known = self.peers.clone();
+        for (name, address) in self.seeds.iter().filter_map(|seed| seed.split_once('@')) {
+            if !known.iter().any(|peer| peer.name == name) {
+                known.push(Peer {
+                    name: name.into(),
+                    region: String::new(),
+                    address: address.into(),
+                });
+            }
+        }
+        known
+    }
 }
 
 /// Another federator.
@@ -273,6 +315,29 @@ impl Config {
             self.mesh.peers.is_empty() || self.mesh.key_file.is_some(),
             "mesh.key_file is missing: it is needed with peers, the same on all federators"
         );
+        ensure!(
+            (self.mesh.seeds.is_empty() && self.mesh.advertise.is_none())
+                || self.mesh.key_file.is_some(),
+            "mesh.key_file is missing: it is needed with mesh.seeds and mesh.advertise, the same on all federators"
+        );
+        for seed in &self.mesh.seeds {
+            let well = seed
+                .split_once('@')
+                .is_some_and(|(name, address)| !name.is_empty() && address.contains(':'));
+            ensure!(well, "mesh.seeds: {seed:?} is not NAME@HOST:PORT");
+        }
+        ensure!(
+            self.mesh
+                .advertise
+                .as_ref()
+                .is_none_or(|address| address.rsplit_once(':').is_some()),
+            "mesh.advertise must be host:port"
+        );
+        ensure!(
+            self.mesh.weight <= weft_mesh::MAX_WEIGHT,
+            "mesh.weight must be 0 to {}",
+            weft_mesh::MAX_WEIGHT
+        );
         for (index, peer) in self.mesh.peers.iter().enumerate() {
             ensure!(
                 peer.name != self.name,
@@ -363,6 +428,9 @@ mod tests {
                 "own name",
             ),
             ("[stitch]\nhold_ms = 200000", "expiry_s"),
+            ("[mesh]\nseeds = ['b@x:1']", "key_file"),
+            ("[mesh]\nkey_file='k'\nseeds = ['x:1']", "NAME@HOST:PORT"),
+            ("[mesh]\nkey_file='k'\nweight = 17", "weight"),
         ] {
             let error = format!(
                 "{:#}",

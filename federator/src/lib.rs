@@ -3,7 +3,7 @@
 //! Data flows one way: [`server`] (sessions) -> [`pipeline`] (three threads: [`journal`], [`core`], [`store`]) -> [`query`]. What decides
 //! anything is in [`core`], which is pure.
 //!
-//! Reading order: [`config`], [`run`], [`record`] (rows), [`journal`], [`core`], [`store`], [`pipeline`], [`agents`], [`server`],
+//! Reading order: [`config`], [`run`], [`record`] (rows), [`journal`], [`core`], [`store`], [`pipeline`], [`agents`], [`peers`], [`membership`], [`server`],
 //! [`query`].
 
 pub mod config;
@@ -17,6 +17,7 @@ pub mod store;
 pub mod pipeline;
 pub mod agents;
 pub mod peers;
+pub mod membership;
 pub mod server;
 pub mod enrol;
 pub mod clusters;

@@ -1,21 +1,24 @@
 //! The other federators: a session of our own to each, dialled again and again, for what we have to say and to ask.
 //!
-//! One that does not answer costs a dial now and then and nothing else.
+//! One that does not answer costs a dial now and then and nothing else. Those of the configuration are known from the start;
+//! others become known when they dial, or when the [membership](crate::membership) says where they are.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use weft_transport::{Dialler, Expect, Session, TransportError};
 use weft_wire::Timestamp;
 use weft_wire::control::{Ack, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage};
 use weft_wire::query::PeerHealth;
 
 use crate::clock;
-use crate::config::Peer;
+use crate::config::{MAX_PEERS, Peer};
 use crate::core::{Contact, Told};
+use crate::membership::Members;
 use crate::pipeline::Submission;
 use crate::server::{HELLO_TIMEOUT, SEND_TIMEOUT, sent_at};
 
@@ -37,9 +40,12 @@ type Outbox = (u64, mpsc::Sender<(u64, PeerMessage)>);
 pub struct PeerLink {
     /// Its name.
     pub name: String,
-    /// Its region.
-    pub region: String,
-    address: String,
+    /// Its region; empty while it is not known.
+    region: Mutex<String>,
+    /// Where it is reached; empty while that is not known.
+    address: Mutex<String>,
+    /// Its address stands in the configuration: what it says of itself does not change that.
+    fixed: bool,
     /// Of the present session.
     outbox: Mutex<Option<Outbox>>,
     session: Mutex<Option<Session>>,
@@ -59,43 +65,138 @@ pub struct Peers {
     me: (String, String),
     /// Which run of the program this is.
     pub instance: u64,
-    links: BTreeMap<String, Arc<PeerLink>>,
+    /// Whether federators that the configuration does not name are let in.
+    open: bool,
+    links: RwLock<BTreeMap<String, Arc<PeerLink>>>,
+    /// Links that nobody dials yet.
+    fresh: Mutex<Vec<Arc<PeerLink>>>,
+    added: Notify,
+    /// Federators that there was no room for.
+    pub refused: AtomicU64,
+    /// Who owns offers, as the core was told last. Held while it is told: what was decided later is told later.
+    owners: tokio::sync::Mutex<Vec<(String, u8)>>,
+    members: OnceLock<Arc<Members>>,
 }
 
 impl Peers {
-    /// Those of the configuration.
-    pub fn new(name: &str, region: &str, peers: &[Peer], instance: u64) -> Self {
-        let link = |peer: &Peer| PeerLink {
-            name: peer.name.clone(),
-            region: peer.region.clone(),
-            address: peer.address.clone(),
-            outbox: Mutex::default(),
-            session: Mutex::default(),
-            inbound: Mutex::default(),
-            last_seen: AtomicI64::new(i64::MIN),
-            skew_us: AtomicI64::new(0),
-            queued: AtomicU64::new(0),
-            error: Mutex::new("not dialled yet".into()),
-        };
-        let links = peers
+    /// Those of the configuration. `open`: others of the trust domain may come.
+    pub fn new(name: &str, region: &str, peers: &[Peer], instance: u64, open: bool) -> Self {
+        let links: BTreeMap<_, _> = peers
             .iter()
-            .map(|peer| (peer.name.clone(), Arc::new(link(peer))))
+            .map(|peer| (peer.name.clone(), Arc::new(PeerLink::new(peer, true))))
             .collect();
+        let names = links.keys().cloned().chain([name.to_owned()]);
+        let owners = names.map(|name| (name, 1)).collect();
         Self {
             me: (name.into(), region.into()),
             instance,
-            links,
+            open,
+            fresh: Mutex::new(links.values().cloned().collect()),
+            links: RwLock::new(links),
+            added: Notify::new(),
+            refused: AtomicU64::new(0),
+            owners: tokio::sync::Mutex::new(owners),
+            members: OnceLock::new(),
         }
     }
 
     /// All of them.
-    pub fn all(&self) -> impl Iterator<Item = &Arc<PeerLink>> {
-        self.links.values()
+    pub fn all(&self) -> impl Iterator<Item = Arc<PeerLink>> + use<> {
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<_> = links.values().cloned().collect();
+        all.into_iter()
     }
 
     /// The one of this name.
-    pub fn find(&self, name: &str) -> Option<&Arc<PeerLink>> {
-        self.links.get(name)
+    pub fn find(&self, name: &str) -> Option<Arc<PeerLink>> {
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        links.get(name).cloned()
+    }
+
+    /// The one of this name, which becomes known if it is not; `None` when it may not, or there are too many.
+    pub fn meet(&self, name: &str, region: &str) -> Option<Arc<PeerLink>> {
+        if let Some(known) = self.find(name) {
+            return Some(known);
+        }
+        if !self.open || name == self.me.0 {
+            return None;
+        }
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        if links.len() >= MAX_PEERS && !links.contains_key(name) {
+            self.refused.fetch_add(1, Relaxed);
+            return None;
+        }
+        let link = links.entry(name.to_owned()).or_insert_with(|| {
+            let peer = Peer {
+                name: name.into(),
+                region: region.into(),
+                address: String::new(),
+            };
+            let link = Arc::new(PeerLink::new(&peer, false));
+            lock(&self.fresh).push(link.clone());
+            link
+        });
+        let link = link.clone();
+        drop(links);
+        self.added.notify_one();
+        Some(link)
+    }
+
+    /// A member says where it is.
+    pub fn place(&self, name: &str, region: &str, address: &str) {
+        if let Some(link) = self.meet(name, region) {
+            if link.region().is_empty() {
+                *lock(&link.region) = region.into();
+            }
+            if !link.fixed && !address.is_empty() {
+                *lock(&link.address) = address.into();
+            }
+        }
+    }
+
+    /// Tells who owns offers now. Whoever is known stays known, and owns nothing.
+    pub async fn own<F: Future>(
+        &self,
+        mut now: Vec<(String, u8)>,
+        tell: impl FnOnce(Vec<(String, u8)>) -> F,
+    ) {
+        let mut owners = self.owners.lock().await;
+        for (name, _) in owners.iter() {
+            if !now.iter().any(|(known, _)| known == name) {
+                now.push((name.clone(), 0));
+            }
+        }
+        owners.clone_from(&now);
+        // Fails only while the program ends.
+        let _ = tell(now).await;
+    }
+
+    /// A session begins with this one: the core must know its name before.
+    pub async fn introduce(&self, name: &str, submissions: &mpsc::Sender<Submission>) {
+        let mut owners = self.owners.lock().await;
+        if owners.iter().any(|(known, _)| known == name) {
+            return;
+        }
+        owners.push((name.to_owned(), 0));
+        let contact = Contact::Owners(owners.clone());
+        let told = Submission::Contact {
+            session: 0,
+            contact,
+            room: None,
+        };
+        // Fails only while the program ends.
+        let _ = submissions.send(told).await;
+    }
+
+    /// Where messages of the membership go.
+    pub fn attach(&self, members: Arc<Members>) {
+        // Once, at the start.
+        let _ = self.members.set(members);
+    }
+
+    /// The membership, if this federator takes part in one.
+    pub fn members(&self) -> Option<&Arc<Members>> {
+        self.members.get()
     }
 
     /// What we say of ourselves.
@@ -132,22 +233,57 @@ impl Peers {
         }
     }
 
-    /// Dials all peers until the task is aborted.
+    /// Dials all peers, also those that become known later, until the task is aborted.
     pub async fn run(self: Arc<Self>, dialler: Dialler, submissions: mpsc::Sender<Submission>) {
         let mut tasks = tokio::task::JoinSet::new();
-        for link in self.links.values().cloned() {
-            tasks.spawn(keep_in_touch(
-                self.clone(),
-                link,
-                dialler.clone(),
-                submissions.clone(),
-            ));
+        loop {
+            for link in std::mem::take(&mut *lock(&self.fresh)) {
+                tasks.spawn(keep_in_touch(
+                    self.clone(),
+                    link,
+                    dialler.clone(),
+                    submissions.clone(),
+                ));
+            }
+            self.added.notified().await;
         }
-        while tasks.join_next().await.is_some() {}
     }
 }
 
 impl PeerLink {
+    fn new(peer: &Peer, fixed: bool) -> Self {
+        Self {
+            name: peer.name.clone(),
+            region: Mutex::new(peer.region.clone()),
+            address: Mutex::new(peer.address.clone()),
+            fixed,
+            outbox: Mutex::default(),
+            session: Mutex::default(),
+            inbound: Mutex::default(),
+            last_seen: AtomicI64::new(i64::MIN),
+            skew_us: AtomicI64::new(0),
+            queued: AtomicU64::new(0),
+            error: Mutex::new("not dialled yet".into()),
+        }
+    }
+
+    /// Its region; empty while it is not known.
+    pub fn region(&self) -> String {
+        lock(&self.region).clone()
+    }
+
+    /// Where it is reached; empty while that is not known.
+    pub fn address(&self) -> String {
+        lock(&self.address).clone()
+    }
+
+    /// Its session to us, while there is one.
+    pub fn inbound(&self) -> Option<Session> {
+        lock(&self.inbound)
+            .clone()
+            .filter(|session| session.close_reason().is_none())
+    }
+
     /// Our session, while there is one.
     pub fn session(&self) -> Option<Session> {
         lock(&self.session)
@@ -207,14 +343,26 @@ async fn keep_in_touch(
     let mut pause = BACK_OFF_MIN;
     let mut number = 0;
     loop {
+        let (region, address) = (link.region(), link.address());
+        if address.is_empty() {
+            // It has dialled us, and has not said yet where it is.
+            *lock(&link.error) = "where it is reached is not known yet".into();
+            tokio::time::sleep(BACK_OFF_MIN).await;
+            continue;
+        }
         number += 1;
-        let expected = Expect::federator(&link.name).of_region(&link.region);
-        let dial = dialler.dial(&link.address, &expected);
+        let mut expected = Expect::federator(&link.name);
+        if !region.is_empty() {
+            expected = expected.of_region(&region);
+        }
+        let dial = dialler.dial(&address, &expected);
         let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial).await;
         let dialled = dialled.unwrap_or_else(|_| {
             let detail = format!("no answer within {DIAL_TIMEOUT:?}");
-            let address = link.address.clone();
-            Err(TransportError::Unreachable { address, detail })
+            Err(TransportError::Unreachable {
+                address: address.clone(),
+                detail,
+            })
         });
         match dialled {
             Ok(session) => {
@@ -251,7 +399,9 @@ async fn talk(
     sender.send(&peers.hello(), SEND_TIMEOUT).await?;
     let hello: PeerHello = receiver.expect(HELLO_TIMEOUT).await?;
     session.require_name(&hello.name)?;
+    *lock(&link.region) = session.peer().region().to_owned();
     link.heard(sent_at(hello.now, &session));
+    peers.introduce(&link.name, submissions).await;
     *pause = BACK_OFF_MIN;
     let (outbox, mut messages) = mpsc::channel(OUTBOX);
     *lock(&link.outbox) = Some((number, outbox));
@@ -291,9 +441,16 @@ async fn talk(
             .await;
         }
     };
+    let members = async {
+        match peers.members() {
+            Some(members) => members.listen(&session).await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
         ended = say => ended,
         ended = listen => ended,
+        ended = members => ended,
     };
     *lock(&link.session) = None;
     *lock(&link.outbox) = None;

@@ -32,6 +32,7 @@ use crate::config::Config;
 use crate::core::{Contact, Core, CoreConfig, CoreCounters, Input};
 use crate::delays::Delays;
 use crate::journal::{AgentEntry, BatchEntry, Entry, EntryRef, Journal, PeerEntry};
+use crate::membership::remembered;
 use crate::peers::Peers;
 use crate::recall::Recaller;
 use crate::record::{Flush, Found};
@@ -435,13 +436,13 @@ pub fn mesh_key(path: &std::path::Path) -> anyhow::Result<MeshKey> {
 }
 
 fn core_config(config: &Config) -> anyhow::Result<CoreConfig> {
-    let peers = config
-        .mesh
-        .peers
-        .iter()
-        .map(|peer| peer.name.clone())
-        .collect();
+    let known = config.mesh.known().into_iter().map(|peer| peer.name);
+    let before = remembered(&config.data_dir)
+        .into_iter()
+        .map(|(name, ..)| name);
+    let peers = known.chain(before).collect();
     let key = config.mesh.key_file.as_deref().map(mesh_key).transpose()?;
+    let key = key.filter(|_| config.mesh.takes_part());
     Ok(CoreConfig {
         mesh: key.map(|key| (peers, key)),
         name: config.name.clone(),

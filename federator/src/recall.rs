@@ -119,6 +119,9 @@ impl Recaller {
         sought: &Sought,
         take: &mut impl FnMut(Vec<Found>) -> bool,
     ) -> Result<(), StoreError> {
+        // Federators that nobody named become known when they are first heard of.
+        let known = (0..self.members.len()).map(|at| self.members.name(at).to_owned());
+        self.members = Members::new(known.chain(sought.returned.iter().cloned()));
         let peers: HashSet<usize> = sought
             .returned
             .iter()

@@ -15,6 +15,7 @@ use crate::agents::AgentStates;
 use crate::config::Config;
 use crate::enrol::{Enrol, share};
 use crate::health::{Sources, Vitals};
+use crate::membership;
 use crate::metrics::serve;
 use crate::peers::Peers;
 use crate::pipeline::{BACKLOG_BYTES, Pipeline, Progress, random_seed};
@@ -57,6 +58,21 @@ pub fn identity(config: &Config) -> anyhow::Result<Identity> {
     Ok(identity)
 }
 
+/// Where others reach this federator; empty when that cannot be known.
+fn advertised(config: &Config, listening: std::net::SocketAddr) -> String {
+    match &config.mesh.advertise {
+        Some(address) => address.clone(),
+        None if listening.ip().is_unspecified() => {
+            tracing::warn!(
+                "mesh.advertise is not set and listen is no address: only federators that name this one in their configuration \
+                 can dial it, and it tells agents of no other federator"
+            );
+            String::new()
+        }
+        None => listening.to_string(),
+    }
+}
+
 impl Federator {
     /// Restores the state and begins to take sessions.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
@@ -64,9 +80,13 @@ impl Federator {
         let peers = Arc::new(Peers::new(
             &config.name,
             &config.region,
-            &config.mesh.peers,
+            &config.mesh.known(),
             random_seed(),
+            config.mesh.takes_part(),
         ));
+        for (name, region, address) in membership::remembered(&config.data_dir) {
+            peers.place(&name, &region, &address);
+        }
         let (starting, known) = (config.clone(), peers.clone());
         let pipeline =
             tokio::task::spawn_blocking(move || Pipeline::start(&starting, known)).await??;
@@ -112,9 +132,21 @@ impl Federator {
             peers: peers.clone(),
             enrol: enrol.clone(),
             counters,
+            started: tokio::time::Instant::now(),
         });
         let dialler = Dialler::new(&identity)?;
         let mut tasks = JoinSet::new();
+        if config.mesh.takes_part() {
+            let address = advertised(&config, listener.local_addr()?);
+            let (members, task) = membership::start(
+                &config,
+                address,
+                peers.clone(),
+                pipeline.submissions.clone(),
+            )?;
+            peers.attach(members);
+            tasks.spawn(task.run());
+        }
         tasks.spawn(server.clone().run(listener.clone()));
         tasks.spawn(share::run(enrol.clone(), peers.clone()));
         let followed = identity.clone();

@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use weft_transport::{FrameReceiver, FrameSender, Listener, PeerRole, Session, TransportError};
 use weft_wire::batch::lookups::LookupDecoder;
 use weft_wire::batch::{BatchDecoder, BatchError};
 use weft_wire::control::{
     Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage,
 };
+use weft_wire::federation::FederationRequest;
 use weft_wire::frame::{Frame, Kind};
 use weft_wire::query::Request;
 use weft_wire::{Timestamp, codec};
@@ -27,6 +29,10 @@ use crate::enrol::{Enrol, EnrolCounters};
 use crate::peers::Peers;
 use crate::pipeline::{Progress, Room, Rows, SEQ_BYTES, Submission, room};
 use crate::query::Queries;
+
+mod federation;
+
+use self::federation::HomesOf;
 
 /// A peer that says nothing at first is turned away.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +63,8 @@ pub struct Server {
     pub enrol: Arc<Enrol>,
     /// Totals.
     pub counters: Arc<ServerCounters>,
+    /// When it began.
+    pub started: Instant,
 }
 
 /// Totals since the start.
@@ -149,12 +157,20 @@ impl Server {
             now: clock::now(),
         };
         sender.send(&welcome, SEND_TIMEOUT).await?;
+        let mut homes = HomesOf::new(&self.peers, &session);
         let acknowledge = async {
-            while durable.changed().await.is_ok() {
-                let seq = *durable.borrow_and_update();
-                sender.send(&Ack { seq }, SEND_TIMEOUT).await?;
+            loop {
+                tokio::select! {
+                    changed = durable.changed() => {
+                        if changed.is_err() {
+                            return Ok(());
+                        }
+                        let seq = *durable.borrow_and_update();
+                        sender.send(&Ack { seq }, SEND_TIMEOUT).await?;
+                    }
+                    told = homes.changed() => sender.send(&told, SEND_TIMEOUT).await?,
+                }
             }
-            Ok(())
         };
         tokio::select! {
             ended = acknowledge => ended,
@@ -321,6 +337,18 @@ impl Server {
                 self.serve_peer(&session, &hello, sender, receiver).await
             }
             Kind::IdentityRequest => self.enrol.serve(&session, sender, &first).await,
+            Kind::FederationRequest => {
+                let request: FederationRequest = session.decode(&first)?;
+                roles::require(&session, Act::of_federation(&request))?;
+                self.answer_federation(sender, request).await
+            }
+            Kind::Member => {
+                roles::require(&session, Act::Exchange)?;
+                match self.peers.members() {
+                    Some(members) => members.take(&session, first.payload),
+                    None => Ok(()),
+                }
+            }
             other => Err(session.misbehaved(
                 CloseCode::Unexpected,
                 format!("{other:?} opens no conversation"),
@@ -335,15 +363,20 @@ impl Server {
         mut sender: FrameSender,
         mut receiver: FrameReceiver,
     ) -> Result<(), TransportError> {
-        let Some(link) = self.peers.find(&hello.name) else {
+        let peer = session.peer();
+        let Some(link) = self.peers.meet(peer.name(), peer.region()) else {
             return Err(session.misbehaved(
                 CloseCode::Role,
                 format!("{} is no peer here", session.peer()),
             ));
         };
-        session.require_region(&link.region)?;
+        let region = link.region();
+        if !region.is_empty() {
+            session.require_region(&region)?;
+        }
         sender.send(&self.peers.hello(), SEND_TIMEOUT).await?;
         link.begin_inbound(session, hello);
+        self.peers.introduce(&hello.name, &self.submissions).await;
         let up = Contact::PeerUp {
             peer: hello.name.clone(),
             instance: hello.instance,
@@ -378,9 +411,16 @@ impl Server {
             }
             Ok(())
         };
+        let members = async {
+            match self.peers.members() {
+                Some(members) => members.listen(session).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             ended = acknowledge => ended,
             ended = listen => ended,
+            ended = members => ended,
         }
     }
 

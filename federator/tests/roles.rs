@@ -15,6 +15,7 @@ use weft_wire::AgentInfo;
 use weft_wire::cluster::ClusterBatch;
 use weft_wire::codec;
 use weft_wire::control::{AgentHello, AgentStatus, CloseCode, PROTOCOL_VERSION, PeerHello};
+use weft_wire::federation::FederationRequest;
 use weft_wire::identity::{Hidden, IdentityRequest, Proof, Subject};
 use weft_wire::query::{DnsReport, Filter, Question, Report, ReportOrder, Request, Scope};
 
@@ -156,6 +157,20 @@ fn kinds() -> Vec<Kind> {
             [false, false, true, true],
         ),
         ("join", frame(&join), [false; 4]),
+        (
+            "list federators",
+            frame(&FederationRequest::Federators),
+            readers,
+        ),
+        ("one federator", frame(&FederationRequest::Own), readers),
+        (
+            "drain",
+            frame(&FederationRequest::Drain {
+                federator: "fed-a".into(),
+                draining: false,
+            }),
+            admins,
+        ),
     ]
 }
 

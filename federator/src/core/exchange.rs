@@ -83,9 +83,6 @@ pub enum Contact {
 /// The mesh's state machine; `None` for a federator alone.
 pub(super) fn mesh(config: &CoreConfig) -> Option<Mesh> {
     let (peers, key) = config.mesh.clone()?;
-    if peers.is_empty() {
-        return None;
-    }
     let members = Members::new(peers.into_iter().chain([config.name.clone()]));
     let max_offers = config.max_open.saturating_mul(OFFERS_PER_OPEN);
     Mesh::new(Config {

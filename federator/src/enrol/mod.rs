@@ -4,7 +4,7 @@
 //! then [`Enrol`], which answers.
 
 pub mod roles;
-mod kept;
+pub(crate) mod kept;
 pub mod cloud;
 pub mod tokens;
 pub mod share;

@@ -2,6 +2,7 @@
 
 use weft_transport::{PeerRole, Session, TransportError};
 use weft_wire::control::CloseCode;
+use weft_wire::federation::FederationRequest;
 use weft_wire::identity::IdentityRequest;
 
 /// What can be asked of a federator on a session. Joining is not among them: it needs no certificate, and has an address of
@@ -24,11 +25,15 @@ pub enum Act {
     CreateToken,
     /// Shut somebody out, or let in again.
     Revoke,
+    /// See which federators are there.
+    Federators,
+    /// Relieve a federator of its agents and offers, or no longer.
+    Drain,
 }
 
 impl Act {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Report,
         Self::Renew,
         Self::Ask,
@@ -37,6 +42,8 @@ impl Act {
         Self::Revoked,
         Self::CreateToken,
         Self::Revoke,
+        Self::Federators,
+        Self::Drain,
     ];
 
     /// What a request is; `None` for one that no session may make.
@@ -51,6 +58,14 @@ impl Act {
         }
     }
 
+    /// What a request about federators is.
+    pub fn of_federation(request: &FederationRequest) -> Self {
+        match request {
+            FederationRequest::Federators | FederationRequest::Own => Self::Federators,
+            FederationRequest::Drain { .. } => Self::Drain,
+        }
+    }
+
     /// As in the table.
     pub fn name(self) -> &'static str {
         match self {
@@ -62,6 +77,8 @@ impl Act {
             Self::Revoked => "list revocations",
             Self::CreateToken => "create a token",
             Self::Revoke => "revoke",
+            Self::Federators => "list federators",
+            Self::Drain => "drain",
         }
     }
 }
@@ -72,12 +89,12 @@ pub fn may(role: PeerRole, act: Act) -> bool {
         Act::Report | Act::Renew => role == PeerRole::Agent,
         Act::Exchange | Act::Share => role == PeerRole::Federator,
         // A federator asks the others what it was asked itself.
-        Act::Ask => matches!(
+        Act::Ask | Act::Federators => matches!(
             role,
             PeerRole::Operator | PeerRole::Admin | PeerRole::Federator
         ),
         Act::Revoked => matches!(role, PeerRole::Operator | PeerRole::Admin),
-        Act::CreateToken | Act::Revoke => role == PeerRole::Admin,
+        Act::CreateToken | Act::Revoke | Act::Drain => role == PeerRole::Admin,
     }
 }
 
@@ -86,7 +103,13 @@ pub fn require(session: &Session, act: Act) -> Result<(), TransportError> {
     if may(session.peer().role(), act) {
         return Ok(());
     }
-    let words = format!("{} may not {}", session.peer(), act.name());
+    let able: Vec<String> = PeerRole::ALL
+        .into_iter()
+        .filter(|role| may(*role, act))
+        .map(|role| role.to_string())
+        .collect();
+    let (peer, able) = (session.peer(), able.join(" or "));
+    let words = format!("{peer} may not {}: that takes {able}", act.name());
     Err(session.misbehaved(CloseCode::Role, words))
 }
 

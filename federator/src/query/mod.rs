@@ -330,7 +330,7 @@ impl Queries {
     async fn ask_all(&self, question: &Question, absent: &[String]) -> Result<Parts, QueryError> {
         let mut tasks = JoinSet::new();
         let within = Duration::from_secs(self.limits.peer_timeout_s);
-        for link in self.peers.all().cloned() {
+        for link in self.peers.all() {
             let request = Request {
                 version: PROTOCOL_VERSION,
                 scope: Scope::Local {
@@ -507,7 +507,7 @@ fn of_askers(filter: &Filter) -> Filter {
 fn not_reached(link: &PeerLink) -> FederatorHealth {
     FederatorHealth {
         name: link.name.clone(),
-        region: link.region.clone(),
+        region: link.region(),
         error: Some(link.error()),
         ..FederatorHealth::default()
     }
