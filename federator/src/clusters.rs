@@ -39,7 +39,7 @@ struct Kind {
 }
 
 /// An object and where it was told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Told {
     /// The cluster.
     pub cluster: String,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use weft_federator::query::apart;
 use weft_federator::{config::Config, doctor::doctor, run::run};
 
 /// The Weft federator: takes halves of connections from agents, joins them, and answers questions.
@@ -28,6 +29,9 @@ enum Command {
         #[arg(long, default_value = "/etc/weft/federator.toml")]
         config: PathBuf,
     },
+    /// Answers one statement that comes through stdin; the program starts itself so.
+    #[command(hide = true, name = apart::ARGUMENT)]
+    AnswerSql,
     /// Prints the version.
     Version,
 }
@@ -42,8 +46,16 @@ fn main() -> ExitCode {
                 ExitCode::from(1)
             };
         }
+        Command::AnswerSql => {
+            // Whoever started it sees that there is no answer.
+            return match apart::answer() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::from(2),
+            };
+        }
         Command::Run { config } => {
             log_to_stderr();
+            apart::enable();
             if let Err(error) = load_and_run(&config) {
                 eprintln!(
                     "error: {error:#}\nhint:  weft-federator doctor --config {}",

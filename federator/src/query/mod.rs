@@ -9,6 +9,7 @@ pub mod rows;
 pub mod report;
 pub mod sql;
 pub mod merge;
+pub mod apart;
 pub mod dns;
 
 use std::sync::Arc;
@@ -380,7 +381,7 @@ impl Queries {
             false => Vec::new(),
         };
         let answered = self
-            .blocking(move || sql::run(&connections, &lookups, &objects, &text, &limits))
+            .blocking(move || apart::run(connections, lookups, objects, text, limits))
             .await?;
         let sql::SqlAnswer {
             columns,

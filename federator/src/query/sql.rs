@@ -16,6 +16,7 @@ use duckdb::arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use duckdb::arrow::record_batch::RecordBatch;
 use duckdb::types::{TimeUnit as ValueUnit, Value};
 use duckdb::{Config, Connection as Database};
+use serde::{Deserialize, Serialize};
 use weft_wire::query::{Connection, Endpoint, LookupRecord, QueryError, SqlValue};
 use weft_wire::{Pod, Timestamp};
 
@@ -71,7 +72,7 @@ const PLAIN_TYPES: [&str; 18] = [
 ];
 
 /// Limits of one statement.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SqlLimits {
     /// How long it may run.
     pub timeout: Duration,
@@ -82,7 +83,7 @@ pub struct SqlLimits {
 }
 
 /// An answer.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SqlAnswer {
     /// Column names.
     pub columns: Vec<String>,
