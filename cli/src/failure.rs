@@ -224,7 +224,13 @@ impl Failure {
                 code: Some(CloseCode::Role),
                 detail,
             } => {
-                let hint = "weft pki issue --role operator --region REGION --name NAME --out DIR";
+                // Whom the federator lets do it stands in its words, if an operator is not enough.
+                let role = match detail.ends_with("takes admin") {
+                    true => "admin",
+                    false => "operator",
+                };
+                let hint =
+                    format!("weft pki issue --role {role} --region REGION --name NAME --out DIR");
                 Self::new("E-ROLE", refused, detail.clone(), hint)
             }
             CloseReason::Peer {

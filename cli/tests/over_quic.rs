@@ -111,7 +111,7 @@ async fn serve(session: Session, play: Play, taken: mpsc::Sender<Request>) {
             }
             Play::Close(pieces, code) => {
                 say(&mut sender, pieces).await;
-                session.close(*code, "as the test wants");
+                session.close(*code, "as the test wants: that takes admin");
             }
             Play::Stall(pieces) => {
                 say(&mut sender, pieces).await;
@@ -277,6 +277,15 @@ fn another_role() {
         2,
         "E-ROLE",
     );
+}
+
+#[test]
+fn who_is_shut_out_hears_which_certificate_it_takes() {
+    let mesh = Mesh::new(Play::Close(vec![three()], CloseCode::Role));
+    let output = mesh.run("connections");
+    failed(&output, 2, "E-ROLE");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("--role admin"), "{text}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 mod losses;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 use weft_transport::Session;
@@ -44,6 +44,8 @@ struct Inner {
     skew_us: Option<i64>,
     lag_us: i64,
     halves: u64,
+    /// It was taken for gone, and has not been heard since.
+    gone: bool,
 }
 
 impl AgentState {
@@ -109,6 +111,7 @@ impl AgentState {
     pub fn heard(&self, agent_clock: Option<Timestamp>, now: Timestamp) -> i64 {
         let mut inner = self.inner();
         inner.last_seen = now;
+        inner.gone = false;
         if let Some(clock) = agent_clock {
             let seen = clock.0.saturating_sub(now.0);
             inner.skew_us = Some(match inner.skew_us {
@@ -169,6 +172,10 @@ impl AgentState {
 #[derive(Debug, Default)]
 pub struct AgentStates {
     by_key: Mutex<HashMap<AgentKey, Arc<AgentState>>>,
+    /// When it was first asked who is gone: who was not heard since the start of the program is silent since then.
+    asked: OnceLock<Timestamp>,
+    /// Those that made room for others, with the time of which they are silent.
+    displaced: Mutex<BTreeMap<AgentKey, Timestamp>>,
 }
 
 impl AgentStates {
@@ -179,6 +186,7 @@ impl AgentStates {
             .map(|(key, seq)| (*key, Arc::new(AgentState::new(*key, *seq))));
         Self {
             by_key: Mutex::new(known.collect()),
+            ..Self::default()
         }
     }
 
@@ -198,10 +206,44 @@ impl AgentStates {
                 return None;
             }
             by_key.remove(&oldest);
+            self.displaced().insert(oldest, since);
         }
+        self.displaced().remove(&key);
         let state = Arc::new(AgentState::new(key, 0));
         by_key.insert(key, state.clone());
         Some(state)
+    }
+
+    fn displaced(&self) -> MutexGuard<'_, BTreeMap<AgentKey, Timestamp>> {
+        self.displaced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those that have been silent for longer than this, each once.
+    pub fn gone(&self, now: Timestamp, silent_us: i64) -> Vec<AgentKey> {
+        let started = *self.asked.get_or_init(|| now);
+        let is_gone = |since: Timestamp| now.0.saturating_sub(since.max(started).0) > silent_us;
+        let mut gone = Vec::new();
+        let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        for state in by_key.values() {
+            if state.away_since().is_some_and(is_gone)
+                && !std::mem::replace(&mut state.inner().gone, true)
+            {
+                gone.push(state.key);
+            }
+        }
+        drop(by_key);
+        let mut displaced = self.displaced();
+        let too_many = displaced.len() > MAX_AGENTS;
+        displaced.retain(|key, since| {
+            let keep = !(is_gone(*since) || too_many);
+            if !keep {
+                gone.push(*key);
+            }
+            keep
+        });
+        gone
     }
 
     /// Whether an agent with this key ever reported here, as far as is remembered.
@@ -290,6 +332,25 @@ mod tests {
     }
 
     #[test]
+    fn who_is_silent_for_long_is_gone_once() {
+        let states = AgentStates::new(&[(AgentKey(1), 5), (AgentKey(2), 5)]);
+        assert_eq!(states.gone(Timestamp(1000), 10), []);
+        states
+            .of(AgentKey(2), Timestamp(1005))
+            .unwrap()
+            .heard(None, Timestamp(1005));
+        assert_eq!(states.gone(Timestamp(1010), 10), []);
+        assert_eq!(states.gone(Timestamp(1011), 10), [AgentKey(1)]);
+        assert_eq!(states.gone(Timestamp(1016), 10), [AgentKey(2)]);
+        assert_eq!(states.gone(Timestamp(1017), 10), []);
+        states
+            .of(AgentKey(1), Timestamp(1020))
+            .unwrap()
+            .heard(None, Timestamp(1020));
+        assert_eq!(states.gone(Timestamp(1031), 10), [AgentKey(1)]);
+    }
+
+    #[test]
     fn there_is_a_limit() {
         let states = AgentStates::default();
         let now = Timestamp(RECENT_US);
@@ -304,7 +365,11 @@ mod tests {
             states.of(AgentKey(7), now).is_none(),
             "it was forgotten, and all others were heard lately"
         );
+        assert_eq!(states.gone(now, 0), []);
+        assert_eq!(states.gone(Timestamp(RECENT_US + 1), RECENT_US).len(), 0);
+        assert!(states.displaced().contains_key(&AgentKey(7)));
         assert!(states.of(AgentKey(7), Timestamp(RECENT_US + 1)).is_some());
+        assert!(!states.displaced().contains_key(&AgentKey(7)));
         assert!(states.of(AgentKey(u64::MAX), now).is_some());
     }
 }

@@ -254,6 +254,9 @@ impl Vitals {
             ("late_halves", core.sought),
             ("recalled_halves", core.recalled),
             ("names_dropped", core.names_dropped),
+            ("host_restarted_halves", core.host_restarted),
+            ("agent_gone_halves", core.agent_gone),
+            ("rows_after_agent_gone", core.after_gone),
             (
                 "recalls_dropped",
                 core.recalls_dropped

@@ -81,6 +81,13 @@ pub enum Submission {
         /// What it said.
         info: AgentInfo,
     },
+    /// An agent has been silent for long.
+    Gone {
+        /// When.
+        at: Timestamp,
+        /// Its key.
+        key: AgentKey,
+    },
     /// A peer said something that outlives this process.
     Peer {
         /// When.
@@ -507,6 +514,7 @@ fn replayed(entry: Entry, decoders: &mut Decoders) -> (Timestamp, Option<Input>)
                 info.map(|info| Input::Agent { key: agent, info }),
             )
         }
+        Entry::Gone { arrived_at, agent } => (arrived_at, Some(Input::Gone { key: agent })),
         Entry::Batch(entry) => (entry.arrived_at, decoders.input(Rows::Halves, &entry).ok()),
         Entry::Lookups(entry) => (entry.arrived_at, decoders.input(Rows::Lookups, &entry).ok()),
         Entry::Found(PeerEntry {

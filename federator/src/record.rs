@@ -192,6 +192,8 @@ pub struct Flush {
     pub sequences: Vec<(AgentKey, u64)>,
     /// Which description of these agents is in force.
     pub descriptions: Vec<(AgentKey, AgentNumber)>,
+    /// What is known of these agents.
+    pub standings: Vec<(AgentKey, Standing)>,
 }
 
 /// What a new core starts with.
@@ -223,6 +225,22 @@ pub struct Loaded {
     pub sequences: Vec<(AgentKey, u64)>,
     /// Which description of these agents was in force.
     pub descriptions: Vec<(AgentKey, AgentNumber)>,
+    /// What was known of these agents.
+    pub standings: Vec<(AgentKey, Standing)>,
+}
+
+/// What is known of an agent from its batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Its clock ahead of ours.
+    pub skew_us: i64,
+    /// The boot of its host whose halves may be open; those of others were closed.
+    pub boot: Option<u64>,
+    /// The newest that it has seen, by its own clock.
+    pub newest: Timestamp,
+    /// All of its halves that were opened before this, by its own clock, had been told, and those that were open are closed: it
+    /// had been silent for long.
+    pub gone_before: Option<Timestamp>,
 }
 
 impl Row {
@@ -339,12 +357,14 @@ pub mod code {
     ];
 
     /// Half states by number.
-    pub const HALF_STATES: [HalfState; 5] = [
+    pub const HALF_STATES: [HalfState; 7] = [
         HalfState::Open,
         HalfState::Closed,
         HalfState::Refused,
         HalfState::TimedOut,
         HalfState::Aborted,
+        HalfState::HostRestarted,
+        HalfState::AgentGone,
     ];
 
     /// Sorts of first datagrams by number.

@@ -18,13 +18,16 @@ use crate::health::{Sources, Vitals};
 use crate::membership;
 use crate::metrics::serve;
 use crate::peers::Peers;
-use crate::pipeline::{BACKLOG_BYTES, Pipeline, Progress, random_seed};
+use crate::pipeline::{BACKLOG_BYTES, Pipeline, Progress, Submission, random_seed};
 use crate::query::Queries;
 use crate::query::dns::Lists;
 use crate::server::{Server, ServerCounters};
 
 /// Longest wait for sessions to end when the program is told to.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How often it is looked who is gone.
+const GONE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A federator that takes sessions.
 pub struct Federator {
@@ -148,6 +151,8 @@ impl Federator {
             tasks.spawn(task.run());
         }
         tasks.spawn(server.clone().run(listener.clone()));
+        let silent_us = i64::from(config.agents.silent_days) * 86_400_000_000;
+        tasks.spawn(agents_gone(server.clone(), silent_us));
         tasks.spawn(share::run(enrol.clone(), peers.clone()));
         let followed = identity.clone();
         tasks.spawn(async move { followed.follow().await });
@@ -220,6 +225,24 @@ impl Federator {
         } else {
             tracing::warn!("sessions did not end in time; the journal has what the store has not");
         }
+    }
+}
+
+/// Tells the core of agents that have been silent for so long.
+async fn agents_gone(server: Arc<Server>, silent_us: i64) {
+    loop {
+        let now = crate::clock::now();
+        for key in server.agents.gone(now, silent_us) {
+            if server
+                .submissions
+                .send(Submission::Gone { at: now, key })
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        tokio::time::sleep(GONE_INTERVAL).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! Made-up agents and operators, for tests and benchmarks: they speak the real protocol over real QUIC.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -399,6 +400,15 @@ impl Operator {
         };
         self.ask(scope, question).await
     }
+}
+
+/// An address that nobody else takes, also while nobody listens there: the host is this process's alone, and the port none that is
+/// given to who asks for any.
+pub fn address() -> String {
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
+    let [_, first, second, third] = std::process::id().to_be_bytes();
+    let port = NEXT.fetch_add(1, Relaxed);
+    format!("127.{}.{second}.{third}:{port}", 64 + first % 64)
 }
 
 /// Only the federator that is asked.

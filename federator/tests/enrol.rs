@@ -8,7 +8,7 @@ use std::time::Duration;
 use weft_federator::clock;
 use weft_federator::config::Config;
 use weft_federator::run::Federator;
-use weft_federator::testing::{Agent, World, batch_of, half};
+use weft_federator::testing::{Agent, World, address, batch_of, half};
 use weft_transport::pki::{self, Request, Validity};
 use weft_transport::{
     CloseReason, Dialler, Expect, Identity, PeerRole, Refusal, Session, Token, TransportError, join,
@@ -120,10 +120,9 @@ fn why(answer: IdentityAnswer) -> String {
     }
 }
 
-/// Two addresses that nobody has at the moment.
+/// Two addresses that nobody takes.
 fn addresses() -> [String; 2] {
-    let sockets = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
-    sockets.map(|socket| socket.local_addr().unwrap().to_string())
+    [(); 2].map(|()| address())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -233,15 +232,7 @@ async fn a_token_is_spent_also_after_kill_9() {
 
 /// Federators in a row, each a peer of its neighbours only.
 async fn row(world: &World, names: &[&str]) -> (Vec<String>, Vec<Federator>) {
-    let sockets: Vec<_> = names
-        .iter()
-        .map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap())
-        .collect();
-    let at: Vec<String> = sockets
-        .iter()
-        .map(|socket| socket.local_addr().unwrap().to_string())
-        .collect();
-    drop(sockets);
+    let at: Vec<String> = names.iter().map(|_| address()).collect();
     let mut federators = Vec::new();
     for (index, name) in names.iter().enumerate() {
         federators.push(neighbour(world, names, &at, index, name).await);

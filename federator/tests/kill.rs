@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use weft_federator::testing::{Agent, World, batch_of, half};
+use weft_federator::testing::{Agent, World, address, batch_of, half};
 use weft_wire::{HalfState, Role};
 
 /// Starts the program and waits until it listens.
@@ -55,11 +55,7 @@ async fn deliver(agent: &mut Agent, role: Role, last: u64) -> bool {
 async fn kill_9_loses_and_doubles_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let address = std::net::UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .to_string();
+    let address = address();
     let config = folder.path().join("federator.toml");
     std::fs::write(&config, world.federator("fed-a", &address, &[]).unwrap()).unwrap();
     let mut acknowledged = [0, 0];

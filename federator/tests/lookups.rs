@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use weft_federator::run::Federator;
-use weft_federator::testing::{Agent, Answered, Operator, World, batch_of, half, local};
+use weft_federator::testing::{Agent, Answered, Operator, World, address, batch_of, half, local};
 use weft_wire::query::{DnsReport, Filter, Question, Scope, SqlValue};
 use weft_wire::{Answer, HalfState, Lookup, LookupBatch, Owner, Pod, Process, Role, Timestamp};
 
@@ -216,8 +216,7 @@ async fn every_report_says_what_was_asked_and_a_restart_changes_nothing() {
 async fn two_federators_answer_as_one() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let sockets = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
-    let [a, b] = sockets.map(|socket| socket.local_addr().unwrap().to_string());
+    let [a, b] = [(); 2].map(|()| address());
     let peers = [[("fed-b", b.as_str())], [("fed-a", a.as_str())]];
     let mut federators = Vec::new();
     for (name, address, peers) in [("fed-a", &a, &peers[0]), ("fed-b", &b, &peers[1])] {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use weft_federator::run::Federator;
-use weft_federator::testing::{Agent, Operator, World, batch_of, half, local};
+use weft_federator::testing::{Agent, Operator, World, address, batch_of, half, local};
 use weft_wire::query::{Connection, Question, Unmatched};
 use weft_wire::{
     Application, DatagramSort, Datagrams, Fingerprint, Half, HalfBatch, HalfState, NameSource,
@@ -23,18 +23,10 @@ impl Mesh {
     async fn start(names: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let world = World::new(folder.path()).unwrap();
-        // Held until all are chosen, so that no two are the same.
-        let sockets: Vec<_> = names
-            .iter()
-            .map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let address = |socket: &std::net::UdpSocket| socket.local_addr().unwrap().to_string();
         let addresses = names
             .iter()
-            .zip(&sockets)
-            .map(|(name, socket)| ((*name).to_owned(), address(socket)))
+            .map(|name| ((*name).to_owned(), address()))
             .collect();
-        drop(sockets);
         let federators = names.iter().map(|_| None).collect();
         let mut mesh = Self {
             world,

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use weft_federator::run::Federator;
-use weft_federator::testing::{Answered, Operator, World, batch_of, half, local};
+use weft_federator::testing::{Answered, Operator, World, address, batch_of, half, local};
 use weft_wire::query::{
     Filter, QueryError, Question, Report, ReportOrder, Scope, SqlValue, Unmatched,
 };
@@ -22,11 +22,7 @@ impl Pair {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let world = World::new(folder.path()).unwrap();
-        let sockets = [0, 1].map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
-        let addresses = sockets
-            .each_ref()
-            .map(|socket| socket.local_addr().unwrap().to_string());
-        drop(sockets);
+        let addresses = [(); 2].map(|()| address());
         let names = ["fed-a", "fed-b"];
         let mut federators = Vec::new();
         for me in 0..2 {

@@ -10,8 +10,8 @@ use weft_wire::{AgentKey, HalfId, Owner};
 
 use crate::Breakage;
 use crate::outcome::{Outcome, Violation};
-use crate::record::{AgentNumber, AgentRecord, Flush, Loaded, OwnerNumber, Row, Side};
-use crate::truth::{Connection, Standing, of_cookie};
+use crate::record::{AgentNumber, AgentRecord, Flush, Loaded, OwnerNumber, Row, Side, Standing};
+use crate::truth::{Connection, Standing as Stands, of_cookie};
 
 /// Ids are mixed bits already.
 #[derive(Default)]
@@ -51,6 +51,7 @@ pub(crate) struct Stored {
     next_owner: OwnerNumber,
     links: BTreeMap<HalfId, Link>,
     sequences: BTreeMap<AgentKey, u64>,
+    standings: BTreeMap<AgentKey, Standing>,
     position: u64,
     held: HashSet<HalfId>,
     held_from: u64,
@@ -86,6 +87,11 @@ impl Stored {
                 .sequences
                 .iter()
                 .map(|(key, seq)| (*key, *seq))
+                .collect(),
+            standings: self
+                .standings
+                .iter()
+                .map(|(key, standing)| (*key, *standing))
                 .collect(),
             ..Loaded::default()
         };
@@ -131,7 +137,7 @@ impl Stored {
                     end.closed = side.half.state.finished();
                     end.standing = standing(row);
                     end.other_closed = row.sides().all(|side| side.half.state.finished());
-                    if end.standing == Standing::Joined {
+                    if end.standing == Stands::Joined {
                         end.joined_at = end.joined_at.min(now);
                     }
                 }
@@ -186,16 +192,17 @@ impl Stored {
             .for_each(|id| drop(self.links.remove(id)));
         self.links.extend(flush.links.iter().cloned());
         self.sequences.extend(flush.sequences.iter().copied());
+        self.standings.extend(flush.standings.iter().copied());
         self.position = flush.position;
         self.held = flush.held.iter().copied().collect();
         self.held_from = flush.held_from;
     }
 }
 
-fn standing(row: &Row) -> Standing {
+fn standing(row: &Row) -> Stands {
     match (row.joined, row.unmatched) {
-        (Some(_), _) => Standing::Joined,
-        (None, None | Some(Unmatched::Pending)) => Standing::Pending,
-        (None, Some(reason)) => Standing::Reason(reason),
+        (Some(_), _) => Stands::Joined,
+        (None, None | Some(Unmatched::Pending)) => Stands::Pending,
+        (None, Some(reason)) => Stands::Reason(reason),
     }
 }

@@ -69,6 +69,10 @@ pub enum HalfState {
     TimedOut,
     /// Never established: this end gave up first (the socket was closed while connecting).
     Aborted,
+    /// Was established, and its host was started again since. Concluded by its home: no agent says so.
+    HostRestarted,
+    /// Was established, and its agent has been silent for so long that nobody knows. Concluded by its home: no agent says so.
+    AgentGone,
 }
 
 /// What NAT cannot change about a connection.
@@ -318,7 +322,12 @@ pub struct AgentInfo {
 impl HalfState {
     /// Whether the connection was ever established: only those can have a second half.
     pub fn established(self) -> bool {
-        matches!(self, Self::Open | Self::Closed)
+        !matches!(self, Self::Refused | Self::TimedOut | Self::Aborted)
+    }
+
+    /// Whether the end was concluded from something else, and not seen.
+    pub fn concluded(self) -> bool {
+        matches!(self, Self::HostRestarted | Self::AgentGone)
     }
 
     /// Whether nothing more will come of it.

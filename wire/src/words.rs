@@ -59,6 +59,8 @@ words!(HalfState {
     Refused = "refused",
     TimedOut = "timed-out",
     Aborted = "aborted",
+    HostRestarted = "host-restarted",
+    AgentGone = "agent-gone",
 });
 words!(ConnectionState { Open = "open", Closed = "closed", Failed = "failed" });
 words!(Confidence { Low = "low", Medium = "medium", High = "high", Exact = "exact" });

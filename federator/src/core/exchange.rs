@@ -305,7 +305,13 @@ impl Core {
     }
 
     /// A half of ours and a card's are one connection, or the card has news of it.
-    fn join(&mut self, id: HalfId, card: &EndpointCard, verdict: Verdict, named_at: i64) {
+    pub(super) fn join(
+        &mut self,
+        id: HalfId,
+        card: &EndpointCard,
+        verdict: Verdict,
+        named_at: i64,
+    ) {
         let Some(number) = self.slots.of_id(id) else {
             return;
         };
@@ -386,7 +392,7 @@ impl Core {
         }
     }
 
-    fn done(&mut self, id: HalfId) {
+    pub(super) fn done(&mut self, id: HalfId) {
         let Some(number) = self.slots.of_id(id) else {
             return;
         };

@@ -52,6 +52,7 @@ impl Core {
 
     pub(super) fn batch(&mut self, key: AgentKey, seq: u64, skew_us: i64, batch: &HalfBatch) {
         if let Some(agent) = self.taken(key, seq) {
+            self.told(key, skew_us, batch);
             self.halves(agent, skew_us, batch);
         }
     }
@@ -60,7 +61,7 @@ impl Core {
         let Some(known) = self.agents.find(agent) else {
             return;
         };
-        let network = known.network;
+        let (network, key) = (known.network, known.record.key);
         let hosts: Vec<u64> = batch
             .owners
             .iter()
@@ -100,8 +101,15 @@ impl Core {
             };
             self.counters.rows += 1;
             match self.slots.of_id(half.id) {
-                Some(number) => self.update(number, *agent, skew_us, &half),
-                None => self.add(Slot::new(half, *agent, network, *host, skew_us)),
+                Some(number) => self.update(number, *agent, (skew_us, batch.boot), &half),
+                None if self.is_of_the_gone(key, batch.boot, &half) => {
+                    self.counters.after_gone += 1
+                }
+                None => {
+                    let mut slot = Slot::new(half, *agent, network, *host, skew_us);
+                    slot.boot = batch.boot;
+                    self.add(slot);
+                }
             }
         }
         self.take_in();
@@ -217,7 +225,13 @@ impl Core {
         one == other || key(one) == key(other)
     }
 
-    fn update(&mut self, number: SlotNumber, agent: AgentNumber, skew_us: i64, new: &Half) {
+    fn update(
+        &mut self,
+        number: SlotNumber,
+        agent: AgentNumber,
+        (skew_us, boot): (i64, u64),
+        new: &Half,
+    ) {
         if !self.same_agent(self.slots[number].agent, agent) {
             self.counters.id_collisions += 1;
             return;
@@ -246,7 +260,7 @@ impl Core {
         }
         let (was_finished, before) = (slot.half.state.finished(), slot.candidate(number));
         slot.half = merged;
-        slot.skew_us = skew_us;
+        (slot.skew_us, slot.boot) = (skew_us, boot);
         let after = slot.candidate(number);
         let other_key = before.key != after.key && slot.waiting && !slot.matched();
         if other_key {
@@ -272,7 +286,9 @@ impl Core {
 /// What is known of a half after a newer row about it; `None` when the row is not newer. The end is newer than all before it,
 /// whatever the agent's clock says: it may have been set back meanwhile.
 pub(super) fn merge(known: &Half, new: &Half) -> Option<Half> {
-    let older = match (known.state.finished(), new.state.finished()) {
+    // What was only concluded is given up for what is told.
+    let ended = known.state.finished() && !known.state.concluded();
+    let older = match (ended, new.state.finished()) {
         (true, false) => true,
         (false, true) => false,
         _ => new.seen_at < known.seen_at,

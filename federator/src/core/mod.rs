@@ -16,6 +16,7 @@
 //! Time is the federator's, and stands still while it is down ([`Input::Start`] says how long that was): agents spool
 //! meanwhile, and their halves must find those that came before.
 
+mod abandoned;
 mod departed;
 mod exchange;
 mod intake;
@@ -35,6 +36,7 @@ use weft_wire::{
     AgentInfo, AgentKey, Half, HalfBatch, HalfId, LookupBatch, MAX_NAME_BYTES, PeerName, Timestamp,
 };
 
+use self::abandoned::Abandoned;
 use self::departed::Departed;
 pub use self::departed::GENERATION;
 pub use self::exchange::{Contact, Told};
@@ -43,7 +45,9 @@ use self::names::{Agents, MAX_NAMES, Owners, PeerNames};
 use self::overflow::Overflow;
 pub use self::slots::view_of;
 use self::slots::{NONE, Slot, SlotNumber, Slots, Stored};
-use crate::record::{AgentRecord, Found, Joined, Loaded, LookupRow, NameNumber, Row, Sought};
+use crate::record::{
+    AgentRecord, Found, Joined, Loaded, LookupRow, NameNumber, Row, Sought, Standing,
+};
 
 /// How long a settled half stays in memory, in microseconds.
 pub const LINGER_US: i64 = 10_000_000;
@@ -101,6 +105,11 @@ pub enum Input {
         skew_us: i64,
         /// The halves.
         batch: HalfBatch,
+    },
+    /// An agent has been silent for so long that it is taken for gone.
+    Gone {
+        /// Its key.
+        key: AgentKey,
     },
     /// Lookups of an agent.
     Lookups {
@@ -167,6 +176,12 @@ pub struct CoreCounters {
     pub not_offered: u64,
     /// Messages of peers that may not say what they said.
     pub peer_misbehaved: u64,
+    /// Open halves that were closed because their host had been started again.
+    pub host_restarted: u64,
+    /// Open halves that were closed because their agent was gone.
+    pub agent_gone: u64,
+    /// Rows about halves of an agent that was taken for gone and came back; they had left memory.
+    pub after_gone: u64,
 }
 
 /// See the module.
@@ -212,6 +227,8 @@ pub struct Core {
     named: Vec<Timestamp>,
     sequences: BTreeMap<AgentKey, u64>,
     sequences_changed: BTreeMap<AgentKey, u64>,
+    standings: BTreeMap<AgentKey, Standing>,
+    abandoned: Abandoned,
     counters: CoreCounters,
     past_hold: usize,
     /// Halves that wait for a partner.
@@ -260,6 +277,8 @@ impl Core {
             named: Vec::new(),
             sequences: loaded.sequences.iter().copied().collect(),
             sequences_changed: BTreeMap::new(),
+            standings: loaded.standings.into_iter().collect(),
+            abandoned: Abandoned::default(),
             counters: CoreCounters::default(),
             past_hold: 0,
             pending: 0,
@@ -302,7 +321,10 @@ impl Core {
                 .find(side.half.owner)
                 .map_or(0, |owner| owner.netns);
             let (network, host) = (agent.network, agent.host(netns));
-            let mut slot = Slot::new(side.half, side.agent, network, host, 0);
+            // A peer has taken its agent's skew off.
+            let standing = self.standing(agent.record.key.filter(|_| !remote));
+            let mut slot = Slot::new(side.half, side.agent, network, host, standing.skew_us);
+            slot.boot = standing.boot.unwrap_or(0);
             slot.remote = remote;
             self.hold(&side.half);
             Some(self.slots.add(slot))
@@ -366,6 +388,10 @@ impl Core {
                 self.advance(at);
                 self.batch(agent, seq, skew_us, &batch);
             }
+            Input::Gone { key } => {
+                self.advance(at);
+                self.gone(key);
+            }
             Input::Lookups { agent, seq, batch } => {
                 self.advance(at);
                 self.looked_up(agent, seq, batch);
@@ -393,7 +419,11 @@ impl Core {
     pub fn recover(&mut self, position: u64, at: Timestamp, input: Input) {
         match input {
             Input::Start { down_us } => self.slept(down_us),
-            Input::Agent { .. } | Input::Lookups { .. } | Input::Found(_) | Input::Peer { .. } => {}
+            Input::Agent { .. }
+            | Input::Gone { .. }
+            | Input::Lookups { .. }
+            | Input::Found(_)
+            | Input::Peer { .. } => {}
             Input::Batch {
                 agent,
                 skew_us,
@@ -403,13 +433,14 @@ impl Core {
                 batch
                     .halves
                     .retain(|half| self.to_recover.contains(&half.id));
-                if let Some(agent) = self
+                if let Some(number) = self
                     .agents
                     .of_key(agent)
                     .filter(|_| !batch.halves.is_empty())
                 {
                     self.advance(at);
-                    self.halves(agent, skew_us, &batch);
+                    self.halves(number, skew_us, &batch);
+                    self.booted(agent, batch.boot, true);
                 }
             }
         }
@@ -438,6 +469,7 @@ impl Core {
             self.decide();
         }
         self.now = now;
+        self.close_abandoned();
         self.converse();
         self.leave(now);
     }

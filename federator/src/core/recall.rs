@@ -159,13 +159,16 @@ impl Core {
             return;
         };
         let (network, host) = (agent.network, agent.host(found.owner.netns));
+        let agent_key = agent.record.key;
         let half = Half {
             owner: self.owners.number(&found.owner),
             name: found.name.as_ref().map_or(0, |name| self.name_number(name)),
             ..found.half
         };
         self.hold(&half);
-        let mut slot = Slot::new(half, found.agent, network, host, 0);
+        let standing = self.standing(agent_key);
+        let mut slot = Slot::new(half, found.agent, network, host, standing.skew_us);
+        slot.boot = standing.boot.unwrap_or(0);
         slot.stored = Stored::Done;
         slot.came = (self.now, self.entry_from);
         slot.asked_for = found.asked_for;

@@ -84,6 +84,11 @@ impl Core {
                 .keys()
                 .filter_map(|key| Some((*key, self.agents.of_key(*key)?)))
                 .collect(),
+            standings: self
+                .sequences_changed
+                .keys()
+                .map(|key| (*key, self.standing(Some(*key))))
+                .collect(),
             sequences: std::mem::take(&mut self.sequences_changed)
                 .into_iter()
                 .collect(),

@@ -48,6 +48,8 @@ pub struct Slot {
     pub host: u64,
     /// The agent's clock ahead of ours.
     pub skew_us: i64,
+    /// The boot of its host.
+    pub boot: u64,
     /// Told by a peer.
     pub remote: bool,
     /// Given to the stitcher and not taken back.
@@ -95,6 +97,7 @@ impl Slot {
             network,
             host,
             skew_us,
+            boot: 0,
             remote: false,
             waiting: false,
             pending: false,

@@ -1,3 +1,5 @@
+mod abandoned;
+mod cards;
 mod replay;
 
 use super::intake::merge;

@@ -11,6 +11,13 @@ pub enum EntryRef<'a> {
     Lookups(BatchEntry<&'a [u8]>),
     /// What an agent says of itself.
     Agent(AgentEntry<&'a [u8]>),
+    /// An agent is taken for gone.
+    Gone {
+        /// When.
+        arrived_at: Timestamp,
+        /// The agent.
+        agent: AgentKey,
+    },
     /// Cards of a peer.
     Peer(PeerEntry<&'a [u8]>),
     /// Halves that come back from the store; the message is those.
@@ -33,6 +40,13 @@ pub enum Entry {
     Lookups(BatchEntry<Vec<u8>>),
     /// What an agent says of itself.
     Agent(AgentEntry<Vec<u8>>),
+    /// An agent is taken for gone.
+    Gone {
+        /// When.
+        arrived_at: Timestamp,
+        /// The agent.
+        agent: AgentKey,
+    },
     /// Cards of a peer.
     Peer(PeerEntry<Vec<u8>>),
     /// Halves that come back from the store; the message is those.
@@ -87,6 +101,7 @@ const PEER: u8 = 3;
 const START: u8 = 4;
 const LOOKUPS: u8 = 5;
 const FOUND: u8 = 6;
+const GONE: u8 = 7;
 
 impl EntryRef<'_> {
     /// Appends the entry's bytes.
@@ -116,6 +131,11 @@ impl EntryRef<'_> {
                 });
                 out.extend_from_slice(&entry.arrived_at.0.to_le_bytes());
                 out.extend_from_slice(entry.message);
+            }
+            Self::Gone { arrived_at, agent } => {
+                out.push(GONE);
+                out.extend_from_slice(&arrived_at.0.to_le_bytes());
+                out.extend_from_slice(&agent.0.to_le_bytes());
             }
             Self::Start {
                 arrived_at,
@@ -172,6 +192,10 @@ impl Entry {
                     _ => Self::Peer(entry),
                 }
             }
+            GONE => Self::Gone {
+                arrived_at,
+                agent: AgentKey(word()?),
+            },
             START => Self::Start {
                 arrived_at,
                 down_us: word()?.cast_signed(),

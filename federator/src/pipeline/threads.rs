@@ -141,6 +141,18 @@ fn write_entry(
                 room: None,
             });
         }
+        Submission::Gone { at, key } => {
+            let position = journal.append(EntryRef::Gone {
+                arrived_at: at,
+                agent: key,
+            })?;
+            onward.push(ToCore::Entry {
+                position,
+                at,
+                input: Box::new(Input::Gone { key }),
+                room: None,
+            });
+        }
         Submission::Peer {
             at,
             peer,

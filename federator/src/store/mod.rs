@@ -25,7 +25,7 @@ use self::append::{Columns, VECTOR_ROWS};
 use self::paths::Paths;
 use crate::core::GENERATION;
 pub use crate::record::Loaded;
-use crate::record::{AgentNumber, AgentRecord, Flush, Row, Side, code};
+use crate::record::{AgentNumber, AgentRecord, Flush, Row, Side, Standing, code};
 
 /// Write-ahead log size at which DuckDB folds it into the file. With 64 MB that took an eighth of all the work of storing; what is in the
 /// log is in memory too, and read again at the start.
@@ -41,7 +41,10 @@ pub enum StoreError {
     #[error("store: {0}")]
     Arrow(#[from] duckdb::arrow::error::ArrowError),
     /// Made by another version of the program.
-    #[error("store {path} has schema version {found}, this program needs {needed}")]
+    #[error(
+        "store {} has schema version {found}, this program needs {needed}: start the release that made it, or move the file away and \
+         begin with an empty store (what it holds is not found any more then)", path.display()
+    )]
     Version {
         /// File.
         path: PathBuf,
@@ -50,6 +53,11 @@ pub enum StoreError {
         /// Ours.
         needed: u64,
     },
+    /// Something else's database.
+    #[error(
+        "{} is a DuckDB file, but not a store of this program: move it away, or name another data_dir", .0.display()
+    )]
+    NotAStore(PathBuf),
     /// A thread that held the reader's lock panicked.
     #[error("store: a reader failed")]
     Poisoned,
@@ -91,7 +99,13 @@ impl Store {
             .with("checkpoint_threshold", CHECKPOINT_THRESHOLD)?
             .with("preserve_insertion_order", "false")?;
         let connection = Connection::open_with_flags(&options.path, config)?;
+        // Before anything is made in it: a table of another version may have the same name and other columns.
+        refuse_others(&connection, &options.path)?;
         connection.execute_batch(&schema::create())?;
+        connection.execute(
+            "INSERT INTO progress SELECT ?, 0, 0 WHERE NOT EXISTS (FROM progress)",
+            params![schema::SCHEMA_VERSION],
+        )?;
         let mut store = Self {
             connection,
             agents: HashMap::new(),
@@ -99,7 +113,6 @@ impl Store {
             columns: Columns::default(),
             has_first_datagrams: true,
         };
-        store.check_version(&options.path)?;
         store.forget_names()?;
         store.paths = Paths::new(read::vias(&store.connection, paths::MAX_VIAS)?);
         store.agents = read::agents(&store.connection)?;
@@ -109,29 +122,6 @@ impl Store {
             .connection
             .execute_batch("CREATE TEMP TABLE replaced_ids (id UBIGINT)")?;
         Ok(store)
-    }
-
-    fn check_version(&self, path: &Path) -> Result<(), StoreError> {
-        let known: Option<u64> =
-            self.connection
-                .query_row("SELECT max(schema_version) FROM progress", [], |row| {
-                    row.get(0)
-                })?;
-        match known {
-            None => {
-                self.connection.execute(
-                    "INSERT INTO progress VALUES (?, 0, 0)",
-                    params![schema::SCHEMA_VERSION],
-                )?;
-                Ok(())
-            }
-            Some(schema::SCHEMA_VERSION) => Ok(()),
-            Some(found) => Err(StoreError::Version {
-                path: path.to_path_buf(),
-                found,
-                needed: schema::SCHEMA_VERSION,
-            }),
-        }
     }
 
     /// Connections for readers.
@@ -188,6 +178,20 @@ impl Store {
         let descriptions = statement
             .query_map([], |row| Ok((AgentKey(row.get(0)?), row.get(1)?)))?
             .collect::<Result<Vec<_>, _>>()?;
+        let mut statement = self
+            .connection
+            .prepare("SELECT agent, skew_us, boot, newest, gone_before FROM sequences")?;
+        let standings = statement
+            .query_map([], |row| {
+                let standing = Standing {
+                    skew_us: row.get(1)?,
+                    boot: row.get(2)?,
+                    newest: Timestamp(row.get(3)?),
+                    gone_before: row.get::<_, Option<i64>>(4)?.map(Timestamp),
+                };
+                Ok((AgentKey(row.get(0)?), standing))
+            })?
+            .collect::<Result<Vec<_>, _>>()?;
         let links = read::links(&self.connection)?;
         Ok(Loaded {
             position,
@@ -203,6 +207,7 @@ impl Store {
             links,
             sequences,
             descriptions,
+            standings,
         })
     }
 
@@ -271,12 +276,22 @@ impl Store {
             .prepare("DELETE FROM sequences WHERE agent = ?")?;
         let mut remember = self
             .connection
-            .prepare("INSERT INTO sequences VALUES (?, ?, ?)")?;
+            .prepare("INSERT INTO sequences VALUES (?, ?, ?, ?, ?, ?, ?)")?;
         let descriptions: HashMap<AgentKey, AgentNumber> =
             flush.descriptions.iter().copied().collect();
+        let standings: HashMap<AgentKey, Standing> = flush.standings.iter().copied().collect();
         for (agent, seq) in &flush.sequences {
             forget.execute(params![agent.0])?;
-            remember.execute(params![agent.0, seq, descriptions.get(agent)])?;
+            let standing = standings.get(agent).copied().unwrap_or_default();
+            remember.execute(params![
+                agent.0,
+                seq,
+                descriptions.get(agent),
+                standing.skew_us,
+                standing.boot,
+                standing.newest.0,
+                standing.gone_before.map(|at| at.0)
+            ])?;
         }
         self.connection.execute_batch("DELETE FROM held")?;
         let mut appender = self.connection.appender("held")?;
@@ -497,6 +512,32 @@ impl Readers {
             .lock()
             .map_err(|_| StoreError::Poisoned)?
             .try_clone()?)
+    }
+}
+
+/// Whether the file is empty or a store of this version.
+fn refuse_others(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let count = |condition: &str| {
+        let sql = format!("SELECT count(*) FROM duckdb_tables() WHERE {condition}");
+        connection.query_row(&sql, [], |row| row.get::<_, u64>(0))
+    };
+    if count("true")? == 0 {
+        return Ok(());
+    }
+    if count("table_name = 'progress'")? == 0 {
+        return Err(StoreError::NotAStore(path.to_path_buf()));
+    }
+    let found: Option<u64> =
+        connection.query_row("SELECT max(schema_version) FROM progress", [], |row| {
+            row.get(0)
+        })?;
+    match found {
+        None | Some(schema::SCHEMA_VERSION) => Ok(()),
+        Some(found) => Err(StoreError::Version {
+            path: path.to_path_buf(),
+            found,
+            needed: schema::SCHEMA_VERSION,
+        }),
     }
 }
 

@@ -16,7 +16,7 @@
 //! `via`, which spares a join.
 
 /// The schema's version, kept in the file; another one is refused.
-pub const SCHEMA_VERSION: u64 = 5;
+pub const SCHEMA_VERSION: u64 = 6;
 
 /// View of all connections, flat.
 pub const PLAIN: &str = "connections_plain";
@@ -178,7 +178,8 @@ pub fn create() -> String {
              server UBIGINT, telling BOOLEAN);
          CREATE TABLE IF NOT EXISTS links (half UBIGINT, peer VARCHAR, theirs UBIGINT, partial BOOLEAN, joined BOOLEAN,
              heard_final BOOLEAN, told_final BOOLEAN);
-         CREATE TABLE IF NOT EXISTS sequences (agent UBIGINT, seq UBIGINT, description UINTEGER);
+         CREATE TABLE IF NOT EXISTS sequences (agent UBIGINT, seq UBIGINT, description UINTEGER, skew_us BIGINT, boot UBIGINT,
+             newest BIGINT, gone_before BIGINT);
          CREATE TABLE IF NOT EXISTS progress (schema_version UBIGINT, position UBIGINT, held_from UBIGINT);
          CREATE TABLE IF NOT EXISTS held (half UBIGINT);"
     ) + &format!(

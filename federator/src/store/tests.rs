@@ -361,3 +361,98 @@ fn a_failed_flush_changes_nothing() {
     assert_eq!(count(&store, "connections"), 0);
     assert_eq!(store.load().unwrap().position, 10);
 }
+
+/// A store as another version left it: tables of the same names, with other columns.
+fn other_version(folder: &Path, version: u64) {
+    let file = Connection::open(options(folder).path).unwrap();
+    file.execute_batch(&format!(
+        "CREATE TABLE progress (schema_version UBIGINT, position UBIGINT);
+         CREATE TABLE connections_live (id UBIGINT);
+         CREATE TABLE connections_done (id UBIGINT);
+         CREATE TABLE sequences (agent UBIGINT, seq UBIGINT);
+         INSERT INTO progress VALUES ({version}, 7)"
+    ))
+    .unwrap();
+}
+
+#[test]
+fn a_store_of_another_version_is_refused_with_what_to_do() {
+    for version in [4, schema::SCHEMA_VERSION + 1] {
+        let folder = tempfile::tempdir().unwrap();
+        other_version(folder.path(), version);
+        let Err(error) = Store::open(&options(folder.path())) else {
+            panic!("it was opened");
+        };
+        let words = error.to_string();
+        for part in [
+            "store.duckdb",
+            &format!("has schema version {version}"),
+            &format!("needs {}", schema::SCHEMA_VERSION),
+            "move the file away",
+        ] {
+            assert!(words.contains(part), "{words}");
+        }
+        // And nothing was changed in it.
+        let file = Connection::open(options(folder.path()).path).unwrap();
+        let sql = "SELECT count(*) FROM duckdb_tables()";
+        let tables: u64 = file.query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(tables, 4);
+    }
+}
+
+#[test]
+fn somebody_elses_database_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = Connection::open(options(folder.path()).path).unwrap();
+    file.execute_batch("CREATE TABLE theirs (id UBIGINT)")
+        .unwrap();
+    drop(file);
+    let opened = Store::open(&options(folder.path()));
+    assert!(matches!(opened, Err(StoreError::NotAStore(_))));
+}
+
+#[test]
+fn what_is_known_of_an_agent_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let standing = Standing {
+        skew_us: -7,
+        boot: Some(u64::MAX),
+        newest: Timestamp(9),
+        gone_before: Some(Timestamp(3)),
+    };
+    let flush = Flush {
+        position: 1,
+        sequences: vec![(AgentKey(1), 5), (AgentKey(2), 6)],
+        standings: vec![(AgentKey(1), standing), (AgentKey(2), Standing::default())],
+        ..Flush::default()
+    };
+    Store::open(&options(folder.path()))
+        .unwrap()
+        .flush(&flush)
+        .unwrap();
+    let mut loaded = Store::open(&options(folder.path()))
+        .unwrap()
+        .load()
+        .unwrap();
+    loaded.standings.sort_by_key(|(key, _)| *key);
+    assert_eq!(loaded.standings, flush.standings);
+}
+
+/// Why there is no file for each day: a flush is one transaction. See docs/decisions/one-store-file.md.
+#[test]
+fn a_transaction_of_duckdb_writes_to_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = Connection::open(options(folder.path()).path).unwrap();
+    let day = folder.path().join("day.duckdb");
+    file.execute_batch(&format!(
+        "ATTACH '{}' AS day; CREATE TABLE here (id INTEGER); CREATE TABLE day.there (id INTEGER)",
+        day.display()
+    ))
+    .unwrap();
+    file.execute_batch("BEGIN; INSERT INTO here VALUES (1)")
+        .unwrap();
+    assert!(
+        file.execute_batch("INSERT INTO day.there VALUES (1)")
+            .is_err()
+    );
+}

@@ -68,7 +68,8 @@ impl Kind {
     pub(super) fn of(half: &Half) -> Self {
         let state = match half.state {
             HalfState::Open => 0,
-            HalfState::Closed => 1,
+            // Agents see ends, and conclude none.
+            HalfState::Closed | HalfState::HostRestarted | HalfState::AgentGone => 1,
             HalfState::Refused => 2,
             HalfState::TimedOut => 3,
             HalfState::Aborted => 4,
