@@ -74,7 +74,7 @@ pub fn run(
         .spawn();
     let failed = |cause: String| {
         let hint = "less at once: a shorter --since, fewer and shorter values";
-        failure("E-SQL-MEMORY", "the statement was ended", &cause, hint)
+        failure("E-SQL-TIME", "the statement was ended", &cause, hint)
     };
     let mut child = started.map_err(|error| failed(format!("no process for it: {error}")))?;
     let pieces = pieces(connections, lookups, objects).chain([Piece::Statement { text, limits }]);
