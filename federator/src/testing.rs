@@ -11,8 +11,8 @@ use weft_transport::{
 use weft_wire::cluster::ClusterBatch;
 use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, PROTOCOL_VERSION};
 use weft_wire::query::{
-    Completeness, Connection, DnsRow, Filter, LookupRecord, QueryError, Question, ReportRow,
-    Request, Response, Scope, SqlValue,
+    ChainLink, Completeness, Connection, DnsRow, Filter, LookupRecord, QueryError, Question,
+    ReportRow, Request, Response, Scope, SqlValue,
 };
 use weft_wire::{
     AgentInfo, AgentKey, Fingerprint, Half, HalfBatch, HalfId, HalfState, LookupBatch, Owner,
@@ -321,6 +321,8 @@ pub struct Answered {
     pub dns: Vec<DnsRow>,
     /// Lookups.
     pub lookups: Vec<LookupRecord>,
+    /// What goes on through a proxy.
+    pub chains: Vec<ChainLink>,
     /// What it rests on.
     pub completeness: Completeness,
     /// Whether there is more.
@@ -360,6 +362,7 @@ impl Operator {
                 Response::Health(mut federators) => answer.health.append(&mut federators),
                 Response::Dns(mut rows) => answer.dns.append(&mut rows),
                 Response::Lookups(mut rows) => answer.lookups.append(&mut rows),
+                Response::Chains(mut rows) => answer.chains.append(&mut rows),
                 Response::End {
                     completeness,
                     truncated,

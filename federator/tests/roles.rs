@@ -115,6 +115,11 @@ fn kinds() -> Vec<Kind> {
         ("sql", question(sql), readers),
         ("health", question(Question::Health), readers),
         (
+            "chains",
+            question(Question::Chains { halves: Vec::new() }),
+            readers,
+        ),
+        (
             "dns",
             question(Question::Dns {
                 report: DnsReport::Top,

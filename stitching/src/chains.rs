@@ -9,8 +9,8 @@
 //! 2. *Time.* Bytes that come from one and go to the other, and others back, need both at a time: their lives overlap. (First
 //!    from client to server: the front was open before, the back until after; the answer the other way round.)
 //! 3. *Order.* A proxy that connects on demand opens the back after the front was. One that connects ahead does not. So
-//!    order counts only where bytes and time alone have shown often enough, and never the contrary, that this process
-//!    connects on demand.
+//!    order counts only where the process has shown, and never the contrary, that it connects on demand: by pairs that bytes and
+//!    time tell alone, and by never having opened more backs than it had been called.
 //!
 //! Legs that could belong together by these make groups; in a group with as many fronts as backs, where each must have one of
 //! the other, a pair is linked when there is no other way to give each its own. Whatever could be linked in two ways is
@@ -88,8 +88,10 @@ pub struct Chains {
 
 /// Most legs of the other side that are looked at for one; a leg with more is ambiguous, and so are they.
 pub const MAX_FITTING: usize = 64;
-/// Pairs that must have shown that a process connects on demand before order counts.
-pub const WITNESSES: usize = 8;
+/// Pairs found by bytes and time that must have been opened in order before order counts.
+pub const WITNESSES: usize = 3;
+/// Times that the process must have been called with no call before it waiting for its back, and no back waiting for a call.
+pub const EVEN_CALLS: usize = 8;
 /// What comes in on one leg has gone out on the other after this time: counters read later are whole.
 pub const RELAY_US: i64 = 2_000_000;
 /// Most legs a side of a group that is looked through; those of a larger one are ambiguous.
@@ -339,6 +341,32 @@ fn can_be_paired(fronts: &BTreeMap<usize, Vec<usize>>) -> bool {
         .all(|front| augment(*front, fronts, &mut taken, &mut BTreeSet::new()))
 }
 
+/// How often the process was called with as many backs opened as calls before; 0 if there ever were more backs than calls: then it
+/// connects ahead, or on its own account.
+fn even_calls(fronts: &[Leg], backs: &[Leg]) -> usize {
+    let opened = |legs: &[Leg], order: u8| -> Vec<(i64, u8)> {
+        legs.iter()
+            .map(|leg| (leg.opened.unwrap_or(i64::MIN), order))
+            .collect()
+    };
+    const CALL: u8 = 0;
+    let mut events = opened(fronts, CALL);
+    events.extend(opened(backs, 1));
+    events.sort_unstable();
+    let (mut waiting, mut even) = (0_usize, 0);
+    for (_, kind) in events {
+        if kind == CALL {
+            even += usize::from(waiting == 0);
+            waiting += 1;
+        } else if waiting == 0 {
+            return 0;
+        } else {
+            waiting -= 1;
+        }
+    }
+    even
+}
+
 /// What was found so far.
 struct Found {
     fronts: Vec<Option<(usize, Evidence)>>,
@@ -383,8 +411,13 @@ impl Found {
         }
     }
 
-    /// Whether the pairs found by bytes and time alone were all opened front first, and are enough.
+    /// Whether the process has shown that it connects on demand.
     fn connects_on_demand(&self, fronts: &[Leg], backs: &[Leg]) -> bool {
+        self.pairs_in_order(fronts, backs) && even_calls(fronts, backs) >= EVEN_CALLS
+    }
+
+    /// Whether the pairs found by bytes and time alone were all opened front first, and are enough.
+    fn pairs_in_order(&self, fronts: &[Leg], backs: &[Leg]) -> bool {
         let mut witnesses = 0;
         for (front, found) in self.fronts.iter().enumerate() {
             let Some((back, _)) = found else { continue };

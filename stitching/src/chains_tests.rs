@@ -148,14 +148,20 @@ fn order_counts_once_a_process_has_shown_that_it_connects_on_demand() {
     };
     let ambiguous = Standing::Ambiguous { fitting: 2 };
     assert_eq!(
-        standing(WITNESSES, false),
+        standing(EVEN_CALLS, false),
         [
-            linked(WITNESSES, Evidence::Order),
-            linked(WITNESSES + 1, Evidence::Order)
+            linked(EVEN_CALLS, Evidence::Order),
+            linked(EVEN_CALLS + 1, Evidence::Order)
         ]
     );
-    assert_eq!(standing(WITNESSES - 1, false), [ambiguous; 2]);
-    assert_eq!(standing(WITNESSES, true), [ambiguous; 2]);
+    assert_eq!(standing(WITNESSES, false), [ambiguous; 2]);
+    assert_eq!(standing(EVEN_CALLS, true), [ambiguous; 2]);
+    // One back that nobody had called for, and order counts no more.
+    let (mut fronts, mut backs) = witnesses(EVEN_CALLS, false);
+    fronts.extend(overlapping);
+    backs.extend(theirs);
+    backs.push(leg(-20_000, 900, 3, 3));
+    assert_eq!(link(&fronts, &backs).fronts[EVEN_CALLS..], [ambiguous; 2]);
 }
 
 /// A way through a relay: when the front opens, how long until the back does, bytes are there, and each closes.

@@ -5,12 +5,14 @@
 //!
 //! The answer types are also the product's JSON (`weft … --format json`): within a schema version fields are only added.
 
+mod chains;
 mod dns;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use chains::*;
 pub use dns::*;
 
 use crate::control::{CloseCode, Detail};
@@ -93,6 +95,11 @@ pub enum Question {
         /// At most this many.
         limit: u32,
     },
+    /// Whether connections go on, or came, through a proxy at one of their ends.
+    Chains {
+        /// Ends: halves of connections; at most [`MAX_CHAIN_HALVES`].
+        halves: Vec<HalfId>,
+    },
 }
 
 /// The reports there are.
@@ -167,6 +174,8 @@ pub enum Response {
     },
     /// The request failed.
     Error(QueryError),
+    /// Some rows of [`Question::Chains`].
+    Chains(Vec<ChainLink>),
 }
 
 /// Why a question has no answer; printed as `error:`, `cause:`, `hint:`.

@@ -1,8 +1,8 @@
 //! Questions and answers.
 //!
 //! [`filter`] says which connections, [`rows`] reads them, [`report`] sums them up, [`sql`] fences the user's statements in;
-//! [`merge`] makes one answer of several federators'. Whatever was acknowledged before the question came is in the answer: the
-//! store is brought up to date first.
+//! [`merge`] makes one answer of several federators'; [`dns`] is about lookups, [`chains`] about proxies. Whatever was
+//! acknowledged before the question came is in the answer: the store is brought up to date first.
 
 pub mod filter;
 pub mod rows;
@@ -11,6 +11,7 @@ pub mod sql;
 pub mod merge;
 pub mod apart;
 pub mod dns;
+pub mod chains;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +22,8 @@ use tokio::time::timeout;
 use weft_transport::{FrameSender, TransportError};
 use weft_wire::control::PROTOCOL_VERSION;
 use weft_wire::query::{
-    Completeness, Connection, DnsRow, FederatorHealth, Filter, HalfCounts, LookupRecord,
-    QueryError, Question, Reach, ReportRow, Request, Response, Scope, SqlValue,
+    ChainLink, Completeness, Connection, DnsRow, FederatorHealth, Filter, HalfCounts, LookupRecord,
+    MAX_CHAIN_HALVES, QueryError, Question, Reach, ReportRow, Request, Response, Scope, SqlValue,
 };
 
 use self::report::Asked;
@@ -85,6 +86,8 @@ pub struct Answer {
     pub dns: Vec<DnsRow>,
     /// Lookups.
     pub lookups: Vec<LookupRecord>,
+    /// What goes on through a proxy.
+    pub chains: Vec<ChainLink>,
     /// Who was asked, and answered or not.
     pub federators: Vec<Reach>,
     /// Halves by what became of them.
@@ -138,7 +141,10 @@ impl Queries {
         let name = self.name.clone();
         // Which halves were lost is not known: those told of since the window's beginning may be of it.
         let counted_since = match &what {
-            Question::Dns { .. } | Question::Lookups { .. } | Question::Health => None,
+            Question::Dns { .. }
+            | Question::Lookups { .. }
+            | Question::Health
+            | Question::Chains { .. } => None,
             Question::Connections { filter, .. }
             | Question::Report { filter, .. }
             | Question::Sql { filter, .. } => Some(filter.since),
@@ -199,6 +205,9 @@ impl Queries {
             Question::Lookups { filter, limit } => {
                 self.read(move |db| dns::lookups(db, &filter, limit))
                     .await?
+            }
+            Question::Chains { halves } => {
+                self.read(move |db| chains::chains(db, &halves)).await?
             }
             Question::Health => Answer::default(),
         };
@@ -303,6 +312,12 @@ impl Queries {
                     truncated,
                     ..answer
                 })
+            }
+            Question::Chains { .. } => {
+                let (mut answer, cut) = self.ask_all(&what, &[]).await?.join();
+                answer.chains = chains::merge(std::mem::take(&mut answer.chains));
+                answer.truncated |= cut;
+                Ok(answer)
             }
             Question::Health => {
                 let parts = self.ask_all(&Question::Health, &[]).await?;
@@ -489,6 +504,7 @@ impl Parts {
             all.health.extend(answer.health);
             all.dns.extend(answer.dns);
             all.lookups.extend(answer.lookups);
+            all.chains.extend(answer.chains);
             merge::add_counts(&mut all.halves, &answer.halves);
             cut |= answer.truncated;
         }
@@ -535,6 +551,7 @@ async fn ask(link: &PeerLink, request: &Request) -> Result<Answer, String> {
             Response::Health(mut federators) => answer.health.append(&mut federators),
             Response::Dns(mut rows) => answer.dns.append(&mut rows),
             Response::Lookups(mut rows) => answer.lookups.append(&mut rows),
+            Response::Chains(mut rows) => answer.chains.append(&mut rows),
             Response::End {
                 completeness,
                 truncated,
@@ -554,6 +571,7 @@ async fn ask(link: &PeerLink, request: &Request) -> Result<Answer, String> {
             || answer.report.len() > 2 * report::MAX_ROWS as usize
             || answer.dns.len() > 2 * dns::MAX_ROWS as usize
             || answer.lookups.len() > dns::MAX_LOOKUPS as usize
+            || answer.chains.len() > MAX_CHAIN_HALVES
         {
             return Err("an answer longer than was asked for".into());
         }
@@ -565,6 +583,7 @@ async fn send(sender: &mut FrameSender, answer: Answer) -> Result<(), TransportE
     send_pieces(sender, answer.report, Response::Report).await?;
     send_pieces(sender, answer.dns, Response::Dns).await?;
     send_pieces(sender, answer.lookups, Response::Lookups).await?;
+    send_pieces(sender, answer.chains, Response::Chains).await?;
     if let Some(columns) = answer.columns {
         sender
             .send(&Response::SqlColumns(columns), SEND_TIMEOUT)

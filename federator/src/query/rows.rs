@@ -10,7 +10,7 @@ use weft_wire::query::{
     Check, Connection, Endpoint, Filter, HalfCounts, Match, Path, PathClass, QueryError,
     ServerName, Unmatched,
 };
-use weft_wire::{Application, Owner, PeerName};
+use weft_wire::{AgentKey, Application, Owner, PeerName};
 
 use super::filter::{self, Condition, FROM};
 use super::{Answer, failure, store_failure};
@@ -145,6 +145,21 @@ impl Names {
             owners: owners.map_err(store_failure)?,
             names: names.map_err(store_failure)?,
         })
+    }
+
+    /// An agent's description.
+    pub fn agent(&self, number: AgentNumber) -> Option<&AgentRecord> {
+        self.agents.get(&number).map(Arc::as_ref)
+    }
+
+    /// The key of an agent of ours; a peer's has none.
+    pub fn key(&self, number: AgentNumber) -> Option<AgentKey> {
+        self.agent(number)?.key
+    }
+
+    /// An owner.
+    pub fn owner(&self, number: OwnerNumber) -> Option<&Owner> {
+        self.owners.get(&number).map(Arc::as_ref)
     }
 
     /// A row as it is told.
