@@ -17,10 +17,10 @@ use clap_complete::Shell;
     propagate_version = false,
     max_term_width = 100,
     subcommand_help_heading = "Verbs",
-    after_help = "Topics: weft help exit-codes | environment | formats | filter | health | errors | schemas | man",
+    after_help = "Topics: weft help exit-codes | environment | formats | filter | health | objectives | errors | schemas | man",
     after_long_help = "Examples:\n  weft connections --from web --since 15m\n  weft report hairpins --since 24h --top 10\n  \
                        weft connections --where 'server.port = 5432 and path.class = cross-cloud' --json\n  weft explain \
-                       7f3a9c\n\nTopics: weft help exit-codes | environment | formats | filter | health | errors | schemas | man"
+                       7f3a9c\n\nTopics: weft help exit-codes | environment | formats | filter | health | objectives | errors | schemas | man"
 )]
 pub struct Args {
     /// Options of every verb.
@@ -90,6 +90,10 @@ pub enum Format {
     Csv,
     /// A Markdown table
     Md,
+    /// weft health: a Nagios plugin's line with performance data
+    Nagios,
+    /// weft health: the text that Prometheus and node_exporter read
+    Prometheus,
 }
 
 /// When to use colour.
@@ -134,7 +138,7 @@ pub enum Verb {
     },
     /// Explain a verb, a topic or an error code
     Help {
-        /// A verb, exit-codes, environment, formats, filter, health, errors, E-…, schemas, man
+        /// A verb, exit-codes, environment, formats, filter, health, objectives, errors, E-…, schemas, man
         #[arg(value_name = "TOPIC", num_args = 0..=2)]
         topic: Vec<String>,
     },
@@ -287,6 +291,15 @@ pub enum WhichDns {
 /// `weft health`
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Health {
+    /// Judge what happened within this time, at most 1d, in place of everything since the start: 15m, 1h
+    #[arg(long, value_name = "DURATION")]
+    pub since: Option<String>,
+    /// Judge by the bounds in this file (weft help objectives)
+    #[arg(long, value_name = "FILE")]
+    pub objectives: Option<PathBuf>,
+    /// Write to this file in place of stdout, whole or not at all
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
     /// Whom to ask, and how often.
     #[command(flatten)]
     pub asking: Asking,

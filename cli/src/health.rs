@@ -1,27 +1,39 @@
 //! `weft health` and `weft federators`: how everything stands.
 
+pub mod measures;
+pub mod objectives;
+
 use weft_wire::Timestamp;
 use weft_wire::control::CloseCode;
-use weft_wire::query::{AgentHealth, FederatorHealth};
+use weft_wire::query::FederatorHealth;
 
 use crate::EXIT_FINDING;
-use crate::diagnosis::{Problem, Severity, is_loss, of_agent, of_federator, problems};
+use crate::diagnosis::{
+    Problem, Severity, agent as of_agent, is_loss, of_federator, problems, within,
+};
 use crate::failure::Failure;
 use crate::figures::{bytes, count, counted, duration_us, percent};
+use crate::health::measures::{Check, counted as counted_by, dropped, lost_by, match_ratio};
+use crate::health::objectives::Objectives;
 use crate::output::Output;
 use crate::table::{Table, figure, text};
 use crate::view::{Block, Text, View, json, json_rows, paths};
 
-pub(crate) fn view(rows: &[FederatorHealth], now: Timestamp) -> Result<View, Failure> {
-    let problems: Vec<Problem> = rows.iter().flat_map(problems).collect();
+pub(crate) fn view(
+    rows: &[FederatorHealth],
+    objectives: &Objectives,
+    now: Timestamp,
+) -> Result<View, Failure> {
+    let found = |f| problems(f, objectives);
+    let problems: Vec<Problem> = rows.iter().flat_map(found).collect();
     let status = status(rows, &problems);
-    let headline = headline(rows, status, &problems);
+    let summary = summary(rows, &problems);
     let mut text = vec![
-        Block::Lines(vec![headline]),
+        Block::Lines(vec![format!("{}: {summary}", status.word())]),
         Block::Table(federator_table(rows)),
         listed(&problems),
     ];
-    let agents = agents_of_interest(rows, now);
+    let agents = agents_of_interest(rows, &problems, now);
     if !agents.rows.is_empty() {
         text.push(Block::Table(agents));
     }
@@ -32,12 +44,27 @@ pub(crate) fn view(rows: &[FederatorHealth], now: Timestamp) -> Result<View, Fai
         text: Text(text),
         hints: hints(&problems),
         exit: status.exit_code(),
+        check: Some(Check {
+            status,
+            summary,
+            measures: measures::measures(rows),
+            counters: rows
+                .iter()
+                .filter(|f| f.reached)
+                .map(|f| (f.name.clone(), f.counters.clone()))
+                .collect(),
+            problems,
+            objectives: objectives.clone(),
+            at: now,
+        }),
         ..base(rows)?
     })
 }
 
 pub(crate) fn federators(rows: &[FederatorHealth]) -> Result<View, Failure> {
-    let problems: Vec<Problem> = rows.iter().flat_map(of_federator).collect();
+    let objectives = Objectives::default();
+    let found = |f| of_federator(f, &objectives);
+    let problems: Vec<Problem> = rows.iter().flat_map(found).collect();
     let exit = if status(rows, &problems) == Severity::Ok {
         0
     } else {
@@ -59,7 +86,7 @@ pub(crate) const EXIT_UNKNOWN: u8 = Severity::Unknown as u8;
 
 /// The first line and the exit code where there is no answer: a federator that is away is critical, everything else says
 /// nothing about it.
-pub(crate) fn unanswered(failure: &Failure, output: &mut Output<'_>) -> u8 {
+pub(crate) fn unanswered(failure: &Failure, now: Timestamp, output: &mut Output<'_>) -> u8 {
     let Failure::Told(told) = failure else {
         return 0;
     };
@@ -68,7 +95,7 @@ pub(crate) fn unanswered(failure: &Failure, output: &mut Output<'_>) -> u8 {
         _ => Severity::Unknown,
     };
     // The failure itself follows on stderr; a monitor shows the first line of stdout.
-    let _ = output.headline(&format!("{}: {}", severity.word(), told.what));
+    let _ = output.failed_check(&Check::failed(severity, &told.what, now));
     severity.exit_code()
 }
 
@@ -109,8 +136,8 @@ fn status(rows: &[FederatorHealth], problems: &[Problem]) -> Severity {
         .unwrap_or(Severity::Ok)
 }
 
-/// The first line: what a Nagios screen shows.
-fn headline(rows: &[FederatorHealth], status: Severity, problems: &[Problem]) -> String {
+/// The first line, after the status: what a Nagios screen shows.
+fn summary(rows: &[FederatorHealth], problems: &[Problem]) -> String {
     let reached = rows.iter().filter(|f| f.reached).count();
     let agents = rows.iter().flat_map(|f| &f.agents);
     let (all, connected) = agents.fold((0, 0), |(all, on), a| {
@@ -122,8 +149,7 @@ fn headline(rows: &[FederatorHealth], status: Severity, problems: &[Problem]) ->
     };
     let federators = counted(rows.len(), "federator", "federators");
     format!(
-        "{}: {reached} of {federators}, {connected} of {}, {problems}",
-        status.word(),
+        "{reached} of {federators}, {connected} of {}, {problems}",
         counted(all, "agent", "agents")
     )
 }
@@ -170,7 +196,7 @@ fn federator_table(rows: &[FederatorHealth]) -> Table {
 }
 
 fn federator_row(f: &FederatorHealth) -> Vec<String> {
-    let state = of_federator(f)
+    let state = of_federator(f, &Objectives::default())
         .iter()
         .map(|p| p.severity)
         .max()
@@ -208,9 +234,8 @@ fn federator_row(f: &FederatorHealth) -> Vec<String> {
         ),
         furthest(&mut { skews }),
         furthest(&mut f.agents.iter().filter(|a| a.connected).map(|a| a.lag_us)),
-        per_second(f.halves_per_second),
-        f.match_ratio
-            .map_or("-".to_owned(), |ratio| percent(ratio * 100.0)),
+        per_second(rate(f)),
+        match_ratio(f).map_or("-".to_owned(), |ratio| percent(ratio * 100.0)),
         count(f.open_halves),
         f.exchange_delay_us.map_or("-".to_owned(), |us| {
             duration_us(i64::try_from(us).unwrap_or(i64::MAX))
@@ -229,6 +254,14 @@ fn federator_row(f: &FederatorHealth) -> Vec<String> {
     row
 }
 
+/// Halves a second: of the window, or of the last minute.
+fn rate(f: &FederatorHealth) -> f64 {
+    match &f.window {
+        Some(window) => window.halves as f64 / (window.seconds.max(1) as f64),
+        None => f.halves_per_second,
+    }
+}
+
 fn per_second(rate: f64) -> String {
     if rate < 10.0 {
         format!("{rate:.1}")
@@ -237,25 +270,8 @@ fn per_second(rate: f64) -> String {
     }
 }
 
-/// Everything that it or its agents lost.
-fn dropped(f: &FederatorHealth) -> u64 {
-    let own = f
-        .counters
-        .iter()
-        .filter(|(name, _)| is_loss(name))
-        .map(|(_, number)| *number);
-    own.chain(f.agents.iter().map(lost))
-        .fold(0, u64::saturating_add)
-}
-
-fn lost(a: &AgentHealth) -> u64 {
-    a.kernel_dropped
-        .saturating_add(a.table_dropped)
-        .saturating_add(a.spool_dropped)
-}
-
 /// Agents with problems.
-fn agents_of_interest(rows: &[FederatorHealth], now: Timestamp) -> Table {
+fn agents_of_interest(rows: &[FederatorHealth], problems: &[Problem], now: Timestamp) -> Table {
     let columns = vec![
         text("AGENT", 0),
         text("FEDERATOR", 1),
@@ -273,7 +289,9 @@ fn agents_of_interest(rows: &[FederatorHealth], now: Timestamp) -> Table {
         .iter()
         .flat_map(|f| f.agents.iter().map(move |a| (f, a)));
     let rows = pairs.filter_map(|(f, a)| {
-        let worst = of_agent(a, &f.name).iter().map(|p| p.severity).max()?;
+        let subject = of_agent(a, f);
+        let of = problems.iter().filter(|p| p.subject == subject);
+        let worst = of.map(|p| p.severity).max()?;
         Some(vec![
             a.name.clone(),
             f.name.clone(),
@@ -283,7 +301,7 @@ fn agents_of_interest(rows: &[FederatorHealth], now: Timestamp) -> Table {
             duration_us(a.lag_us),
             count(a.open),
             bytes(a.spool_bytes),
-            count(lost(a)),
+            count(lost_by(a)),
             format!("{} d", a.certificate_days_left),
             a.version.clone(),
         ])
@@ -298,13 +316,17 @@ fn agents_of_interest(rows: &[FederatorHealth], now: Timestamp) -> Table {
 fn counters(rows: &[FederatorHealth]) -> Vec<String> {
     let mut lines = Vec::new();
     for f in rows {
-        let counted = f
-            .counters
+        let counted = counted_by(f)
             .iter()
             .filter(|(name, n)| **n > 0 && !is_loss(name))
             .map(|(name, n)| format!("{name} {}", count(*n)));
-        let closed = f
-            .closes
+        // Kept since the start only.
+        let closes = if f.window.is_some() {
+            &[]
+        } else {
+            f.closes.as_slice()
+        };
+        let closed = closes
             .iter()
             .filter(|(code, n)| *n > 0 && *code != CloseCode::Done);
         let closed =
@@ -312,8 +334,9 @@ fn counters(rows: &[FederatorHealth]) -> Vec<String> {
         let all: Vec<String> = counted.chain(closed).collect();
         if !all.is_empty() {
             lines.push(format!(
-                "note  federator {} counts since its start: {}",
+                "note  federator {} counts {}: {}",
                 f.name,
+                within(f),
                 all.join(", ")
             ));
         }

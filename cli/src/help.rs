@@ -8,9 +8,9 @@ use clap_complete::Shell;
 use weft_wire::filter::{Field, Kind};
 
 use crate::args::Args;
-use crate::diagnosis;
 use crate::failure::Failure;
-use crate::figures::{bytes, duration_us};
+use crate::figures::{bytes, duration_us, percent};
+use crate::health::objectives::{self, Objectives, Subject, Unit};
 
 const EXIT_CODES: &str = include_str!("../help/exit-codes.txt");
 const ENVIRONMENT: &str = include_str!("../help/environment.txt");
@@ -40,6 +40,7 @@ pub fn topic(words: &[String]) -> Result<String, Failure> {
         ["formats" | "formatting"] => Ok(FORMATS.to_owned()),
         ["filter"] => Ok(filter()),
         ["health"] => Ok(format!("{}\n{}", verb(&["health"])?, thresholds())),
+        ["objectives"] => Ok(objectives::sample()),
         ["errors"] => Ok(codes().map(|code| format!("{code}\n")).collect()),
         ["schemas"] => Ok(SCHEMAS
             .iter()
@@ -93,7 +94,7 @@ fn verb(words: &[&str]) -> Result<String, Failure> {
     let mut found = &mut command;
     for word in words {
         found = found.find_subcommand_mut(word).ok_or_else(|| {
-            let hint = "exit-codes environment formats filter health errors schemas man, a verb, or an error code";
+            let hint = "exit-codes environment formats filter health objectives errors schemas man, a verb, or an error code";
             Failure::new("E-USAGE", format!("there is no help on {}", words.join(" ")), "no such topic or verb", hint)
         })?;
     }
@@ -130,59 +131,78 @@ fn filter() -> String {
 }
 
 fn thresholds() -> String {
-    let days = |days: i64| format!("{days} d");
-    let rows = [
+    let built_in = Objectives::default();
+    let bound = |subject: Subject, bound: Option<f64>| match (bound, subject.unit()) {
+        (None, _) => String::new(),
+        (Some(bound), Unit::Count) => format!("{bound}"),
+        (Some(bound), Unit::Ratio) => percent(bound * 100.0),
+        (Some(bound), Unit::Seconds) => duration_us((bound * 1e6) as i64),
+        (Some(bound), Unit::Bytes) => bytes(bound as u64),
+        (Some(bound), Unit::Days) => format!("{bound} d"),
+    };
+    let mut rows = Vec::new();
+    for (subject, what) in [
+        (Subject::Unreached, "federators that do not answer"),
+        (Subject::Certificate, "certificate ends within"),
+        (Subject::DiskFree, "free disk below"),
+        (Subject::JournalFill, "journal filled beyond"),
         (
-            "a federator does not answer",
-            String::new(),
-            "always".to_owned(),
+            Subject::AgentsSilent,
+            "agents of a federator without a session",
         ),
+        (Subject::PeersDown, "peers of a federator without a session"),
+        (Subject::LostHalves, "halves or records lost"),
+        (Subject::Skew, "a clock is off by more than"),
+        (Subject::Lag, "halves become durable later than"),
         (
-            "certificate ends within",
-            days(diagnosis::CERTIFICATE_WARN_DAYS),
-            days(diagnosis::CERTIFICATE_FAIL_DAYS),
-        ),
-        (
-            "free disk below",
-            bytes(diagnosis::DISK_WARN_BYTES),
-            bytes(diagnosis::DISK_FAIL_BYTES),
-        ),
-        (
-            "an agent, or a peer, has no session",
-            "always".to_owned(),
-            String::new(),
-        ),
-        (
-            "anything was dropped since start",
-            "always".to_owned(),
-            String::new(),
-        ),
-        (
-            "a limit cost matches since start",
-            "always".to_owned(),
-            String::new(),
-        ),
-        (
-            "a clock is off by more than",
-            duration_us(diagnosis::SKEW_WARN_US),
-            String::new(),
-        ),
-        (
-            "halves become durable later than",
-            duration_us(diagnosis::LAG_WARN_US),
-            String::new(),
-        ),
-        (
+            Subject::Exchange,
             "matches between regions take, at the median",
-            duration_us(i64::try_from(diagnosis::EXCHANGE_WARN_US).unwrap_or(i64::MAX)),
-            String::new(),
         ),
-    ];
-    let mut text = format!("THRESHOLDS\n\n  {:<46} {:<10} {}\n", "", "warn", "FAIL");
+        (
+            Subject::MatchRatio,
+            "part of halves matched, below (objectives only)",
+        ),
+        (
+            Subject::LossRatio,
+            "part of halves lost, beyond (objectives only)",
+        ),
+    ] {
+        let bounds = built_in.of(subject);
+        let (warn, fail) = (
+            bound(subject, bounds.warning),
+            bound(subject, bounds.critical),
+        );
+        rows.push((what, warn, fail));
+    }
+    let always = || "always".to_owned();
+    rows.push((
+        "refuses agents: disk or journal full",
+        String::new(),
+        always(),
+    ));
+    rows.push(("the store does not follow", String::new(), always()));
+    rows.push(("an agent's spool takes nothing", String::new(), always()));
+    rows.push((
+        "a federator's clock was set, within the hour",
+        always(),
+        String::new(),
+    ));
+    rows.push(("an agent gives up detail", always(), String::new()));
+    rows.push(("a limit cost matches", always(), String::new()));
+    rows.push((
+        "something was refused, with --since",
+        always(),
+        String::new(),
+    ));
+    let mut text = format!("THRESHOLDS\n\n  {:<48} {:<10} {}\n", "", "warn", "FAIL");
     for (what, warn, fail) in rows {
-        let line = format!("  {what:<46} {warn:<10} {fail}");
+        let line = format!("  {what:<48} {warn:<10} {fail}");
         let _ = writeln!(text, "{}", line.trim_end());
     }
+    text.push_str(
+        "\nCounters are since the programs' start, or with --since DURATION of that time. Other bounds: --objectives FILE,\n\
+         weft help objectives prints one to begin with.\n",
+    );
     text
 }
 

@@ -94,7 +94,11 @@ pub fn run(
             };
         }
     };
-    let output = Output::new(&args.global, surroundings, out, err);
+    let file = match &args.verb {
+        Verb::Health(typed) => typed.output.clone(),
+        _ => None,
+    };
+    let output = Output::new(&args.global, surroundings, out, err).into_file(file);
     carry_out(&args, surroundings, world, output)
 }
 
@@ -115,7 +119,7 @@ fn carry_out(
         Err(Failure::ReaderLeft) => 0,
         Err(failure) => {
             let code = match &args.verb {
-                Verb::Health(_) => health::unanswered(&failure, &mut output),
+                Verb::Health(_) => health::unanswered(&failure, world.now(), &mut output),
                 _ => failure.exit_code(),
             };
             output.failure(&failure);

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -13,6 +14,7 @@ use crate::answer::Answer;
 use crate::args::{Format, Global, When};
 use crate::failure::Failure;
 use crate::figures::{count, percent, plain, time};
+use crate::health::measures::Check;
 use crate::view::{Block, View, json};
 use crate::world::Progress;
 
@@ -23,6 +25,7 @@ pub struct Output<'a> {
     format: Format,
     style: Style,
     watching: bool,
+    file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +96,20 @@ impl<'a> Output<'a> {
             format,
             style,
             watching: false,
+            file: None,
         }
+    }
+
+    /// Writes answers to a file from now on, if there is one: each replaces the one before, and whoever reads it sees one or the
+    /// other, whole.
+    #[must_use]
+    pub fn into_file(mut self, file: Option<PathBuf>) -> Self {
+        if file.is_some() {
+            self.style.colour_out = false;
+            self.style.width = None;
+        }
+        self.file = file;
+        self
     }
 
     /// How progress may be shown.
@@ -118,11 +134,32 @@ impl<'a> Output<'a> {
             .map_err(|e| Failure::output(&e))
     }
 
-    /// A line on stdout in formats for people.
-    pub fn headline(&mut self, line: &str) -> Result<(), Failure> {
+    /// What stands in place of an answer when a check could not be made.
+    pub fn failed_check(&mut self, check: &Check) -> Result<(), Failure> {
         match self.format {
-            Format::Table => self.text(&format!("{}\n", self.coloured(&plain(line)))),
+            Format::Table => {
+                let line = format!("{}: {}", check.status.word(), plain(&check.summary));
+                self.answer(&format!("{}\n", self.coloured(&line)))
+            }
+            Format::Nagios => self.answer(&check.nagios()),
+            Format::Prometheus => self.answer(&check.prometheus()),
             _ => Ok(()),
+        }
+    }
+
+    /// To the file, if there is one, else to stdout.
+    fn answer(&mut self, text: &str) -> Result<(), Failure> {
+        match &self.file {
+            Some(file) => replace(file, text).map_err(|error| {
+                let what = format!("{} cannot be written", file.display());
+                Failure::new(
+                    "E-OUTPUT",
+                    what,
+                    error.to_string(),
+                    "is there room, and may it be written?",
+                )
+            }),
+            None => self.text(text),
         }
     }
 
@@ -154,7 +191,7 @@ impl<'a> Output<'a> {
         if self.watching && self.style.width.is_some() && self.format == Format::Table {
             self.text("\x1b[H\x1b[2J\x1b[3J")?;
         }
-        self.text(&text)?;
+        self.answer(&text)?;
         if self.format == Format::Table || self.format == Format::Md {
             let summary = Some(&view.summary).filter(|s| !s.is_empty() && !self.watching);
             if let Some(summary) = summary {
@@ -179,6 +216,12 @@ impl<'a> Output<'a> {
             Format::Ndjson => Ok(view.rows.iter().map(|row| format!("{row}\n")).collect()),
             Format::Csv => csv(view),
             Format::Md => Ok(markdown(view)),
+            Format::Nagios => Ok(view.check.as_ref().map(Check::nagios).unwrap_or_default()),
+            Format::Prometheus => Ok(view
+                .check
+                .as_ref()
+                .map(Check::prometheus)
+                .unwrap_or_default()),
         }
     }
 
@@ -280,6 +323,29 @@ impl<'a> Output<'a> {
         // There is nowhere else to say that stderr is closed.
         let _ = writeln!(self.err, "{line}");
     }
+}
+
+/// Writes a file beside the one that is meant, and puts it in its place.
+fn replace(file: &Path, text: &str) -> std::io::Result<()> {
+    let name = file
+        .file_name()
+        .ok_or_else(|| std::io::Error::other("it has no name"))?;
+    // Not `*.prom`: whoever gathers those must not find it.
+    let mut beside = std::ffi::OsString::from(".");
+    beside.push(name);
+    beside.push(format!(".{}", std::process::id()));
+    let beside = file.with_file_name(beside);
+    let written = std::fs::File::create(&beside)
+        .and_then(|mut new| {
+            new.write_all(text.as_bytes())?;
+            new.sync_all()
+        })
+        .and_then(|()| std::fs::rename(&beside, file));
+    if written.is_err() {
+        // What is left of it is of no use.
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
 }
 
 fn completeness_line(percent_complete: f64, federators: &[Reach], halves: &HalfCounts) -> String {

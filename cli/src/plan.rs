@@ -9,10 +9,11 @@ use weft_wire::identity::IdentityRequest;
 use weft_wire::query::{self, DnsReport, Filter, Question, ReportOrder, Request, Scope};
 
 use crate::args::{
-    Args, Asking, By, Dns, Ends, Global, Pki, Report, Token, Verb, Which, WhichDns,
+    Args, Asking, By, Dns, Ends, Format, Global, Health, Pki, Report, Token, Verb, Which, WhichDns,
     Window as TypedWindow,
 };
 use crate::failure::Failure;
+use crate::health::objectives::Objectives;
 use crate::identify::{self, Identify};
 use crate::when::{DEFAULT_SINCE_US, Span, When, Window, duration};
 use crate::world::Target;
@@ -22,6 +23,8 @@ use crate::{Surroundings, help};
 pub const MAX_ROWS: u32 = 1_000_000;
 /// Most often that `--watch` asks.
 pub const MIN_WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest window of `weft health`: what federators remember.
+pub const MAX_HEALTH_WINDOW_S: u64 = 86_400;
 /// Longest SQL statement read from stdin, in bytes; the wire allows little more.
 pub const MAX_STATEMENT: u64 = 200_000;
 
@@ -100,7 +103,12 @@ pub enum What {
         top: u32,
     },
     /// `weft health`
-    Health,
+    Health {
+        /// With what happened within so many seconds.
+        window_s: Option<u32>,
+        /// By what it is judged.
+        objectives: Box<Objectives>,
+    },
     /// `weft federators`
     Federators,
 }
@@ -116,6 +124,15 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
             "--min-complete",
             "it must lie between 0 and 100",
             "--min-complete 99",
+        ));
+    }
+    if let Some(Format::Nagios | Format::Prometheus) = global.format
+        && !matches!(args.verb, Verb::Health(_))
+    {
+        return Err(Failure::value(
+            "--format",
+            "only weft health is written as nagios or prometheus",
+            "--format json",
         ));
     }
     let ask = |what, window, asking: &Asking| -> Result<Plan, Failure> {
@@ -159,7 +176,10 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
             ask(what, span(&typed.window)?, &typed.asking)
         }
         Verb::Dns(typed) => ask(dns(typed)?, span(&typed.window)?, &typed.asking),
-        Verb::Health(typed) => ask(What::Health, Span::ALL, &typed.asking),
+        Verb::Health(typed) => {
+            let (what, window) = health(typed)?;
+            ask(what, window, &typed.asking)
+        }
         Verb::Federators(typed) => ask(What::Federators, Span::ALL, &typed.asking),
         Verb::Token(Token::Create(typed)) => identified(identify::create_token(typed)?),
         Verb::Pki(Pki::Revoke(typed)) => identified(identify::revoke(typed)?),
@@ -215,7 +235,13 @@ impl Ask {
                 filter: within(filter),
                 top: *top,
             },
-            What::Health | What::Federators => Question::Health,
+            What::Health {
+                window_s: Some(window_s),
+                ..
+            } => Question::HealthSince {
+                window_s: *window_s,
+            },
+            What::Health { .. } | What::Federators => Question::Health,
         };
         let scope = if self.local {
             Scope::Local { absent: Vec::new() }
@@ -228,6 +254,45 @@ impl Ask {
             what,
         }
     }
+
+    /// Whose connections it is about.
+    pub fn scope(&self) -> Scope {
+        if self.local {
+            Scope::Local { absent: Vec::new() }
+        } else {
+            Scope::Mesh
+        }
+    }
+}
+
+fn health(typed: &Health) -> Result<(What, Span), Failure> {
+    let objectives = match &typed.objectives {
+        Some(path) => Objectives::load(path)?,
+        None => Objectives::default(),
+    };
+    let typed = typed.since.as_deref().map(|text| {
+        let seconds = duration(text).map(|time| time.as_secs());
+        seconds
+            .filter(|seconds| (1..=MAX_HEALTH_WINDOW_S).contains(seconds))
+            .and_then(|seconds| u32::try_from(seconds).ok())
+            .ok_or_else(|| {
+                Failure::value(
+                    "--since",
+                    "of health it must be a duration of a second to a day: federators remember no more",
+                    "--since 15m",
+                )
+            })
+    });
+    let window_s = typed.transpose()?.or(objectives.window_s);
+    let span = Span {
+        since: window_s.map(|seconds| When::Ago(i64::from(seconds) * 1_000_000)),
+        until: None,
+    };
+    let what = What::Health {
+        window_s,
+        objectives: Box::new(objectives),
+    };
+    Ok((what, span))
 }
 
 fn report(typed: &Report) -> Result<What, Failure> {

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::answer::{Answer, Rows};
 use crate::failure::Failure;
+use crate::health::measures::Check;
 use crate::plan::{Ask, What};
 use crate::table::Table;
 use crate::{connections, dns, explain, health, report, sql};
@@ -25,6 +26,8 @@ pub struct View {
     pub summary: String,
     /// What could be done next, for stderr.
     pub hints: Vec<String>,
+    /// What other programs read of a check; of `weft health` only.
+    pub check: Option<Check>,
     /// Exit code.
     pub exit: u8,
 }
@@ -73,8 +76,12 @@ pub fn of(ask: &Ask, answer: &Answer) -> Result<View, Failure> {
         (What::Sql { .. }, Rows::None) => sql::view(&[], &[], answer),
         (What::Dns { report, top, .. }, Rows::Dns(rows)) => dns::view(report, rows, answer, *top),
         (What::Dns { report, top, .. }, Rows::None) => dns::view(report, &[], answer, *top),
-        (What::Health, Rows::Health(rows)) => health::view(rows, answer.asked_at),
-        (What::Health, Rows::None) => health::view(&[], answer.asked_at),
+        (What::Health { objectives, .. }, Rows::Health(rows)) => {
+            health::view(rows, objectives, answer.asked_at)
+        }
+        (What::Health { objectives, .. }, Rows::None) => {
+            health::view(&[], objectives, answer.asked_at)
+        }
         (What::Federators, Rows::Health(rows)) => health::federators(rows),
         (What::Federators, Rows::None) => health::federators(&[]),
         _ => Err(Failure::protocol("it answers another question")),

@@ -178,6 +178,9 @@ fn health_that_is_typed_wrongly_is_unknown_and_not_critical() {
     for (typed, code) in [
         ("health --bogus", 3),
         ("health --watch=x", 3),
+        ("health --since 2d", 3),
+        ("health --since now", 3),
+        ("health --objectives /nowhere/at/all", 3),
         ("health --json --format csv", 3),
         ("health one two", 3),
         ("--federator fed-a health --min-complete x", 3),

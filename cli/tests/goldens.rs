@@ -244,6 +244,31 @@ golden!(
 );
 golden!(health_unknown, pipe(), "health", [vec![end()]]);
 golden!(
+    health_nagios,
+    pipe(),
+    "health --format nagios",
+    [vec![Response::Health(vec![healthy(), ailing()]), end()]]
+);
+golden!(
+    health_prometheus,
+    pipe(),
+    "health --format prometheus",
+    [vec![Response::Health(vec![healthy(), unreached()]), end()]]
+);
+golden!(
+    health_since,
+    pipe(),
+    "health --since 10m",
+    [vec![Response::Health(vec![lately()]), end()]]
+);
+golden!(
+    nagios_is_of_health,
+    pipe(),
+    "connections --format nagios",
+    []
+);
+golden!(help_objectives, pipe(), "help objectives", []);
+golden!(
     health_json,
     pipe(),
     "health --json",

@@ -84,7 +84,7 @@ fn answers_are_what_their_schemas_say() {
     check(
         "health",
         "health",
-        Response::Health(vec![healthy(), ailing(), unreached()]),
+        Response::Health(vec![healthy(), ailing(), lately(), unreached()]),
     );
     check(
         "federators",

@@ -139,8 +139,8 @@ impl AgentState {
         (!live).then_some(inner.last_seen)
     }
 
-    /// For `weft health`.
-    pub fn health(&self, now: Timestamp) -> AgentHealth {
+    /// For `weft health`; what it lost since then, if asked.
+    pub fn health(&self, now: Timestamp, since: Option<Timestamp>) -> AgentHealth {
         let inner = self.inner();
         let live = inner
             .session
@@ -164,6 +164,8 @@ impl AgentState {
             table_dropped: inner.status.table_dropped,
             spool_dropped: inner.status.spool_dropped,
             given_up: inner.status.given_up.clone(),
+            spool_failing: inner.status.spool_failing,
+            lost_in_window: since.map(|since| inner.losses.since(Some(since))),
         }
     }
 }
@@ -266,8 +268,14 @@ impl AgentStates {
         by_key.values().map(lost).sum()
     }
 
-    /// All that have connected since the start, by name, but for those that have been silent for longer than this.
-    pub fn health(&self, now: Timestamp, silent_us: i64) -> Vec<AgentHealth> {
+    /// All that have connected since the start, by name, but for those that have been silent for longer than this; with
+    /// what each lost since then, if asked.
+    pub fn health(
+        &self,
+        now: Timestamp,
+        silent_us: i64,
+        since: Option<Timestamp>,
+    ) -> Vec<AgentHealth> {
         let states: Vec<_> = {
             let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
             by_key.values().cloned().collect()
@@ -278,7 +286,7 @@ impl AgentStates {
                 let away = state.away_since();
                 away.is_none_or(|since| now.0.saturating_sub(since.0) <= silent_us)
             })
-            .map(|state| state.health(now))
+            .map(|state| state.health(now, since))
             .filter(|agent| !agent.name.is_empty())
             .collect();
         health.sort_by(|a, b| a.name.cmp(&b.name));
@@ -326,8 +334,8 @@ mod tests {
         let state = states.of(AgentKey(1), Timestamp(0)).unwrap();
         state.inner().info.name = "node".into();
         state.heard(None, Timestamp(5));
-        assert_eq!(states.health(Timestamp(15), 10).len(), 1);
-        assert_eq!(states.health(Timestamp(16), 10).len(), 0);
+        assert_eq!(states.health(Timestamp(15), 10, None).len(), 1);
+        assert_eq!(states.health(Timestamp(16), 10, None).len(), 0);
         assert!(states.knows(AgentKey(1)));
     }
 

@@ -133,6 +133,8 @@ pub struct Stitch {
 pub struct Journal {
     /// Beyond it agents are told to wait.
     pub max_bytes: u64,
+    /// With less disk free agents are told to wait, so that the store can still write what is acknowledged.
+    pub min_free_bytes: u64,
 }
 
 /// The store.
@@ -257,7 +259,10 @@ impl Default for Stitch {
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { max_bytes: 8 << 30 }
+        Self {
+            max_bytes: 8 << 30,
+            min_free_bytes: 256 << 20,
+        }
     }
 }
 

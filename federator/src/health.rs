@@ -1,20 +1,30 @@
 //! How this federator is: for `weft health` and for metrics.
 
+mod exposed;
+mod samples;
+mod troubles;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use weft_transport::{Identity, Listener};
+use weft_transport::{Identity, Listener, Refusal};
 use weft_wire::Timestamp;
 use weft_wire::control::CloseCode;
-use weft_wire::query::FederatorHealth;
+use weft_wire::query::{FederatorHealth, HealthWindow, Trouble};
+
+use self::samples::{Samples, Totals};
+pub use self::troubles::ALL as TROUBLES;
+use self::troubles::{Reading, STEP_US, Troubles};
 
 use crate::agents::AgentStates;
 use crate::clock;
 use crate::config::Config;
 use crate::core::CoreCounters;
+use crate::membership::MemberCounters;
 use crate::peers::Peers;
 use crate::pipeline::Progress;
 use crate::server::ServerCounters;
@@ -22,34 +32,8 @@ use crate::server::ServerCounters;
 /// Seconds over which the rate of halves is taken.
 const RATE_WINDOW: usize = 60;
 
-/// How often the totals are taken from which the match ratio of the last hour is.
-const RATIO_EVERY: Duration = Duration::from_secs(60);
-/// So many of them: an hour.
-const RATIO_SAMPLES: usize = 60;
-
-/// Halves that got a partner, and that did not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Outcomes {
-    matched: u64,
-    unmatched: u64,
-}
-
-impl Outcomes {
-    fn of(core: &CoreCounters) -> Self {
-        Self {
-            matched: core.matched_halves,
-            unmatched: core.expired + core.ambiguous,
-        }
-    }
-
-    /// Part that was matched since `before`; those past their hold count as unmatched.
-    fn ratio_since(self, before: Self, past_hold: u64) -> Option<f64> {
-        let matched = self.matched.saturating_sub(before.matched);
-        let unmatched = self.unmatched.saturating_sub(before.unmatched) + past_hold;
-        let all = matched + unmatched;
-        (all > 0).then(|| matched as f64 / all as f64)
-    }
-}
+/// The window of the match ratio that is told where no window was asked about.
+const RATIO_WINDOW_S: u64 = 3600;
 
 /// Where everything about this federator can be read.
 pub struct Vitals {
@@ -57,6 +41,8 @@ pub struct Vitals {
     region: String,
     data: PathBuf,
     store: PathBuf,
+    journal_max_bytes: u64,
+    min_free_bytes: u64,
     started: Instant,
     silent_us: i64,
     identity: Identity,
@@ -68,8 +54,37 @@ pub struct Vitals {
     pub sessions: Arc<ServerCounters>,
     /// Halves in total, once a second.
     samples: Mutex<VecDeque<(Instant, u64)>>,
-    /// Once a minute, for an hour.
-    outcomes: Mutex<VecDeque<(Instant, Outcomes)>>,
+    totals: Mutex<Samples>,
+    troubles: Mutex<Troubles>,
+    clock: Mutex<Clock>,
+    clock_steps: AtomicU64,
+}
+
+/// The clock beside the kernel's monotonic one.
+#[derive(Debug)]
+struct Clock {
+    looked: Instant,
+    showed: Timestamp,
+    /// The last step: when, in microseconds since the start, and how far it went ahead.
+    step: Option<(i64, i64)>,
+}
+
+impl Clock {
+    /// How far the clock was set since the last look, if it was.
+    fn look(&mut self, at: Instant, shows: Timestamp, started: Instant) -> Option<i64> {
+        let passed = micros(at.duration_since(self.looked));
+        let ahead = shows.0.saturating_sub(self.showed.0).saturating_sub(passed);
+        (self.looked, self.showed) = (at, shows);
+        if ahead.saturating_abs() <= STEP_US {
+            return None;
+        }
+        self.step = Some((micros(at.duration_since(started)), ahead));
+        Some(ahead)
+    }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// What [`Vitals`] reads.
@@ -99,12 +114,15 @@ impl Vitals {
             progress,
             sessions,
         } = sources;
-        Self {
+        let now = Instant::now();
+        let vitals = Self {
             name: config.name.clone(),
             region: config.region.clone(),
             data: config.data_dir.clone(),
             store: config.store_file(),
-            started: Instant::now(),
+            journal_max_bytes: config.journal.max_bytes,
+            min_free_bytes: config.journal.min_free_bytes,
+            started: now,
             silent_us: i64::from(config.agents.silent_days) * 86_400_000_000,
             identity,
             listener,
@@ -112,57 +130,131 @@ impl Vitals {
             peers,
             progress,
             sessions,
-            samples: Mutex::new(VecDeque::from([(Instant::now(), 0)])),
-            outcomes: Mutex::new(VecDeque::from([(Instant::now(), Outcomes::default())])),
-        }
+            samples: Mutex::new(VecDeque::from([(now, 0)])),
+            totals: Mutex::new(Samples::new(Totals::default())),
+            troubles: Mutex::default(),
+            clock: Mutex::new(Clock {
+                looked: now,
+                showed: clock::now(),
+                step: None,
+            }),
+            clock_steps: AtomicU64::new(0),
+        };
+        vitals.look_at_disk();
+        vitals
     }
 
     /// Takes a sample every second, until the task is aborted.
     pub async fn sample(self: Arc<Self>) {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut samples = lock(&self.samples);
             samples.push_back((Instant::now(), self.sessions.halves.load(Relaxed)));
             if samples.len() > RATE_WINDOW {
                 samples.pop_front();
             }
             drop(samples);
-            self.sample_outcomes();
+            self.look_at_disk();
+            self.look_at_clock();
+            self.keep_totals();
+            self.troubles();
         }
     }
 
-    fn sample_outcomes(&self) {
-        let now = Outcomes::of(&self.core());
-        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-        if outcomes
-            .back()
-            .is_none_or(|(at, _)| at.elapsed() >= RATIO_EVERY)
-        {
-            outcomes.push_back((Instant::now(), now));
-            if outcomes.len() > RATIO_SAMPLES {
-                outcomes.pop_front();
-            }
+    fn keep_totals(&self) {
+        let now_s = self.started.elapsed().as_secs();
+        let mut kept = lock(&self.totals);
+        if kept.due(now_s) {
+            let totals = self.totals(kept.last());
+            kept.keep(now_s, &totals);
+        }
+    }
+
+    fn totals(&self, like: Option<&Totals>) -> Totals {
+        let core = self.core();
+        Totals {
+            halves: core.halves,
+            stitched: core.stitched + core.joined,
+            matched: core.matched_halves,
+            unmatched: core.expired + core.ambiguous,
+            ..Totals::default()
+        }
+        .with(&self.counters(), like)
+    }
+
+    fn look_at_disk(&self) {
+        self.progress
+            .disk_free
+            .store(disk_free(&self.data), Relaxed);
+    }
+
+    fn look_at_clock(&self) {
+        let step = lock(&self.clock).look(Instant::now(), clock::now(), self.started);
+        if let Some(ahead_us) = step {
+            self.clock_steps.fetch_add(1, Relaxed);
+            tracing::warn!(ahead_us, "the clock was set");
+        }
+    }
+
+    /// What is wrong with it now, as far as it knows.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let progress = &self.progress;
+        let now_us = micros(self.started.elapsed());
+        let began = *lock(&progress.storing_since);
+        let reading = Reading {
+            now_us,
+            journal: (progress.journal_bytes.load(Relaxed), self.journal_max_bytes),
+            disk: (progress.disk_free.load(Relaxed), self.min_free_bytes),
+            storing_since_us: began.map(|at| now_us - micros(at.elapsed())),
+            step: lock(&self.clock).step,
+        };
+        lock(&self.troubles).look(&reading, clock::now())
+    }
+
+    /// Why it does not do what it is there for, in words; empty when it does.
+    pub fn failing(&self) -> Vec<String> {
+        let mut why: Vec<String> = self
+            .troubles()
+            .into_iter()
+            .filter(|trouble| trouble.failing)
+            .map(|trouble| format!("{}: {}", trouble.code, trouble.words))
+            .collect();
+        if self.identity.not_after() < clock::now() {
+            why.push("certificate: it has ended, so nobody can have a session".into());
+        }
+        why
+    }
+
+    /// What happened within the last so many seconds.
+    fn window(&self, window_s: u64) -> HealthWindow {
+        let kept = lock(&self.totals);
+        let (seconds, before) = kept.before(self.started.elapsed().as_secs(), window_s);
+        let grown = self.totals(None).since(before);
+        drop(kept);
+        HealthWindow {
+            seconds,
+            halves: grown.halves,
+            stitched: grown.stitched,
+            match_ratio: grown.match_ratio(self.progress.past_hold.load(Relaxed)),
+            lost: self.agents.lost(Some(ago(window_s))),
+            counters: grown.counters,
         }
     }
 
     fn core(&self) -> CoreCounters {
-        *self
-            .progress
-            .core
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.progress.core)
     }
 
     /// Of the last hour, or of the time since the start if that is shorter.
     fn match_ratio(&self) -> Option<f64> {
-        let outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = outcomes.front().map(|(_, before)| *before);
-        let past_hold = self.progress.past_hold.load(Relaxed);
-        Outcomes::of(&self.core()).ratio_since(before.unwrap_or_default(), past_hold)
+        let kept = lock(&self.totals);
+        let (_, before) = kept.before(self.started.elapsed().as_secs(), RATIO_WINDOW_S);
+        let grown = self.totals(None).since(before);
+        grown.match_ratio(self.progress.past_hold.load(Relaxed))
     }
 
     fn halves_per_second(&self) -> f64 {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = lock(&self.samples);
         let Some((at, before)) = samples.front() else {
             return 0.0;
         };
@@ -175,9 +267,10 @@ impl Vitals {
         self.agents.lost(since)
     }
 
-    /// Everything.
-    pub fn health(&self) -> FederatorHealth {
+    /// Everything; with what happened within the last so many seconds, if asked.
+    pub fn health(&self, window_s: Option<u32>) -> FederatorHealth {
         let now = clock::now();
+        let window_s = window_s.map(u64::from);
         let progress = &self.progress;
         let core = self.core();
         FederatorHealth {
@@ -187,7 +280,7 @@ impl Vitals {
             reached: true,
             error: None,
             uptime_s: self.started.elapsed().as_secs(),
-            agents: self.agents.health(now, self.silent_us),
+            agents: self.agents.health(now, self.silent_us, window_s.map(ago)),
             peers: self.peers.all().map(|peer| peer.health()).collect(),
             halves_per_second: self.halves_per_second(),
             halves: core.halves,
@@ -201,6 +294,9 @@ impl Vitals {
             disk_free_bytes: disk_free(&self.data),
             counters: self.counters(),
             closes: self.closes(),
+            journal_max_bytes: self.journal_max_bytes,
+            troubles: self.troubles(),
+            window: window_s.map(|window_s| self.window(window_s)),
         }
     }
 
@@ -225,19 +321,14 @@ impl Vitals {
     /// What was dropped, refused or went otherwise than it should, by name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let core = self.core();
-        let stitching = *self
-            .progress
-            .stitching
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mesh = (*self
-            .progress
-            .mesh
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner))
-        .unwrap_or_default();
+        let stitching = *lock(&self.progress.stitching);
+        let mesh = (*lock(&self.progress.mesh)).unwrap_or_default();
         let sessions = &self.sessions;
         let transport = self.listener.counters().read();
+        let members = self.peers.members().map(|members| &members.counters);
+        let member = |count: fn(&MemberCounters) -> &AtomicU64| {
+            members.map_or(0, |members| count(members).load(Relaxed))
+        };
         let mut counters: BTreeMap<String, u64> = [
             ("ambiguous_halves", core.ambiguous),
             ("contested_pairs", core.contested),
@@ -266,6 +357,8 @@ impl Vitals {
             ("peer_messages_refused", core.peer_misbehaved),
             ("not_offered_halves", core.not_offered),
             ("journal_full_refusals", sessions.journal_full.load(Relaxed)),
+            ("disk_full_refusals", sessions.disk_full.load(Relaxed)),
+            ("clock_steps", self.clock_steps.load(Relaxed)),
             ("agents_full_refusals", sessions.agents_full.load(Relaxed)),
             ("times_refused", sessions.times_refused.load(Relaxed)),
             ("times_corrected", sessions.times_corrected.load(Relaxed)),
@@ -280,6 +373,17 @@ impl Vitals {
             ("mesh_undone", mesh.home.undone),
             ("mesh_overflowed_sessions", mesh.overflowed),
             ("mesh_doubts_dropped", mesh.doubts_dropped),
+            ("member_messages_unsent", member(|members| &members.unsent)),
+            (
+                "member_messages_limited",
+                member(|members| &members.limited),
+            ),
+            (
+                "member_messages_refused",
+                member(|members| &members.refused),
+            ),
+            ("members_gone", member(|members| &members.downs)),
+            ("federators_full_refusals", self.peers.refused.load(Relaxed)),
             ("tokens_created", sessions.enrol.tokens.load(Relaxed)),
             ("nodes_joined", sessions.enrol.joined.load(Relaxed)),
             ("join_refusals", sessions.enrol.join_refusals.load(Relaxed)),
@@ -305,143 +409,24 @@ impl Vitals {
         .into_iter()
         .map(|(name, count)| (name.to_owned(), count))
         .collect();
-        for (reason, count) in transport.refused {
+        let refused: BTreeMap<_, _> = transport.refused.into_iter().collect();
+        for reason in Refusal::NAMES {
             counters.insert(
                 format!("handshakes_refused_{}", reason.replace('-', "_")),
-                count,
+                refused.get(reason).copied().unwrap_or(0),
             );
         }
         counters
     }
+}
 
-    /// As Prometheus text.
-    pub fn metrics(&self) -> String {
-        let health = self.health();
-        let progress = &self.progress;
-        let mut text = String::new();
-        let mut one = |kind: &str, name: &str, help: &str, value: f64| {
-            text.push_str(&format!("# HELP weft_federator_{name} {help}\n# TYPE weft_federator_{name} {kind}\nweft_federator_{name} {value}\n"));
-        };
-        let load = |value: &std::sync::atomic::AtomicU64| value.load(Relaxed) as f64;
-        one(
-            "counter",
-            "halves_total",
-            "Halves taken.",
-            health.halves as f64,
-        );
-        one(
-            "counter",
-            "rows_total",
-            "Rows of batches taken.",
-            load(&self.sessions.halves),
-        );
-        one(
-            "counter",
-            "lookups_total",
-            "Lookups taken.",
-            load(&self.sessions.lookups),
-        );
-        one(
-            "counter",
-            "batches_total",
-            "Batches taken.",
-            load(&self.sessions.batches),
-        );
-        one(
-            "counter",
-            "batch_bytes_total",
-            "Bytes of batches taken.",
-            load(&self.sessions.batch_bytes),
-        );
-        one(
-            "counter",
-            "stitched_total",
-            "Connections stitched.",
-            health.stitched as f64,
-        );
-        one(
-            "gauge",
-            "waiting_halves",
-            "Halves that wait for a partner.",
-            health.open_halves as f64,
-        );
-        one(
-            "gauge",
-            "memory_halves",
-            "Halves in memory.",
-            load(&progress.in_memory),
-        );
-        one(
-            "gauge",
-            "journal_bytes",
-            "Bytes of the journal.",
-            health.journal_bytes as f64,
-        );
-        one(
-            "counter",
-            "journal_syncs_total",
-            "Syncs of the journal.",
-            load(&progress.syncs),
-        );
-        one(
-            "counter",
-            "store_rows_total",
-            "Rows written to the store.",
-            load(&progress.rows_written),
-        );
-        one(
-            "counter",
-            "store_seconds_total",
-            "Time that took.",
-            load(&progress.store_us) / 1e6,
-        );
-        one(
-            "gauge",
-            "store_bytes",
-            "Bytes of the store.",
-            health.store_bytes as f64,
-        );
-        one(
-            "gauge",
-            "disk_free_bytes",
-            "Bytes free on its disk.",
-            health.disk_free_bytes as f64,
-        );
-        one(
-            "gauge",
-            "certificate_days_left",
-            "Days until the certificate ends.",
-            health.certificate_days_left as f64,
-        );
-        let connected = health.agents.iter().filter(|agent| agent.connected).count();
-        one(
-            "gauge",
-            "agents_connected",
-            "Agents connected.",
-            connected as f64,
-        );
-        let connected = health.peers.iter().filter(|peer| peer.connected).count();
-        one(
-            "gauge",
-            "peers_connected",
-            "Peers connected.",
-            connected as f64,
-        );
-        text.push_str("# HELP weft_federator_events_total What was dropped, refused or went otherwise than it should.\n# TYPE weft_federator_events_total counter\n");
-        for (name, count) in &health.counters {
-            text.push_str(&format!(
-                "weft_federator_events_total{{event=\"{name}\"}} {count}\n"
-            ));
-        }
-        text.push_str("# HELP weft_federator_sessions_closed_total Sessions closed, by code.\n# TYPE weft_federator_sessions_closed_total counter\n");
-        for (code, count) in &health.closes {
-            text.push_str(&format!(
-                "weft_federator_sessions_closed_total{{code=\"{}\"}} {count}\n",
-                code.name()
-            ));
-        }
-        text
-    }
+fn ago(seconds: u64) -> Timestamp {
+    let micros = i64::try_from(seconds.saturating_mul(1_000_000)).unwrap_or(i64::MAX);
+    Timestamp(clock::now().0.saturating_sub(micros))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn disk_free(path: &std::path::Path) -> u64 {
@@ -454,18 +439,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_match_ratio_forgets_what_was_before_its_window() {
-        let (before, now) = (
-            Outcomes {
-                matched: 1000,
-                unmatched: 0,
-            },
-            Outcomes {
-                matched: 1010,
-                unmatched: 20,
-            },
-        );
-        assert_eq!(now.ratio_since(before, 10), Some(0.25));
-        assert_eq!(before.ratio_since(before, 0), None);
+    fn a_clock_that_is_set_is_seen_and_one_that_drifts_is_not() {
+        let started = Instant::now();
+        let mut clock = Clock {
+            looked: started,
+            showed: Timestamp(0),
+            step: None,
+        };
+        let at = |seconds| started + Duration::from_secs(seconds);
+        assert_eq!(clock.look(at(1), Timestamp(1_900_000), started), None);
+        assert_eq!(clock.look(at(2), Timestamp(2_000_000), started), None);
+        let back = clock.look(at(3), Timestamp(3_000_000 - 3_600_000_000), started);
+        assert_eq!(back, Some(-3_600_000_000));
+        assert_eq!(clock.step, Some((3_000_000, -3_600_000_000)));
+        let after = clock.look(at(4), Timestamp(4_000_000 - 3_600_000_000), started);
+        assert_eq!(after, None);
+        assert_eq!(clock.step, Some((3_000_000, -3_600_000_000)), "it is kept");
     }
 }

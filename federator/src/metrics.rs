@@ -8,6 +8,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use weft_wire::exposition::CONTENT_TYPE;
+
 use crate::health::Vitals;
 
 /// Requests at a time; more are closed unanswered.
@@ -66,9 +68,17 @@ fn answer(line: &[u8], vitals: &Vitals) -> (&'static str, &'static str, String) 
     const TEXT: &str = "text/plain; charset=utf-8";
     match line {
         b"GET /metrics HTTP/1.1" | b"GET /metrics HTTP/1.0" => {
-            ("200 OK", "text/plain; version=0.0.4", vitals.metrics())
+            ("200 OK", CONTENT_TYPE, vitals.metrics())
         }
-        b"GET /healthz HTTP/1.1" | b"GET /healthz HTTP/1.0" => ("200 OK", TEXT, "ok\n".into()),
+        b"GET /healthz HTTP/1.1" | b"GET /healthz HTTP/1.0" => {
+            let failing = vitals.failing();
+            if failing.is_empty() {
+                ("200 OK", TEXT, "ok\n".into())
+            } else {
+                let words = failing.join("\n") + "\n";
+                ("503 Service Unavailable", TEXT, words)
+            }
+        }
         _ => ("404 Not Found", TEXT, "GET /metrics or /healthz\n".into()),
     }
 }

@@ -318,6 +318,7 @@ impl PeerLink {
     /// For `weft health`.
     pub fn health(&self) -> PeerHealth {
         let session = self.session();
+        let error = session.is_none().then(|| self.error());
         let last_seen = self.last_seen.load(Relaxed);
         PeerHealth {
             name: self.name.clone(),
@@ -330,6 +331,7 @@ impl PeerLink {
             clock_skew_us: self.skew_us.load(Relaxed),
             rtt_us: session.map_or(0, |session| session.rtt().as_micros() as u64),
             queued: self.queued.load(Relaxed),
+            error,
         }
     }
 }

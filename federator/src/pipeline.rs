@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -211,6 +211,10 @@ pub struct Progress {
     pub past_hold: AtomicU64,
     /// Transactions that the store has not done yet.
     pub flushes: AtomicU64,
+    /// When the store began its present transaction.
+    pub storing_since: Mutex<Option<Instant>>,
+    /// Bytes free on the disk, by the last look at it.
+    pub disk_free: AtomicU64,
     /// Halves that were to be looked for in the store, and had no room among those.
     pub recalls_dropped: AtomicU64,
     /// From the other end's naming to the stored match.

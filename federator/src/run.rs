@@ -131,6 +131,7 @@ impl Federator {
             backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
             progress: pipeline.progress.clone(),
             journal_max_bytes: config.journal.max_bytes,
+            min_free_bytes: config.journal.min_free_bytes,
             queries,
             peers: peers.clone(),
             enrol: enrol.clone(),

@@ -55,6 +55,8 @@ pub struct Server {
     pub progress: Arc<Progress>,
     /// Beyond it agents are refused.
     pub journal_max_bytes: u64,
+    /// With less disk free, agents are refused.
+    pub min_free_bytes: u64,
     /// The other federators.
     pub peers: Arc<Peers>,
     /// Answers.
@@ -82,6 +84,8 @@ pub struct ServerCounters {
     pub repeated_batches: AtomicU64,
     /// Sessions refused because the journal is full.
     pub journal_full: AtomicU64,
+    /// Sessions refused because hardly any disk is left.
+    pub disk_full: AtomicU64,
     /// Sessions refused because there are too many agents.
     pub agents_full: AtomicU64,
     /// Batches refused for times that never were.
@@ -279,6 +283,12 @@ impl Server {
     }
 
     fn check_journal(&self, session: &Session) -> Result<(), TransportError> {
+        if self.progress.disk_free.load(Relaxed) < self.min_free_bytes {
+            self.counters.disk_full.fetch_add(1, Relaxed);
+            return Err(
+                session.misbehaved(CloseCode::Internal, "the disk is full: try again later")
+            );
+        }
         if self.progress.journal_bytes.load(Relaxed) < self.journal_max_bytes {
             return Ok(());
         }

@@ -115,6 +115,11 @@ fn kinds() -> Vec<Kind> {
         ("sql", question(sql), readers),
         ("health", question(Question::Health), readers),
         (
+            "health since",
+            question(Question::HealthSince { window_s: 60 }),
+            readers,
+        ),
+        (
             "chains",
             question(Question::Chains { halves: Vec::new() }),
             readers,

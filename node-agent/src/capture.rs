@@ -399,6 +399,16 @@ impl<H: Host, S: BatchSink> Capture<H, S> {
         self.governor.given_up().contains(&Detail::Updates)
     }
 
+    /// That it is at work, and whether what it sees can be kept.
+    pub fn says_how_it_is(&self, spool_failing: bool) {
+        let counters = &self.counters;
+        counters
+            .spool_failing
+            .store(u64::from(spool_failing), Relaxed);
+        let now_ms = time::monotonic_ns() / 1_000_000;
+        counters.capture_round_ms.store(now_ms, Relaxed);
+    }
+
     /// Brings the shared counters up to date.
     pub fn publish(&self) {
         let counters = &self.counters;

@@ -139,6 +139,10 @@ counters! {
     first_bytes_skipped: "counter" "First bytes of connections not looked at, to stay within the limits.",
     /// Packets of name servers not looked at.
     dns_packets_skipped: "counter" "Packets of name servers not looked at, to stay within the limits.",
+    /// Whether what is seen cannot be written to the spool at the moment.
+    spool_failing: "gauge" "Whether the spool takes nothing at the moment; the kernel's ring buffers meanwhile.",
+    /// Milliseconds since the boot, at the capture thread's last round.
+    capture_round_ms: "gauge" "When the capture thread was last at work, in milliseconds since the boot.",
     /// Resident bytes.
     resident_bytes: "gauge" "Resident bytes of the agent.",
     /// Thousandths of one processor over ten seconds.
@@ -166,6 +170,7 @@ impl Counters {
                 .into_iter()
                 .take(self.detail_given_up.load(Relaxed) as usize)
                 .collect(),
+            spool_failing: self.spool_failing.load(Relaxed) > 0,
         }
     }
 }

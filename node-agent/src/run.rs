@@ -349,6 +349,7 @@ fn drive(
                 tracing::error!(%error, "the spool takes nothing; the ring buffers");
             }
             failing = flushing.is_err();
+            capture.says_how_it_is(failing);
             capture.clock.adjust(time::clock_offset_us());
             capture.publish();
             flushed = Instant::now();
@@ -378,12 +379,16 @@ async fn serve(
         let listener = tokio::net::TcpListener::bind(settings.listen)
             .await
             .with_context(|| format!("metrics: listen on {}", settings.listen))?;
-        tokio::spawn(metrics::serve(
-            listener,
-            Arc::clone(counters),
-            spool.clone(),
-            is_connected.clone(),
-        ));
+        let certificate = uplink.identity.clone();
+        let told = metrics::Told {
+            counters: Arc::clone(counters),
+            spool: spool.clone(),
+            connected: is_connected.clone(),
+            certificate_ends: Arc::new(move || {
+                u64::try_from(certificate.not_after().0 / 1_000_000).unwrap_or(0)
+            }),
+        };
+        tokio::spawn(metrics::serve(listener, told));
     }
     if let Some(pods) = pods {
         let (config, seed) = (config.clone(), uplink.seed);

@@ -130,6 +130,10 @@ fn control(dir: &Path) -> Result<Vec<u8>> {
             },
         ),
         ("request-health", Question::Health),
+        (
+            "request-health-since",
+            Question::HealthSince { window_s: 600 },
+        ),
     ] {
         put(
             name,
@@ -159,6 +163,17 @@ fn control(dir: &Path) -> Result<Vec<u8>> {
     let health = FederatorHealth {
         name: "fed-a".into(),
         closes: vec![(CloseCode::Limit, 2)],
+        troubles: vec![Trouble {
+            code: "disk-full".into(),
+            failing: true,
+            words: "1 MB of disk left".into(),
+            since: now,
+        }],
+        window: Some(HealthWindow {
+            seconds: 600,
+            match_ratio: Some(0.5),
+            ..HealthWindow::default()
+        }),
         ..FederatorHealth::default()
     };
     put("response-health", framed(&Response::Health(vec![health]))?)?;

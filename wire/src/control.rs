@@ -128,6 +128,8 @@ pub struct AgentStatus {
     pub halves: u64,
     /// Detail that it gives up at the moment to stay within its limits, the first given up first.
     pub given_up: Vec<Detail>,
+    /// Whether its spool takes nothing at the moment.
+    pub spool_failing: bool,
 }
 
 /// What an agent gives up when its limits on memory and processor time are passed. Never connections, bytes or packets.

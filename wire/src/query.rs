@@ -95,10 +95,10 @@ pub enum Question {
         /// At most this many.
         limit: u32,
     },
-    /// Whether connections go on, or came, through a proxy at one of their ends.
-    Chains {
-        /// Ends: halves of connections; at most [`MAX_CHAIN_HALVES`].
-        halves: Vec<HalfId>,
+    /// As [`Question::Health`], with what happened lately besides.
+    HealthSince {
+        /// Within so many seconds.
+        window_s: u32,
     },
 }
 
@@ -508,6 +508,42 @@ pub struct FederatorHealth {
     pub counters: BTreeMap<String, u64>,
     /// Sessions closed since start, by code.
     pub closes: Vec<(CloseCode, u64)>,
+    /// What its journal may hold at most.
+    pub journal_max_bytes: u64,
+    /// What it knows itself to be wrong with it now.
+    pub troubles: Vec<Trouble>,
+    /// What happened within the window that was asked about; null when none was.
+    pub window: Option<HealthWindow>,
+}
+
+/// Something that a federator knows to be wrong with itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Stable code: `journal-full`, `disk-full`, `store-behind`, `clock-stepped`.
+    pub code: String,
+    /// Whether it refuses what it is there for meanwhile, as against doing it worse.
+    pub failing: bool,
+    /// In words.
+    pub words: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What happened to a federator within a window of time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HealthWindow {
+    /// Seconds that it covers: fewer than were asked about where it does not run, or remember, that long.
+    pub seconds: u64,
+    /// Halves taken.
+    pub halves: u64,
+    /// Connections stitched.
+    pub stitched: u64,
+    /// Part of the halves that got a partner, of those that got one or are past their hold; null when there are none.
+    pub match_ratio: Option<f64>,
+    /// Halves that agents told of as lost, to the hour.
+    pub lost: u64,
+    /// By how much each counter grew.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// An agent, as its home knows it.
@@ -541,6 +577,10 @@ pub struct AgentHealth {
     pub spool_dropped: u64,
     /// Detail that it gives up at the moment to stay within its limits.
     pub given_up: Vec<Detail>,
+    /// Whether its spool takes nothing at the moment: the kernel's ring buffers meanwhile.
+    pub spool_failing: bool,
+    /// Of what it lost, what it told of within the window that was asked about (to the hour); null when none was.
+    pub lost_in_window: Option<u64>,
 }
 
 /// A peer, as a federator sees it.
@@ -558,4 +598,6 @@ pub struct PeerHealth {
     pub rtt_us: u64,
     /// Messages waiting for it.
     pub queued: u64,
+    /// Why there is no session; null while there is one.
+    pub error: Option<String>,
 }

@@ -460,6 +460,7 @@ pub fn healthy() -> FederatorHealth {
             clock_skew_us: 800,
             rtt_us: 42_000,
             queued: 0,
+            error: None,
         }],
         halves_per_second: 412.0,
         halves: 120_000,
@@ -477,6 +478,9 @@ pub fn healthy() -> FederatorHealth {
         ]
         .into(),
         closes: vec![(CloseCode::Version, 1)],
+        journal_max_bytes: 8_000_000_000,
+        troubles: vec![],
+        window: None,
     }
 }
 
@@ -499,6 +503,34 @@ pub fn ailing() -> FederatorHealth {
     f.peers[0].queued = 41;
     f.disk_free_bytes = 2_000_000_000;
     f.counters.insert("halves_dropped".into(), 5);
+    f
+}
+
+/// With a window, and troubles of its own.
+pub fn lately() -> FederatorHealth {
+    let mut f = ailing();
+    f.agents[0].lost_in_window = Some(0);
+    f.agents[1].lost_in_window = Some(0);
+    f.agents[0].spool_failing = true;
+    f.counters.insert("disk_full_refusals".into(), 12);
+    f.troubles = vec![Trouble {
+        code: "disk-full".into(),
+        failing: true,
+        words: "0 MB of disk left".into(),
+        since: at("2026-11-22T15:58:00.000000Z"),
+    }];
+    f.window = Some(HealthWindow {
+        seconds: 600,
+        halves: 6_000,
+        stitched: 2_000,
+        match_ratio: Some(0.5),
+        lost: 0,
+        counters: [
+            ("disk_full_refusals".to_owned(), 4),
+            ("halves_dropped".to_owned(), 0),
+        ]
+        .into(),
+    });
     f
 }
 

@@ -337,6 +337,12 @@ fn report(core: &Core, progress: &Progress, peers: &Peers) {
     }
 }
 
+fn storing(progress: &Progress, since: Option<Instant>) {
+    if let Ok(mut storing) = progress.storing_since.lock() {
+        *storing = since;
+    }
+}
+
 /// The store's ends of its channels.
 pub(super) struct StoreEnds {
     pub(super) flushes: Receiver<ToStore>,
@@ -364,7 +370,9 @@ pub(super) fn run_store(
             let dropped = sought.add(std::mem::take(&mut flush.sought)) as u64;
             progress.recalls_dropped.fetch_add(dropped, Relaxed);
             let began = Instant::now();
+            storing(progress, Some(began));
             store.flush(&flush)?;
+            storing(progress, None);
             progress
                 .store_us
                 .fetch_add(began.elapsed().as_micros() as u64, Relaxed);

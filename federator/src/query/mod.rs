@@ -112,7 +112,7 @@ impl Queries {
         };
         // Closed never; health is short, and wanted most when there is no place.
         let _place = match request.what {
-            Question::Health => None,
+            Question::Health | Question::HealthSince { .. } => None,
             _ => places.acquire().await.ok(),
         };
         let answer = match request.scope {
@@ -129,8 +129,12 @@ impl Queries {
 
     /// This federator's own answer.
     async fn local(&self, what: Question, absent: &[String]) -> Result<Answer, QueryError> {
-        if matches!(what, Question::Health) {
-            let health = vec![self.vitals.health()];
+        if let Question::Health | Question::HealthSince { .. } = what {
+            let window_s = match what {
+                Question::HealthSince { window_s } => Some(window_s),
+                _ => None,
+            };
+            let health = vec![self.vitals.health(window_s)];
             return Ok(Answer {
                 health,
                 federators: vec![self.me()],
@@ -144,6 +148,7 @@ impl Queries {
             Question::Dns { .. }
             | Question::Lookups { .. }
             | Question::Health
+            | Question::HealthSince { .. }
             | Question::Chains { .. } => None,
             Question::Connections { filter, .. }
             | Question::Report { filter, .. }
@@ -209,7 +214,7 @@ impl Queries {
             Question::Chains { halves } => {
                 self.read(move |db| chains::chains(db, &halves)).await?
             }
-            Question::Health => Answer::default(),
+            Question::Health | Question::HealthSince { .. } => Answer::default(),
         };
         if let Some(since) = counted_since {
             answer.halves.dropped = self.vitals.dropped(since);
@@ -319,8 +324,8 @@ impl Queries {
                 answer.truncated |= cut;
                 Ok(answer)
             }
-            Question::Health => {
-                let parts = self.ask_all(&Question::Health, &[]).await?;
+            Question::Health | Question::HealthSince { .. } => {
+                let parts = self.ask_all(&what, &[]).await?;
                 let unreached: Vec<_> = parts.failed().map(|link| not_reached(link)).collect();
                 let (mut answer, _) = parts.join();
                 answer.health.extend(unreached);
