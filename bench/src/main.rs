@@ -1,12 +1,13 @@
 //! `weft-bench`: what Weft reaches on this machine, beside others in the same run.
 //!
-//! Reading order: [`stitch`], [`wire`], [`federator`], [`agent`], [`dns`] (one bench each), [`figure`] (what comes out), and what
+//! Reading order: [`stitch`], [`wire`], [`federator`], [`fleet`], [`agent`], [`dns`] (one bench each), [`figure`] (what comes out), and what
 //! they share: [`host`] and [`traffic`] (namespaces and the load in them), [`leftovers`] (what a run makes, and how it goes),
 //! [`uplink`] (an agent's session), [`workload`] (halves), [`machine`].
 
 mod stitch;
 mod wire;
 mod federator;
+mod fleet;
 mod agent;
 mod dns;
 mod figure;
@@ -86,6 +87,10 @@ const BENCHES: &[Bench] = &[
     Bench {
         figures: federator::FIGURES,
         run: federator::run,
+    },
+    Bench {
+        figures: fleet::FIGURES,
+        run: fleet::run,
     },
     Bench {
         figures: agent::FIGURES,

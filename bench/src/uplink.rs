@@ -10,7 +10,8 @@ use weft_transport::{
 use weft_wire::control::{AgentHello, AgentWelcome, PROTOCOL_VERSION};
 use weft_wire::{AgentInfo, Timestamp};
 
-const DOMAIN: &str = "bench.example";
+/// Trust domain of everything here.
+pub const DOMAIN: &str = "bench.example";
 /// Region of everything here.
 pub const REGION: &str = "bench";
 /// The one federator.
