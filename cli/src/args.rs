@@ -125,6 +125,8 @@ pub enum Verb {
     Health(Health),
     /// List federators; exits with 1 when one has a problem
     Federators(Federators),
+    /// Relieve a federator of its agents and offers, or no longer
+    Drain(Drain),
     /// Make tokens with which nodes join
     #[command(subcommand)]
     Token(Token),
@@ -303,6 +305,17 @@ pub struct Health {
     /// Whom to ask, and how often.
     #[command(flatten)]
     pub asking: Asking,
+}
+
+/// `weft drain`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Drain {
+    /// Which federator, by its name
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// It takes agents and offers again
+    #[arg(long)]
+    pub undo: bool,
 }
 
 /// `weft federators`

@@ -7,7 +7,7 @@
 //! What must stay absent: no view knows a format, no format knows a view, only [`live`] knows the network and the clock.
 //!
 //! Reading order: `args`, `plan`, `world`, `answer`, the views (`connections`, `explain`, `report`, `sql`, `dns`, `health` with `diagnosis`),
-//! `output`, `table`, `figures`, `failure`, `help`, `pki`, `identify`, `live`.
+//! `output`, `table`, `figures`, `failure`, `help`, `pki`, `identify`, `members`, `live`.
 
 pub mod args;
 pub mod plan;
@@ -29,6 +29,7 @@ pub mod failure;
 pub mod help;
 pub mod pki;
 pub mod identify;
+pub mod members;
 pub mod live;
 
 use std::collections::BTreeMap;
@@ -36,12 +37,13 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use clap::Parser;
+use weft_wire::federation::FederationRequest;
 
 use crate::answer::Answer;
 use crate::args::{Args, Verb};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::plan::{Ask, Plan};
+use crate::plan::{Ask, Plan, What};
 use crate::world::{Pause, World};
 
 /// Exit code: interrupted by Ctrl-C (128 + SIGINT).
@@ -112,6 +114,7 @@ fn carry_out(
         Plan::Print(text) => output.text(&text).map(|()| 0),
         Plan::Pki(work) => pki::carry_out(&work, world.now(), &mut output),
         Plan::Identify(work) => identify::carry_out(&work, world, &mut output),
+        Plan::Drain(work) => members::carry_out(&work, world, &mut output),
         Plan::Ask(ask) => ask_and_show(&ask, world, &mut output),
     });
     match done {
@@ -151,7 +154,11 @@ fn once(ask: &Ask, world: &mut dyn World, output: &mut Output<'_>) -> Result<u8,
         return Ok(EXIT_INTERRUPTED);
     }
     let answer = Answer::collect(received, window, now)?;
-    let view = view::of(ask, &answer)?;
+    let mut view = view::of(ask, &answer)?;
+    if ask.what == What::Federators && !ask.local && !interrupted {
+        let asked = world.federation(&ask.target, &FederationRequest::Federators);
+        members::add(&mut view, asked)?;
+    }
     output.show(&view, &answer)?;
     Ok(if interrupted {
         EXIT_INTERRUPTED

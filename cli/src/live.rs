@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use weft_transport::{Dialler, Expect, Identity, Session, TransportError};
 use weft_wire::Timestamp;
+use weft_wire::federation::{FederationAnswer, FederationRequest};
 use weft_wire::identity::{IdentityAnswer, IdentityRequest};
 use weft_wire::query::{Request, Response};
 
@@ -71,6 +72,19 @@ impl World for Live {
     ) -> Result<IdentityAnswer, Failure> {
         let runtime = self.runtime()?;
         let answered = runtime.block_on(identify(target, request));
+        self.runtime = Some(runtime);
+        let (answer, connected) = answered?;
+        self.connected = Some(connected);
+        Ok(answer)
+    }
+
+    fn federation(
+        &mut self,
+        target: &Target,
+        request: &FederationRequest,
+    ) -> Result<FederationAnswer, Failure> {
+        let runtime = self.runtime()?;
+        let answered = runtime.block_on(federation(target, request));
         self.runtime = Some(runtime);
         let (answer, connected) = answered?;
         self.connected = Some(connected);
@@ -192,6 +206,26 @@ async fn identify(
         sender.send(request, SEND_TIMEOUT).await?;
         sender.finish();
         receiver.expect::<IdentityAnswer>(ANSWER_TIMEOUT).await
+    };
+    match exchange.await {
+        Ok(answer) => Ok((answer, connected)),
+        Err(error) => Err(Failure::transport(
+            &told_by_peer(error, &connected.session).await,
+            target,
+        )),
+    }
+}
+
+async fn federation(
+    target: &Target,
+    request: &FederationRequest,
+) -> Result<(FederationAnswer, Connected), Failure> {
+    let connected = connect(target).await?;
+    let exchange = async {
+        let (mut sender, mut receiver) = connected.session.open_bi().await?;
+        sender.send(request, SEND_TIMEOUT).await?;
+        sender.finish();
+        receiver.expect::<FederationAnswer>(ANSWER_TIMEOUT).await
     };
     match exchange.await {
         Ok(answer) => Ok((answer, connected)),

@@ -15,6 +15,7 @@ use crate::args::{
 use crate::failure::Failure;
 use crate::health::objectives::Objectives;
 use crate::identify::{self, Identify};
+use crate::members::Drain;
 use crate::when::{DEFAULT_SINCE_US, Span, When, Window, duration};
 use crate::world::Target;
 use crate::{Surroundings, help};
@@ -37,6 +38,8 @@ pub enum Plan {
     Pki(Pki),
     /// Ask a federator for a token, or to shut somebody out.
     Identify(Identify),
+    /// Relieve a federator, or no longer.
+    Drain(Drain),
     /// Ask a federator.
     Ask(Ask),
 }
@@ -181,6 +184,11 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
             ask(what, window, &typed.asking)
         }
         Verb::Federators(typed) => ask(What::Federators, Span::ALL, &typed.asking),
+        Verb::Drain(typed) => Ok(Plan::Drain(Drain {
+            target: target(global, surroundings)?,
+            federator: typed.name.clone(),
+            draining: !typed.undo,
+        })),
         Verb::Token(Token::Create(typed)) => identified(identify::create_token(typed)?),
         Verb::Pki(Pki::Revoke(typed)) => identified(identify::revoke(typed)?),
         Verb::Pki(Pki::Revoked) => identified(IdentityRequest::Revoked),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_wire::Timestamp;
+use weft_wire::federation::{FederationAnswer, FederationRequest};
 use weft_wire::identity::{IdentityAnswer, IdentityRequest};
 use weft_wire::query::{Request, Response};
 
@@ -62,6 +63,14 @@ pub trait World {
         target: &Target,
         request: &IdentityRequest,
     ) -> Result<IdentityAnswer, Failure>;
+    /// Asks something about the federators themselves. A world that is a script knows none.
+    fn federation(
+        &mut self,
+        _target: &Target,
+        _request: &FederationRequest,
+    ) -> Result<FederationAnswer, Failure> {
+        Err(Failure::protocol("no federators are known"))
+    }
     /// Waits, or until Ctrl-C.
     fn pause(&mut self, duration: Duration) -> Pause;
 }
