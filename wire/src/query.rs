@@ -100,6 +100,11 @@ pub enum Question {
         /// Within so many seconds.
         window_s: u32,
     },
+    /// Whether connections go on, or came, through a proxy at one of their ends.
+    Chains {
+        /// Ends: halves of connections; at most [`MAX_CHAIN_HALVES`].
+        halves: Vec<HalfId>,
+    },
 }
 
 /// The reports there are.
