@@ -180,8 +180,10 @@ async fn who_joins_without_asking_keeps_nobody_out() {
     // Each is given up, and its place is free again.
     until(
         || counters.read(),
-        |counts| counts.handshake_timeouts + counts.idle_timeouts + counts.lost
-            >= MAX_JOINS_OF_ONE as u64,
+        |counts| {
+            counts.handshake_timeouts + counts.idle_timeouts + counts.lost
+                >= MAX_JOINS_OF_ONE as u64
+        },
     )
     .await;
     for dial in silent {
