@@ -35,6 +35,21 @@ pub struct Named {
     pub before_us: u32,
 }
 
+/// A name of an address as somebody was told it: what a cache takes from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learnt {
+    /// Who had asked.
+    pub asker: Asker,
+    /// The name asked for.
+    pub name: Arc<str>,
+    /// What it has.
+    pub address: IpAddr,
+    /// How long the answer may be kept, in seconds.
+    pub ttl_s: u32,
+    /// First, last but one and last time.
+    pub at: [Timestamp; 3],
+}
+
 /// See the module. Two generations stand for least recently used: what is used moves to the young one, and when that has half
 /// of all entries allowed, the old one goes.
 #[derive(Debug)]
@@ -74,7 +89,40 @@ impl NameCache {
         }
     }
 
-    /// Takes an answer.
+    /// Takes what another cache had learnt. True when it was new.
+    pub fn relearn(&mut self, learnt: &Learnt) -> bool {
+        let Learnt { asker, name, .. } = learnt;
+        let [first, middle, last] = learnt.at;
+        let new = self.learn(*asker, name, learnt.address, learnt.ttl_s, first);
+        for (before, at) in [(first, middle), (middle, last)] {
+            if at > before {
+                self.learn(*asker, name, learnt.address, learnt.ttl_s, at);
+            }
+        }
+        new
+    }
+
+    /// All that it holds, for another cache.
+    pub fn entries(&self) -> impl Iterator<Item = Learnt> {
+        let addresses = [&self.old, &self.young].map(|generation| generation.addresses.iter());
+        addresses
+            .into_iter()
+            .flatten()
+            .flat_map(|(address, entries)| {
+                entries.iter().map(|entry| {
+                    let kept_us = entry.until.0 - entry.learnt[2].0 - self.grace_us;
+                    Learnt {
+                        asker: entry.asker,
+                        name: Arc::clone(&entry.name),
+                        address: *address,
+                        ttl_s: u32::try_from(kept_us / 1_000_000).unwrap_or(0),
+                        at: entry.learnt,
+                    }
+                })
+            })
+    }
+
+    /// Takes an answer. True when it was new.
     pub fn learn(
         &mut self,
         asker: Asker,
@@ -82,7 +130,7 @@ impl NameCache {
         address: IpAddr,
         ttl: u32,
         at: Timestamp,
-    ) {
+    ) -> bool {
         let address = address.to_canonical();
         self.rejuvenate(address, at);
         let kept_us = i64::from(ttl.min(MAX_TTL_S)) * 1_000_000 + self.grace_us;
@@ -116,6 +164,7 @@ impl NameCache {
             let counted = dropped.addresses.values().flatten();
             self.evicted += counted.filter(|entry| entry.until >= at).count() as u64;
         }
+        known.is_none()
     }
 
     /// The name by which `asker` knew an address at a time.
@@ -134,6 +183,20 @@ impl NameCache {
             source,
             before_us: u32::try_from(at.0 - learnt.0).unwrap_or(u32::MAX),
         })
+    }
+
+    /// Gives groups other keys: a container whose pod has become known asks as that pod from now on, and so must what it had asked.
+    /// `to` says a group's new key, if it has one.
+    pub fn regroup(&mut self, to: impl Fn(u64) -> Option<u64>) {
+        let generations = [&mut self.young, &mut self.old];
+        let entries = generations
+            .into_iter()
+            .flat_map(|generation| generation.addresses.values_mut().flatten());
+        for entry in entries.filter(|entry| entry.asker.group != 0) {
+            if let Some(group) = to(entry.asker.group) {
+                entry.asker.group = group;
+            }
+        }
     }
 
     /// Entries held now.
@@ -182,20 +245,6 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    /// Gives groups other keys: a container whose pod has become known asks as that pod from now on, and so must what it had asked.
-    /// `to` says a group's new key, if it has one.
-    pub fn regroup(&mut self, to: impl Fn(u64) -> Option<u64>) {
-        let generations = [&mut self.young, &mut self.old];
-        let entries = generations
-            .into_iter()
-            .flat_map(|generation| generation.addresses.values_mut().flatten());
-        for entry in entries.filter(|entry| entry.asker.group != 0) {
-            if let Some(group) = to(entry.asker.group) {
-                entry.asker.group = group;
-            }
-        }
-    }
-
     use proptest::prelude::*;
 
     use super::*;
@@ -235,6 +284,29 @@ mod tests {
         );
         assert_eq!(ask(asker(1, 9), 9), None);
         assert_eq!(ask(asker(0, 0), 60_000_000 + GRACE_US + 31), None);
+    }
+
+    #[test]
+    fn a_group_with_another_key_finds_what_it_had_asked() {
+        // So small that the first entry is in the old generation.
+        let mut cache = NameCache::new(4, GRACE_US);
+        for (last, group) in [(1, 9), (2, 9), (3, 8), (4, 0)] {
+            let name = Arc::from(format!("n{last}.example"));
+            cache.learn(asker(7, group), &name, address(last), 60, Timestamp(10));
+        }
+        assert_eq!(cache.len(), 4);
+        cache.regroup(|group| (group == 9 || group == 0).then_some(5));
+        let mut source = |last, group| {
+            let named = cache.name_for(asker(1, group), address(last), Timestamp(20));
+            named.map(|named| named.source)
+        };
+        let (pod, node) = (Some(NameSource::DnsPod), Some(NameSource::DnsNode));
+        assert_eq!([source(1, 5), source(2, 5)], [pod; 2]);
+        assert_eq!(
+            [source(1, 9), source(3, 5), source(3, 8)],
+            [node, node, pod]
+        );
+        assert_eq!(source(4, 5), node, "nobody's group stays nobody's");
     }
 
     #[test]
@@ -283,29 +355,6 @@ mod tests {
                     // Learning again keeps the longer of the times to live.
                     let expected = all.iter()
                         .filter(|one| all.iter().filter(alive).any(|other| (one.0, one.1, one.2) == (other.0, other.1, other.2)))
-    #[test]
-    fn a_group_with_another_key_finds_what_it_had_asked() {
-        // So small that the first entry is in the old generation.
-        let mut cache = NameCache::new(4, GRACE_US);
-        for (last, group) in [(1, 9), (2, 9), (3, 8), (4, 0)] {
-            let name = Arc::from(format!("n{last}.example"));
-            cache.learn(asker(7, group), &name, address(last), 60, Timestamp(10));
-        }
-        assert_eq!(cache.len(), 4);
-        cache.regroup(|group| (group == 9 || group == 0).then_some(5));
-        let mut source = |last, group| {
-            let named = cache.name_for(asker(1, group), address(last), Timestamp(20));
-            named.map(|named| named.source)
-        };
-        let (pod, node) = (Some(NameSource::DnsPod), Some(NameSource::DnsNode));
-        assert_eq!([source(1, 5), source(2, 5)], [pod; 2]);
-        assert_eq!(
-            [source(1, 9), source(3, 5), source(3, 8)],
-            [node, node, pod]
-        );
-        assert_eq!(source(4, 5), node, "nobody's group stays nobody's");
-    }
-
                         .min_by_key(|(other, _, _, learnt, _)| (source(*other) as u8, std::cmp::Reverse(*learnt)));
                     prop_assert_eq!(
                         got.as_ref().map(|n| (n.source, n.before_us)),

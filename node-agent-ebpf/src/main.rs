@@ -58,6 +58,9 @@ static OFFSET_TASK_TGID: Global<u32> = Global::new(0);
 /// `task_struct.comm`.
 #[unsafe(no_mangle)]
 static OFFSET_TASK_COMM: Global<u32> = Global::new(0);
+/// `task_struct.group_leader`.
+#[unsafe(no_mangle)]
+static OFFSET_TASK_LEADER: Global<u32> = Global::new(0);
 /// `task_struct.cred`.
 #[unsafe(no_mangle)]
 static OFFSET_TASK_CRED: Global<u32> = Global::new(0);

@@ -502,11 +502,18 @@ fn batch(
         halves: Vec::with_capacity(rows.len()),
     };
     let mut known: HashMap<*const Owner, u32> = HashMap::new();
+    // Rows of one owner come in runs.
+    let mut last = (std::ptr::null(), 0);
     for Row { mut half, owner } in rows {
-        half.owner = *known.entry(Arc::as_ptr(&owner)).or_insert_with(|| {
-            batch.owners.push(Owner::clone(&owner));
-            (batch.owners.len() - 1) as u32
-        });
+        let address = Arc::as_ptr(&owner);
+        if last.0 != address {
+            let number = *known.entry(address).or_insert_with(|| {
+                batch.owners.push(Owner::clone(&owner));
+                (batch.owners.len() - 1) as u32
+            });
+            last = (address, number);
+        }
+        half.owner = last.1;
         batch.halves.push(half);
     }
     batch

@@ -123,6 +123,8 @@ counters! {
     lookups: "counter" "Lookups handed to the spool.",
     /// Names of addresses remembered.
     names_known: "gauge" "Names of addresses remembered.",
+    /// Failures to write names of addresses down.
+    names_save_failures: "counter" "Times that the names of addresses could not be written down for the next start.",
     /// Names of addresses or connections forgotten early because there were too many.
     names_dropped: "counter" "Names of addresses, or of open connections, forgotten early because there were too many.",
     /// Connections whose peer has a name.

@@ -29,8 +29,8 @@ use crate::limits::{Governor, usage};
 use crate::lookups::Lookups;
 use crate::sink::BatchSink;
 use crate::snapshot::Snapshot;
-use crate::spool::shared::SharedSpool;
 use crate::spool::SpoolLimits;
+use crate::spool::shared::SharedSpool;
 use crate::table::{Identity, Table};
 use crate::uplink::Uplink;
 use crate::{cluster, metrics, pods, privileges, time};
@@ -39,6 +39,10 @@ use crate::{cluster, metrics, pods, privileges, time};
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How often the kernel's places are looked at. A connection is reported as open when two looks in a row find it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// A flush of so many rows is a busy one, and so many in a row are busy times: what one took is kept for the next, and given back after
+/// the first that is not busy. One alone is a burst, or the regular word on all that is open.
+const BUSY_ROWS: u64 = 1_024;
+const BUSY_FLUSHES: u32 = 4;
 /// How often what the process takes is looked at.
 const GOVERN_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a stopping agent tries to deliver what it has. What remains is in the spool.
@@ -233,13 +237,10 @@ fn capture(
     let lookups = flows.as_ref().filter(|_| config.lookups.enabled).map(|it| {
         let (ring, base) = (&it.datagrams.dns_ring, it.datagrams.meta.dns_ring_base);
         let sink = spool.last_lookup_position();
-        Lookups::new(
-            identity.boot,
-            ring,
-            base,
-            sink,
-            datagram_plan(config).dns_ports,
-        )
+        let ports = datagram_plan(config).dns_ports;
+        let mut lookups = Lookups::new(identity.boot, ring, base, sink, ports);
+        lookups.save_names_in(&config.data_dir.join("names"));
+        lookups
     });
     let mut capture = Capture::new(
         hooks,
@@ -324,6 +325,7 @@ fn drive(
     sys::forget_code();
     let (mut flushed, mut swept, mut looked) = (Instant::now(), Instant::now(), Instant::now());
     let (mut failing, mut governed) = (false, Instant::now());
+    let (mut busy, mut handed) = (0_u32, 0);
     loop {
         let stopping = stop.load(Relaxed);
         capture.poll(time::monotonic_ns());
@@ -349,6 +351,17 @@ fn drive(
                 tracing::error!(%error, "the spool takes nothing; the ring buffers");
             }
             failing = flushing.is_err();
+            let halves = capture.counters().halves.load(Relaxed);
+            let was_busy = busy >= BUSY_FLUSHES;
+            busy = if halves - handed >= BUSY_ROWS {
+                busy.saturating_add(1)
+            } else {
+                0
+            };
+            handed = halves;
+            if (busy >= BUSY_FLUSHES) != was_busy {
+                sys::keep_for_next(!was_busy);
+            }
             capture.says_how_it_is(failing);
             capture.clock.adjust(time::clock_offset_us());
             capture.publish();

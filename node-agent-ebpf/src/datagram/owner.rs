@@ -2,16 +2,15 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel};
 use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid,
-    bpf_get_current_uid_gid,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
 };
 use core::ffi::c_void;
-use core::mem::MaybeUninit;
 use weft_agent_common::{SocketOwner, socket_origin};
 
+use crate::owner::{leader_name, read, write_name};
 use crate::{
-    CURRENT_IN_SKB, OFFSET_CRED_UID, OFFSET_NET_INUM, OFFSET_SKC_NET, OFFSET_TASK_COMM,
-    OFFSET_TASK_CRED, OFFSET_TASK_TGID,
+    CURRENT_IN_SKB, OFFSET_CRED_UID, OFFSET_NET_INUM, OFFSET_SKC_NET, OFFSET_TASK_CRED,
+    OFFSET_TASK_TGID,
 };
 
 /// Values of [`CURRENT_IN_SKB`]: the helpers of the current process may be called.
@@ -28,9 +27,7 @@ pub fn write_current(owner: &mut SocketOwner) {
     owner.uid = bpf_get_current_uid_gid() as u32;
     // SAFETY: the helper takes nothing and returns a number.
     owner.cgroup = unsafe { bpf_get_current_cgroup_id() };
-    if let Ok(comm) = bpf_get_current_comm() {
-        owner.comm = comm;
-    }
+    write_name(&mut owner.comm);
 }
 
 /// Writes the process that is sending. UDP leaves in the system call of its sender; sockets of the kernel's own do not, and
@@ -59,7 +56,7 @@ fn write_task(owner: &mut SocketOwner) {
         owner.cgroup = 0;
     }
     owner.pid = pid;
-    if let Some(comm) = read(task.wrapping_add(u64::from(OFFSET_TASK_COMM.load()))) {
+    if let Some(comm) = leader_name(task) {
         owner.comm = comm;
     }
     let cred = read::<u64>(task.wrapping_add(u64::from(OFFSET_TASK_CRED.load())));
@@ -84,19 +81,4 @@ pub fn netns(sk: *mut c_void) -> u32 {
     }
     let net = head[offset / 8];
     read(net.wrapping_add(u64::from(OFFSET_NET_INUM.load()))).unwrap_or_default()
-}
-
-/// A value at a kernel address; `None` where there is nothing.
-#[inline(always)]
-fn read<T: Copy>(from: u64) -> Option<T> {
-    let mut value = MaybeUninit::<T>::uninit();
-    // SAFETY: the helper checks the address and fills the whole value or fails.
-    unsafe {
-        let failed = bpf_probe_read_kernel(
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            from as *const c_void,
-        );
-        (failed == 0).then(|| value.assume_init())
-    }
 }

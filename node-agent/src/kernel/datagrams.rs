@@ -34,10 +34,11 @@ const OWN_LINKS: [(&str, &str); 4] = [
     ("link_ingress", "weft_ingress"),
     ("link_udp_release", "weft_udp_release"),
 ];
-/// Fields of a process that are read where the helpers for it may not be called, with the global that takes each.
-const TASK_FIELDS: [(&str, &str, &str); 4] = [
+/// Fields of a process that no helper tells, or that are read where the helpers may not be called, with the global that takes each.
+pub(super) const TASK_FIELDS: [(&str, &str, &str); 5] = [
     ("OFFSET_TASK_TGID", "task_struct", "tgid"),
     ("OFFSET_TASK_COMM", "task_struct", "comm"),
+    ("OFFSET_TASK_LEADER", "task_struct", "group_leader"),
     ("OFFSET_TASK_CRED", "task_struct", "cred"),
     ("OFFSET_CRED_UID", "cred", "uid"),
 ];
@@ -303,7 +304,7 @@ fn attach_program(
 }
 
 /// Offsets in the order of the fields above; all 0 when any is missing.
-fn task_offsets() -> [u32; TASK_FIELDS.len()] {
+pub(super) fn task_offsets() -> [u32; TASK_FIELDS.len()] {
     let bytes = fs::read(VMLINUX).unwrap_or_default();
     let find = |btf: &Btf<'_>| {
         let mut offsets = [0; TASK_FIELDS.len()];

@@ -17,6 +17,7 @@ use weft_agent_common::{
 };
 
 use super::btf::Btf;
+use super::datagrams;
 use super::sys::tags::Tags;
 use super::sys::{Plain, Ring};
 use crate::decode::ConnectionKey;
@@ -307,7 +308,8 @@ impl Hooks {
     /// Connections that have no place: no look at the tags finds them.
     pub fn without_place(&self) -> impl Iterator<Item = (ConnectionKey, Connection)> {
         let entries = self.crowded.iter().flatten();
-        entries.map(|(cookie, Plain(kept))| (ConnectionKey::new(cookie, kept.state.generation), kept))
+        entries
+            .map(|(cookie, Plain(kept))| (ConnectionKey::new(cookie, kept.state.generation), kept))
     }
 
     /// What is kept of the connection at a place; `None` when it is another's by now.
@@ -496,6 +498,10 @@ fn load(
         .map_max_entries("CONNECTIONS", places)
         .map_max_entries("CROWDED", crowded);
     for ((global, _, _), offset) in FIELDS.iter().zip(&offsets) {
+        loader.override_global(global, offset, true);
+    }
+    let task_fields = datagrams::task_offsets();
+    for ((global, _, _), offset) in datagrams::TASK_FIELDS.iter().zip(&task_fields) {
         loader.override_global(global, offset, true);
     }
     if let Some(dir) = dir {

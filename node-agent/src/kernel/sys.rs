@@ -119,6 +119,11 @@ pub fn cgroup_path(mount: &File, id: u64) -> io::Result<PathBuf> {
 
 /// Allocations of this size and more go back to the system when they are freed.
 const LARGE_BYTES: i32 = 256 << 10;
+/// The same in busy times. A batch's are smaller: taking their pages from the system each time costs more than filling them.
+const LARGE_WHEN_BUSY_BYTES: i32 = 8 << 20;
+/// So much that is free at a heap's end stays there until [`give_back`].
+const KEPT_BYTES: i32 = 128 << 10;
+const KEPT_WHEN_BUSY_BYTES: i32 = 16 << 20;
 /// Heaps that threads share.
 const HEAPS: i32 = 2;
 
@@ -128,7 +133,25 @@ pub fn keep_little() {
     // SAFETY: settings of the allocator; it checks them.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
         libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+    }
+}
+
+/// Makes the allocator keep what a busy moment needs for the next one, or give that back and keep little again.
+pub fn keep_for_next(busy: bool) {
+    let (large, kept) = if busy {
+        (LARGE_WHEN_BUSY_BYTES, KEPT_WHEN_BUSY_BYTES)
+    } else {
+        (LARGE_BYTES, KEPT_BYTES)
+    };
+    // SAFETY: settings of the allocator; it checks them.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, large);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, kept);
+    }
+    if !busy {
+        give_back();
     }
 }
 

@@ -75,7 +75,9 @@ impl Connections {
     /// The owner that something stands for, if it was told; else what was given.
     pub fn real<'a>(&'a self, owner: &'a Arc<Owner>) -> &'a Arc<Owner> {
         let known = self.stands_for(owner);
-        known.and_then(|known| known.owner.as_ref()).unwrap_or(owner)
+        known
+            .and_then(|known| known.owner.as_ref())
+            .unwrap_or(owner)
     }
 
     /// Whether something stands for an owner who may still be told.

@@ -7,11 +7,13 @@
 
 pub mod packet;
 pub mod names;
+pub mod saved;
 mod connections;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -96,6 +98,11 @@ impl Lookups {
         }
     }
 
+    /// Takes over the names of addresses that an earlier agent wrote down there, and writes down those to come.
+    pub fn save_names_in(&mut self, path: &Path) {
+        self.names.save_in(path, self.boot);
+    }
+
     /// Everything recorded of connections has been read; see [`connections`].
     pub fn caught_up(&mut self) {
         self.connections.caught_up();
@@ -112,6 +119,7 @@ impl Lookups {
     /// stays as it was said. Names that they were told count as their pod's.
     pub fn reown(&mut self, renewed: &HashMap<*const Owner, Arc<Owner>>) {
         self.connections.reown(renewed);
+        self.names.regroup(renewed.values());
         let waiting = self.rows.iter_mut().map(|(_, owner)| owner);
         for owner in waiting.chain(self.pairs.owners_mut()) {
             if let Some(new) = renewed.get(&Arc::as_ptr(owner)) {
@@ -119,13 +127,12 @@ impl Lookups {
             }
         }
     }
-        self.names.regroup(renewed.values());
 
     /// Whether to skip packets: then there are no lookups, and no names, which are forgotten.
     pub fn skip(&mut self, skip: bool) {
         self.skipping = skip;
         if skip {
-            self.names = Names::default();
+            self.names.forget();
             self.search = HashMap::new();
         }
     }
@@ -302,6 +309,7 @@ impl Lookups {
             self.sent += batch.lookups.len() as u64;
             self.unsent.pop_front();
         }
+        self.names.save();
         self.flushed = self.cut;
         ring.consume(self.flushed);
         Ok(())
@@ -352,6 +360,7 @@ impl Lookups {
             (&counters.dns_streams_given_up, self.streams.given_up),
             (&counters.dns_owners_unknown, self.connections.unknown),
             (&counters.lookups, self.sent),
+            (&counters.names_save_failures, self.names.unsaved()),
             (&counters.names_known, self.names.len() as u64),
             (
                 &counters.names_dropped,

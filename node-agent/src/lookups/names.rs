@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::saved::Saved;
 use crate::calls::protocol::Named as Spoken;
 use weft_dns::Asker;
-use weft_dns::cache::{NameCache, Named};
+use weft_dns::cache::{Learnt, NameCache, Named};
 use weft_dns::resolvers::Resolvers;
 use weft_wire::{
     Half, HalfId, Lookup, LookupTransport, NameSource, Owner, PeerName, Role, Timestamp,
@@ -25,6 +27,7 @@ pub const MAX_KEPT: usize = 262_144;
 #[derive(Debug)]
 pub struct Names {
     cache: NameCache,
+    saved: Option<Saved>,
     resolvers: Resolvers,
     /// What was said of connections that are open.
     kept: HashMap<HalfId, Said>,
@@ -52,6 +55,7 @@ impl Default for Names {
     fn default() -> Self {
         Self {
             cache: NameCache::new(MAX_NAMES, GRACE_US),
+            saved: None,
             resolvers: Resolvers::known(),
             kept: HashMap::new(),
             hidden: Vec::new(),
@@ -64,8 +68,47 @@ impl Default for Names {
 impl Names {
     /// An owner's process was told that a name has this address.
     pub fn learn(&mut self, owner: &Owner, name: &Arc<str>, address: (IpAddr, u32), at: Timestamp) {
-        let (address, ttl) = address;
-        self.cache.learn(asker(owner), name, address, ttl, at);
+        let (address, ttl_s) = address;
+        let learnt = Learnt {
+            asker: asker(owner),
+            name: Arc::clone(name),
+            address,
+            ttl_s,
+            at: [at; 3],
+        };
+        let new = self.cache.relearn(&learnt);
+        if let Some(saved) = &mut self.saved {
+            saved.note(&learnt, new);
+        }
+    }
+
+    /// Takes over what an earlier agent of this boot wrote down there, and writes down from now on.
+    pub fn save_in(&mut self, path: &Path, boot: u64) {
+        let saved = Saved::new(path, boot, number(&("names", 1_u32, Timestamp(1))));
+        let (taken, damaged) = saved.read(&mut self.cache);
+        tracing::info!(taken, damaged, "names of addresses from before");
+        self.saved = Some(saved);
+    }
+
+    /// Writes down what was learnt since.
+    pub fn save(&mut self) {
+        if let Some(saved) = &mut self.saved {
+            saved.write(&self.cache);
+        }
+    }
+
+    /// Forgets everything but where it is written down.
+    pub fn forget(&mut self) {
+        let saved = self.saved.take();
+        *self = Self {
+            saved,
+            ..Self::default()
+        };
+    }
+
+    /// Times that the names could not be written down.
+    pub fn unsaved(&self) -> u64 {
+        self.saved.as_ref().map_or(0, |saved| saved.failures)
     }
 
     /// Owners whose pod has become known: what their containers had asked before counts as asked by that pod.
@@ -333,7 +376,7 @@ mod tests {
         let address = "10.0.0.1".parse().unwrap();
         let asked = owner(4, Some("c"));
         names.learn(&asked, &"db.example".into(), (address, 60), Timestamp(1));
-        let mut source = |names: &mut Names, id, owner: &Arc<Owner>| {
+        let source = |names: &mut Names, id, owner: &Arc<Owner>| {
             let half = half(id, "10.0.0.1:5432", 5, HalfState::Closed);
             name(names, half, owner).map(|(_, source, _)| source)
         };

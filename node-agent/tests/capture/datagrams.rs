@@ -11,7 +11,7 @@ use weft_wire::{
     Application, DatagramSort, Datagrams, Fingerprint, Half, HalfState, Owner, Protocol, Role,
 };
 
-use crate::world::{Case, Packet, World, counter, ip, loopback, myself, pair, patience};
+use crate::world::{Case, LEADER, Packet, World, counter, ip, loopback, myself, pair, patience};
 
 /// All of them.
 pub const ALL: &[Case] = &[
@@ -43,6 +43,7 @@ pub const ALL: &[Case] = &[
     ("udp_full_ring_drops_and_counts", full_ring),
     ("udp_full_map_drops_and_counts", full_map),
     ("udp_agent_restarted", restarted),
+    ("udp_and_tcp_of_a_thread_that_is_gone", thread_that_is_gone),
     ("udp_older_than_the_hooks", older_than_the_hooks),
     ("dns_over_udp_up_to_4096_bytes", dns_over_udp),
     ("dns_over_tcp_segments", dns_over_tcp),
@@ -566,6 +567,38 @@ fn full_map(world: &mut World) {
 }
 
 /// A new agent knows what the old one knew: same ids, same fingerprints, counters that include what came in between.
+/// Of a process that is gone its own name is known, and not that of the thread that spoke.
+fn thread_that_is_gone(world: &mut World) {
+    world.watch();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addresses = [listener.local_addr().unwrap(), socket.local_addr().unwrap()];
+    let arguments = addresses.map(|address| address.to_string());
+    let mut child = myself("thread").args(arguments).spawn().unwrap();
+    let pid = child.id();
+    assert!(child.wait().unwrap().success());
+    drop(listener.accept().unwrap());
+    let of_child = |owner: &Owner| {
+        let process = owner.process.as_ref().filter(|process| process.pid == pid);
+        process.map(|process| (process.name.clone(), process.exe.clone()))
+    };
+    let rows = world.wait("both ends of both", |halves| {
+        halves
+            .iter()
+            .filter(|(_, owner)| of_child(owner).is_some())
+            .count()
+            == 2
+    });
+    let names: Vec<_> = rows
+        .iter()
+        .filter_map(|(_, owner)| of_child(owner))
+        .collect();
+    assert_eq!(
+        names,
+        [(LEADER.to_owned(), None), (LEADER.to_owned(), None)]
+    );
+}
+
 fn restarted(world: &mut World) {
     world.watch();
     let (server, address) = server(loopback(4), loopback(4));

@@ -18,7 +18,11 @@ pub const ALL: &[Case] = &[
     ("lookups_that_hide_are_told", hidden),
     ("lookups_go_on_after_a_restart", restart),
     ("lookups_over_tcp_outlive_the_agent", killed),
-    ("lookups_over_older_tcp_outlive_the_agent", killed_with_older),
+    (
+        "lookups_over_older_tcp_outlive_the_agent",
+        killed_with_older,
+    ),
+    ("lookups_name_connections_after_a_restart", names_outlive),
     ("lookups_many_at_once", many),
 ];
 
@@ -275,7 +279,10 @@ fn killed(world: &mut World) {
     let rows: Vec<_> = before.into_iter().chain(after).collect();
     assert_eq!(rows.len(), 2, "one at either end: {rows:?}");
     for (lookup, owner) in &rows {
-        assert_eq!((lookup.name.as_str(), lookup.code), ("first.example", Some(0)));
+        assert_eq!(
+            (lookup.name.as_str(), lookup.code),
+            ("first.example", Some(0))
+        );
         let process = owner.process.as_ref().map(|it| it.pid);
         assert_eq!(process, Some(std::process::id()));
     }
@@ -297,10 +304,36 @@ fn killed_with_older(world: &mut World) {
     let rows = world.lookups();
     assert_eq!(rows.len(), 2, "one at either end: {rows:?}");
     for (lookup, owner) in &rows {
-        assert_eq!((lookup.name.as_str(), lookup.code), ("second.example", Some(0)));
+        assert_eq!(
+            (lookup.name.as_str(), lookup.code),
+            ("second.example", Some(0))
+        );
         assert_eq!(owner.process, None);
     }
     assert_eq!(world.lookups().len(), 2);
+}
+
+/// Looked up before the agent died, opened when the next one was there.
+fn names_outlive(world: &mut World) {
+    let dir = tempfile::tempdir().unwrap();
+    world.settings.names = Some(dir.path().join("names"));
+    watch(world);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = client();
+    ask(&client, 1, "before.example");
+    // The first time all is written, then what is new.
+    world.lookups();
+    ask(&client, 2, "db.shop.example");
+    world.lookups();
+    world.lose_agent();
+    world.watch();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (half, name) = world.named(stream.local_addr().unwrap()).unwrap();
+    assert_eq!(
+        (name.name.as_str(), name.source),
+        ("db.shop.example", NameSource::DnsProcess)
+    );
+    assert!(half.named_before_us > 0);
 }
 
 fn many(world: &mut World) {

@@ -13,7 +13,10 @@ use crate::world::{Case, World, counter, pair, patience};
 pub const ALL: &[Case] = &[
     ("full_ring_drops_and_counts", full_ring),
     ("ends_lost_with_a_full_ring_are_found", lost_ends),
-    ("connections_without_a_place_outlive_the_agent", without_place),
+    (
+        "connections_without_a_place_outlive_the_agent",
+        without_place,
+    ),
     ("ends_that_no_hook_saw_are_found_at_the_start", unseen_ends),
     ("a_failed_attach_keeps_what_is_unread", failed_attach),
     ("full_map_drops_and_counts", full_map),

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("inside") => world::inside(&arguments[1..]),
+        Some("thread") => world::thread_connects_and_exits(&arguments[1..]),
         Some("connect") => world::connect_and_exit(&arguments[1..]),
         Some("listen") => world::listen(&arguments[1..]),
         Some("agent") => world::agent(&arguments[1..]),

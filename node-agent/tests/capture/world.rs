@@ -210,6 +210,24 @@ pub fn connect_and_exit(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// The name of the process [`thread_connects_and_exits`], and that of its thread.
+pub const LEADER: &str = "weft-leader";
+const THREAD: &str = "weft-thread";
+
+/// A process of which a thread connects and sends a datagram, and that is gone: `thread TCP UDP`.
+pub fn thread_connects_and_exits(arguments: &[String]) -> ExitCode {
+    fs::write("/proc/self/comm", LEADER).unwrap();
+    let [tcp, udp] = [0, 1].map(|index| arguments[index].parse::<SocketAddr>().unwrap());
+    let speak = move || {
+        TcpStream::connect(tcp).unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(b"hello", udp).unwrap();
+    };
+    let thread = std::thread::Builder::new().name(THREAD.into()).spawn(speak);
+    thread.unwrap().join().unwrap();
+    ExitCode::SUCCESS
+}
+
 /// A process that listens, on a port that others may share, and tells everyone who calls its process id: `listen PORT`.
 pub fn listen(arguments: &[String]) -> ExitCode {
     use nix::sys::socket::{
@@ -265,6 +283,8 @@ pub struct Settings {
     pub datagrams: DatagramPlan,
     /// Whether the packets of name servers are read.
     pub lookups: bool,
+    /// Where names of addresses are kept for the next agent.
+    pub names: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -279,6 +299,7 @@ impl Default for Settings {
                 ..DatagramPlan::default()
             },
             lookups: false,
+            names: None,
         }
     }
 }
@@ -380,7 +401,11 @@ fn start<S: BatchSink>(
             flows.datagrams.meta.dns_ring_base,
         );
         let ports = settings.datagrams.dns_ports.clone();
-        Lookups::new(IDENTITY.boot, ring, base, None, ports)
+        let mut lookups = Lookups::new(IDENTITY.boot, ring, base, None, ports);
+        if let Some(path) = &settings.names {
+            lookups.save_names_in(path);
+        }
+        lookups
     });
     capture.flows = flows;
     capture
@@ -508,13 +533,6 @@ impl World {
         Some((*half, batch.name_of(half)?.clone()))
     }
 
-    /// Reads the ring once and gives every row so far, one for each update.
-    pub fn rows(&mut self) -> Vec<(Half, Owner)> {
-        let capture = self.capture();
-        capture.poll(time::monotonic_ns());
-        for _ in 0..2 {
-            capture.look(time::monotonic_ns());
-        }
     /// The name of a connection's peer, by its newest row so far.
     pub fn newest_named(&mut self, id: HalfId) -> Option<PeerName> {
         let batches = self.capture().sink().batches.iter();
@@ -523,6 +541,13 @@ impl World {
         batch.name_of(half).cloned()
     }
 
+    /// Reads the ring once and gives every row so far, one for each update.
+    pub fn rows(&mut self) -> Vec<(Half, Owner)> {
+        let capture = self.capture();
+        capture.poll(time::monotonic_ns());
+        for _ in 0..2 {
+            capture.look(time::monotonic_ns());
+        }
         capture.poll(time::monotonic_ns());
         capture.flush().unwrap();
         capture
