@@ -226,7 +226,7 @@ pub enum By {
 /// `weft sql`
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Sql {
-    /// One SELECT over the tables connection and lookups, those of the window; - reads it from stdin
+    /// One SELECT over the tables connection, lookups and cluster_objects; - reads it from stdin
     #[arg(value_name = "SELECT")]
     pub statement: String,
     /// When.
@@ -288,6 +288,8 @@ pub enum WhichDns {
     Threats,
     /// All about one name
     Explain,
+    /// Who asks by TLS or HTTPS, where names are not seen
+    Bypass,
 }
 
 /// `weft health`

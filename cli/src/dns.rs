@@ -32,6 +32,7 @@ pub(crate) fn view(
     let things = match report {
         DnsReport::Top => counted(rows.len(), "asker", "askers"),
         DnsReport::External => counted(rows.len(), "domain", "domains"),
+        DnsReport::Bypass => counted(rows.len(), "way past the names", "ways past the names"),
         DnsReport::Threats => counted(
             rows.len(),
             "listed name asked for",
@@ -47,7 +48,10 @@ pub(crate) fn view(
         rows: json_rows(rows)?,
         paths: csv_paths(),
         text: words(report, rows),
-        summary: format!("{things}, {} lookups", count(lookups)),
+        summary: match report {
+            DnsReport::Bypass => format!("{things}, {} connections", count(lookups)),
+            _ => format!("{things}, {} lookups", count(lookups)),
+        },
         hints,
         exit: if finding { EXIT_FINDING } else { 0 },
         ..View::default()
@@ -63,6 +67,7 @@ pub(crate) fn word(report: &DnsReport) -> &'static str {
         DnsReport::Failures => "failures",
         DnsReport::Threats => "threats",
         DnsReport::Explain { .. } => "explain",
+        DnsReport::Bypass => "bypass",
     }
 }
 
@@ -87,6 +92,14 @@ fn hints(report: &DnsReport, rows: &[DnsRow]) -> Vec<String> {
             count(wasted)
         )],
         DnsReport::Threats => vec![format!("weft dns explain {}", first.name)],
+        DnsReport::Bypass => {
+            let last = first.example.as_deref();
+            last.map(|last| {
+                format!("the last connection of the first: weft connections --from {last}")
+            })
+            .into_iter()
+            .collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -99,6 +112,7 @@ fn words(report: &DnsReport, rows: &[DnsRow]) -> Text {
         DnsReport::Failures => Text::table(failures(rows)),
         DnsReport::Threats => Text::table(threats(rows)),
         DnsReport::Explain { name } => explain(name, rows),
+        DnsReport::Bypass => Text::table(bypass(rows)),
     }
 }
 
@@ -266,6 +280,40 @@ fn threats(rows: &[DnsRow]) -> Table {
     }
 }
 
+fn bypass(rows: &[DnsRow]) -> Table {
+    Table {
+        columns: vec![
+            text("ASKER", 0),
+            text("PROCESS", 0),
+            text("POD", 2),
+            brief("CONTAINER", 4, 12),
+            text("AGENT", 3),
+            text("BY", 0),
+            text("RESOLVER", 0),
+            figure("CONNECTIONS", 0),
+            text("LAST SEEN", 1),
+            text("LAST FROM", 3),
+        ],
+        rows: rows
+            .iter()
+            .map(|row| {
+                vec![
+                    who(&row.asker),
+                    or_dash(row.asker.process.as_deref()),
+                    or_dash(row.asker.pod.as_deref()),
+                    or_dash(row.asker.container.as_deref()),
+                    row.asker.agent.clone(),
+                    row.transport.clone(),
+                    row.resolvers.join(" "),
+                    count(row.lookups),
+                    time(row.last_seen),
+                    or_dash(row.example.as_deref()),
+                ]
+            })
+            .collect(),
+    }
+}
+
 fn explain(asked: &str, rows: &[DnsRow]) -> Text {
     let Some(first) = rows.first() else {
         return Text::lines(vec![format!("nobody asked for {asked}")]);
@@ -365,6 +413,8 @@ fn csv_paths() -> Vec<String> {
         "answers",
         "first_seen",
         "last_seen",
+        "transport",
+        "example",
     ])
 }
 

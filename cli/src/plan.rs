@@ -349,6 +349,7 @@ fn dns(typed: &Dns) -> Result<What, Failure> {
         (WhichDns::External, None) => DnsReport::External,
         (WhichDns::Failures, None) => DnsReport::Failures,
         (WhichDns::Threats, None) => DnsReport::Threats,
+        (WhichDns::Bypass, None) => DnsReport::Bypass,
     };
     let ends = Ends {
         from: typed.from.clone(),

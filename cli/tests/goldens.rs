@@ -218,6 +218,18 @@ golden!(
     [vec![end_without_halves()]]
 );
 golden!(dns_explain_what, pipe(), "dns explain", []);
+golden!(
+    dns_bypass,
+    pipe(),
+    "dns bypass",
+    [vec![Response::Dns(hidden_rows()), end_without_halves()]]
+);
+golden!(
+    dns_bypass_csv,
+    pipe(),
+    "dns bypass --format csv",
+    [vec![Response::Dns(hidden_rows()), end_without_halves()]]
+);
 golden!(dns_json, pipe(), "dns failures --json", [names()]);
 golden!(dns_csv, pipe(), "dns top --format csv", [names()]);
 golden!(help_dns, pipe(), "help dns", []);

@@ -81,6 +81,7 @@ fn answers_are_what_their_schemas_say() {
     ] {
         check("dns", &format!("dns {report}"), Response::Dns(dns_rows()));
     }
+    check("dns", "dns bypass", Response::Dns(hidden_rows()));
     check(
         "health",
         "health",

@@ -32,9 +32,7 @@ pub fn check_halves(columns: &Columns) -> Result<(), BatchError> {
         .filter(closed)
         .map(|row| columns.closed_at[row]);
     let mut seen = columns.opened_at.iter().chain(&columns.seen_at);
-    check(
-        seen.all(|at| taken(*at)) && ends.all(taken) && columns.owners.iter().all(of_owner_taken),
-    )
+    check(seen.all(|at| taken(*at)) && ends.all(taken) && columns.owners.iter().all(of_owner_taken))
 }
 
 /// Of a batch of lookups.
@@ -95,7 +93,11 @@ mod tests {
 
     #[test]
     fn what_a_peer_says_is_brought_into_the_range() {
-        let outside = [Timestamp(i64::MAX), Timestamp(-i64::MAX), Timestamp(i64::MIN)];
+        let outside = [
+            Timestamp(i64::MAX),
+            Timestamp(-i64::MAX),
+            Timestamp(i64::MIN),
+        ];
         let nearest = [LAST, FIRST, FIRST];
         let inside = Timestamp(1_795_361_335_123_456);
         let recall = |opened_at| Recall {
@@ -144,10 +146,7 @@ mod tests {
             );
             let mut message = PeerMessage::Offers(vec![offer(from), offer(inside)]);
             assert_eq!(correct(&mut message), 1);
-            assert_eq!(
-                message,
-                PeerMessage::Offers(vec![offer(to), offer(inside)])
-            );
+            assert_eq!(message, PeerMessage::Offers(vec![offer(to), offer(inside)]));
             let mut message = PeerMessage::Cards(vec![card(from), card(inside)]);
             assert_eq!(correct(&mut message), 5);
             assert_eq!(message, PeerMessage::Cards(vec![card(to), card(inside)]));

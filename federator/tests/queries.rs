@@ -9,7 +9,7 @@ use weft_federator::testing::{Answered, Operator, World, address, batch_of, half
 use weft_wire::query::{
     Filter, QueryError, Question, Report, ReportOrder, Scope, SqlValue, Unmatched,
 };
-use weft_wire::{Application, Half, HalfBatch, HalfState, NameSource, PeerName, Role, filter};
+use weft_wire::{Application, Half, HalfBatch, HalfState, NameSource, PeerName, Pod, Role, filter};
 
 struct Pair {
     world: World,
@@ -60,12 +60,20 @@ impl Pair {
         let servers = (1..=10)
             .map(|n| half(server.key, n, Role::Server, HalfState::Closed))
             .collect();
+        let mut web = batch_of("web", clients);
+        let owner = &mut web.owners[0];
+        owner.pod = Some(Pod {
+            namespace: "shop".into(),
+            name: "web-7f9".into(),
+            ..Pod::default()
+        });
+        (owner.unit, owner.escaped) = (Some("web.service".into()), true);
         let named = HalfBatch {
             names: vec![PeerName {
                 name: "api.shop.example".into(),
                 source: NameSource::Sni,
             }],
-            ..batch_of("web", clients)
+            ..web
         };
         client.send(1, &named).await.unwrap();
         server.send(1, &batch_of("db", servers)).await.unwrap();
@@ -328,6 +336,14 @@ async fn the_store_understands_filters_as_the_reference_does() {
         "client.pid = 42",
         "client.exe is null",
         "client.container is null",
+        "client.pod = web-7f9 and server.pod is null",
+        "not client.pod ~ \"web-*\"",
+        "server.unit is null",
+        "client.unit = web.service and server.escaped = false",
+        "client.escaped = true",
+        "server.escaped = false",
+        "server.escaped != true",
+        "server.escaped is null",
         "client.rtt >= 800us",
         "client.retransmits = 0",
         "server.bytes_received = 18204",

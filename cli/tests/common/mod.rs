@@ -382,6 +382,8 @@ pub fn dns_rows() -> Vec<DnsRow> {
         answers: vec!["52.216.0.1/5".into(), "s3-1.amazonaws.com".into()],
         first_seen: at("2026-11-22T15:02:11.000000Z"),
         last_seen: at("2026-11-22T15:59:58.500000Z"),
+        transport: String::new(),
+        example: None,
     };
     let wasted = DnsRow {
         name: "api.bad.example".into(),
@@ -416,6 +418,37 @@ pub fn dns_rows() -> Vec<DnsRow> {
         ..row.clone()
     };
     vec![row, wasted, inside]
+}
+
+/// Who asks where no names are seen.
+pub fn hidden_rows() -> Vec<DnsRow> {
+    let by_https = DnsRow {
+        name: String::new(),
+        kind: String::new(),
+        outcome: String::new(),
+        askers: 1,
+        names: 0,
+        failed: 0,
+        unanswered: 0,
+        repeated: 0,
+        timed: 0,
+        latency_us: None,
+        latency_max_us: None,
+        resolvers: vec!["8.8.8.8:443".into()],
+        answers: vec![],
+        transport: "doh".into(),
+        example: Some("10.1.0.2:48568".into()),
+        ..dns_rows().remove(0)
+    };
+    let by_tls = DnsRow {
+        lookups: 3,
+        asker_lookups: 3,
+        resolvers: vec!["[2620:fe::fe]:853".into()],
+        transport: "dot".into(),
+        example: Some("[2001:db8::7]:40112".into()),
+        ..by_https.clone()
+    };
+    vec![by_https, by_tls]
 }
 
 /// The end of an answer that has nothing to do with halves.

@@ -315,6 +315,13 @@ fn end_column(end: End, field: EndField) -> Column {
         EndField::Uid => owner("uid"),
         EndField::User => owner_text("username"),
         EndField::Container => owner_text("container"),
+        EndField::Pod => owner_text("pod"),
+        EndField::Unit => owner_text("unit"),
+        // Who was seen and is not known to have escaped has not.
+        EndField::Escaped => Column::Word(
+            format!("(CASE WHEN k.{s}_half IS NOT NULL THEN coalesce({s}o.escaped, false)::UTINYINT END)"),
+            &["false", "true"],
+        ),
         EndField::Address => address("local"),
         EndField::Port => own("local_port"),
         EndField::Remote => address("remote"),

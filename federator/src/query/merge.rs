@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
 use weft_wire::HalfId;
-use weft_wire::query::{Connection, HalfCounts};
+use weft_wire::query::{Connection, HalfCounts, Reach};
 
 /// Adds counts of another federator; every half is counted by its home only.
 pub fn add_counts(to: &mut HalfCounts, more: &HalfCounts) {
@@ -12,6 +12,20 @@ pub fn add_counts(to: &mut HalfCounts, more: &HalfCounts) {
     to.dropped += more.dropped;
     for (reason, count) in &more.unmatched {
         *to.unmatched.entry(*reason).or_default() += count;
+    }
+}
+
+/// Who answered both of two questions that are one to the user: an answer without one's part of the second is not whole.
+pub fn reached_twice(first: &mut Vec<Reach>, second: Vec<Reach>) {
+    for again in second {
+        match first
+            .iter_mut()
+            .find(|one| one.federator == again.federator)
+        {
+            Some(known) if known.reached => *known = again,
+            Some(_) => {}
+            None => first.push(again),
+        }
     }
 }
 
@@ -82,6 +96,34 @@ mod tests {
             state: HalfState::Open,
             isn: None,
         }
+    }
+
+    #[test]
+    fn who_failed_on_the_second_question_did_not_answer() {
+        let reach = |name: &str, error: Option<&str>| Reach {
+            federator: name.into(),
+            reached: error.is_none(),
+            error: error.map(str::to_owned),
+        };
+        let mut both = vec![
+            reach("a", None),
+            reach("b", None),
+            reach("c", Some("at first")),
+        ];
+        let second = vec![
+            reach("a", None),
+            reach("b", Some("then")),
+            reach("c", None),
+            reach("d", None),
+        ];
+        reached_twice(&mut both, second);
+        let expected = [
+            reach("a", None),
+            reach("b", Some("then")),
+            reach("c", Some("at first")),
+            reach("d", None),
+        ];
+        assert_eq!(both, expected);
     }
 
     fn connection(

@@ -251,6 +251,7 @@ impl Queries {
                     let (more, cut) = self.ask_all(&question, &[]).await?.join();
                     seen.truncated |= cut || more.lookups.len() > most as usize;
                     seen.lookups = more.lookups;
+                    merge::reached_twice(&mut seen.federators, more.federators);
                 }
                 self.sql(seen, text, limit).await
             }

@@ -31,6 +31,10 @@ use crate::record::{AgentNumber, AgentRecord, Flush, Row, Side, Standing, code};
 /// log is in memory too, and read again at the start.
 const CHECKPOINT_THRESHOLD: &str = "256MB";
 
+/// Before it, DuckDB has no times and `make_timestamp` fails; nothing so old comes here ([`crate::times`]), and it would cost the
+/// federator.
+const FIRST_OF_CALENDAR_US: i64 = -9_223_372_022_400_000_000;
+
 /// Why the store failed. Nothing of the transaction was kept.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -234,7 +238,7 @@ impl Store {
         // Rows are in the order of time, more or less: what is older need not be looked through.
         let since = format!(
             "opened_at >= make_timestamp({}) AND id",
-            flush.replaced_from.0
+            flush.replaced_from.0.max(FIRST_OF_CALENDAR_US)
         );
         self.delete_ids(&flush.replaced_done, "connections_done", &since)?;
         self.append(

@@ -90,6 +90,12 @@ pub enum EndField {
     User,
     /// Container id.
     Container,
+    /// Name of the pod.
+    Pod,
+    /// systemd unit.
+    Unit,
+    /// Whether the process is outside of its container's namespaces, or in a container's from outside.
+    Escaped,
     /// Own address.
     Address,
     /// Own port.
@@ -168,6 +174,9 @@ const OF_END: &[(&str, EndField)] = &[
     ("uid", EndField::Uid),
     ("user", EndField::User),
     ("container", EndField::Container),
+    ("pod", EndField::Pod),
+    ("unit", EndField::Unit),
+    ("escaped", EndField::Escaped),
     ("address", EndField::Address),
     ("port", EndField::Port),
     ("remote", EndField::Remote),
@@ -191,6 +200,7 @@ const OF_END: &[(&str, EndField)] = &[
     ("process.exe", EndField::Exe),
     ("process.uid", EndField::Uid),
     ("process.user", EndField::User),
+    ("pod.name", EndField::Pod),
 ];
 
 const BOUNDARIES: &[&str] = &[
@@ -202,6 +212,7 @@ const BOUNDARIES: &[&str] = &[
     "cluster",
     "namespace",
 ];
+const TRUTH: &[&str] = &["false", "true"];
 const REWRITES: &[&str] = &["source", "source-port", "destination", "destination-port"];
 
 impl End {
@@ -261,7 +272,10 @@ impl EndField {
             | Self::Process
             | Self::Exe
             | Self::User
-            | Self::Container => Kind::Text,
+            | Self::Container
+            | Self::Pod
+            | Self::Unit => Kind::Text,
+            Self::Escaped => Kind::Choice(TRUTH),
         }
     }
 }

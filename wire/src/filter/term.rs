@@ -24,6 +24,8 @@ const PREFIXES: &[&str] = &[
     "uid",
     "pid",
     "container",
+    "pod",
+    "unit",
     "address",
     "port",
 ];

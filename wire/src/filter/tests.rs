@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Application, HalfId, HalfState, NameSource, Process, Protocol, Site, Timestamp,
+    Application, HalfId, HalfState, NameSource, Pod, Process, Protocol, Site, Timestamp,
 };
 use crate::query::{
     Confidence, Connection, ConnectionState, Endpoint, Match, Path, PathClass, ServerName,
@@ -79,8 +79,11 @@ fn endpoint(workload: &str, local: &str, remote: &str) -> Endpoint {
             ..Process::default()
         }),
         container: None,
-        pod: None,
-        unit: None,
+        pod: Some(Pod {
+            name: format!("{workload}-7f9"),
+            ..Pod::default()
+        }),
+        unit: Some(format!("{workload}.service")),
         escaped: false,
         sharers: vec![],
         local: local.into(),
@@ -116,6 +119,12 @@ fn what_passes() {
             true,
         ),
         ("client.exe is null", true, true),
+        ("client.pod = web-7f9 and client.pod.name ~ web-*", true, true),
+        ("server.pod is null", false, true),
+        ("client.unit = web.service", true, true),
+        ("client.escaped = false", true, true),
+        ("client.escaped = true", false, false),
+        ("server.escaped != true", true, true),
         ("name = api.shop.example", true, false),
         ("name ~ *.shop.example", true, false),
         ("name is null", false, true),

@@ -24,6 +24,9 @@ pub enum DnsReport {
         /// The name.
         name: String,
     },
+    /// Who asks where the names are not seen (DNS over TLS or HTTPS): a row for each process, transport and resolver, counting
+    /// connections. No other report counts them.
+    Bypass,
 }
 
 /// A row of a report on lookups. What a report has no use for is empty.
@@ -63,7 +66,7 @@ pub struct DnsRow {
     pub latency_us: Option<u64>,
     /// The longest, microseconds.
     pub latency_max_us: Option<u64>,
-    /// Resolvers that were asked, at most 8; of [`DnsReport::Explain`] only.
+    /// Resolvers that were asked, at most 8; of [`DnsReport::Explain`], and the one of [`DnsReport::Bypass`].
     pub resolvers: Vec<String>,
     /// What was answered, at most 8; of [`DnsReport::Explain`] only.
     pub answers: Vec<String>,
@@ -71,6 +74,10 @@ pub struct DnsRow {
     pub first_seen: Timestamp,
     /// Last question.
     pub last_seen: Timestamp,
+    /// How the questions travelled, `dot` or `doh`; of [`DnsReport::Bypass`] only.
+    pub transport: String,
+    /// The asker's own address and port of the last one; of [`DnsReport::Bypass`] only.
+    pub example: Option<String>,
 }
 
 /// Who asked.
@@ -166,6 +173,9 @@ impl DnsRow {
         }
         if self.threat.is_none() {
             self.threat = other.threat;
+        }
+        if other.last_seen > self.last_seen {
+            self.example = other.example;
         }
         self.first_seen = self.first_seen.min(other.first_seen);
         self.last_seen = self.last_seen.max(other.last_seen);
