@@ -2,8 +2,8 @@
 
 use weft_wire::Timestamp;
 use weft_wire::query::{
-    Completeness, Connection, DnsRow, FederatorHealth, HalfCounts, ReportRow, Response, SqlValue,
-    Unmatched,
+    ChainLink, Completeness, Connection, DnsRow, FederatorHealth, HalfCounts, ReportRow, Response,
+    SqlValue, Unmatched,
 };
 
 use crate::failure::Failure;
@@ -15,6 +15,8 @@ use crate::world::Received;
 pub struct Answer {
     /// The rows.
     pub rows: Rows,
+    /// What of them goes on through a proxy, where that was asked too.
+    pub chains: Vec<ChainLink>,
     /// What the answer rests on; `None` when it was interrupted.
     pub completeness: Option<Completeness>,
     /// The limit, or Ctrl-C, cut rows off.
@@ -56,6 +58,7 @@ impl Answer {
     ) -> Result<Self, Failure> {
         let mut answer = Self {
             rows: Rows::None,
+            chains: Vec::new(),
             completeness: None,
             truncated: received.interrupted,
             window,
@@ -73,6 +76,7 @@ impl Answer {
                     answer.truncated |= truncated;
                     ended = true;
                 }
+                Response::Chains(links) => answer.chains.extend(links),
                 rows => answer.rows.extend(rows)?,
             }
         }

@@ -158,6 +158,9 @@ pub struct Connections {
     /// At most so many rows
     #[arg(long, visible_alias = "top", value_name = "N", default_value_t = 50)]
     pub limit: u32,
+    /// Follow what goes on through proxies: > ID with which connection, < ID with which it came
+    #[arg(long)]
+    pub chains: bool,
     /// Whom to ask, and how often.
     #[command(flatten)]
     pub asking: Asking,

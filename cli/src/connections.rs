@@ -1,13 +1,15 @@
 //! `weft connections`: a row a connection. What names an end is here too, for all views.
 
+use serde::Serialize;
 use weft_wire::Site;
 use weft_wire::query::{Connection, Endpoint};
 
 use crate::answer::Answer;
+use crate::chains::{self, Step};
 use crate::failure::Failure;
 use crate::figures::{bytes, counted, duration_us, time};
 use crate::table::{Table, brief, figure, text};
-use crate::view::{Text, View, json_rows};
+use crate::view::{Text, View, json, json_rows};
 
 /// Fields of an end in CSV, after `client.` or `server.`.
 const END_PATHS: &[&str] = &[
@@ -35,7 +37,20 @@ const END_PATHS: &[&str] = &[
     "state",
 ];
 
-pub(crate) fn view(rows: &[Connection], answer: &Answer, limit: u32) -> Result<View, Failure> {
+/// A row with what goes on through proxies.
+#[derive(Serialize)]
+struct Followed<'a> {
+    #[serde(flatten)]
+    connection: &'a Connection,
+    chain: Vec<Step<'a>>,
+}
+
+pub(crate) fn view(
+    rows: &[Connection],
+    answer: &Answer,
+    limit: u32,
+    follow: bool,
+) -> Result<View, Failure> {
     let matched = rows.iter().filter(|row| row.matched.is_some()).count();
     let mut hints = Vec::new();
     if answer.truncated {
@@ -46,11 +61,27 @@ pub(crate) fn view(rows: &[Connection], answer: &Answer, limit: u32) -> Result<V
     } else if rows.is_empty() {
         hints.push("nothing was open in this window; look further back with --since 24h, or run weft health".into());
     }
+    let (mut shown, mut lines) = (table(rows), json_rows(rows)?);
+    if follow {
+        shown.columns.push(text("CHAIN", 1));
+        for (line, row) in shown.rows.iter_mut().zip(rows) {
+            line.push(chains::cell(row, &answer.chains));
+        }
+        let followed = rows.iter().map(|connection| {
+            json(&Followed {
+                connection,
+                chain: chains::of(connection, &answer.chains)
+                    .map(chains::step)
+                    .collect(),
+            })
+        });
+        lines = followed.collect::<Result<_, _>>()?;
+    }
     Ok(View {
         schema: "weft.connections/1".to_owned(),
-        rows: json_rows(rows)?,
+        rows: lines,
         paths: csv_paths(),
-        text: Text::table(table(rows)),
+        text: Text::table(shown),
         summary: format!(
             "{}, {matched} with both ends",
             counted(rows.len(), "connection", "connections")

@@ -2,9 +2,12 @@
 
 use serde::Serialize;
 use weft_wire::NameSource;
-use weft_wire::query::{Confidence, Connection, Endpoint, Match, PathClass, ServerName, Unmatched};
+use weft_wire::query::{
+    ChainLink, Confidence, Connection, Endpoint, Match, PathClass, ServerName, Unmatched,
+};
 
 use crate::answer::Answer;
+use crate::chains::{Step, step};
 use crate::connections::{client_name, csv_paths, nat, server_name, table};
 use crate::failure::Failure;
 use crate::figures::{bytes, counted, duration_us, time};
@@ -13,7 +16,7 @@ use crate::view::{Text, View, json};
 /// A statement about a connection, with how it is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Statement {
-    /// What it is about: match, check, path, class, name, app, place, share, life, load.
+    /// What it is about: match, check, path, class, chain, name, app, place, share, life, load.
     pub about: &'static str,
     /// How it is known, or how it came out.
     pub verdict: String,
@@ -29,6 +32,8 @@ struct Explained<'a> {
     #[serde(flatten)]
     connection: &'a Connection,
     explanation: Vec<Statement>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    chain: Vec<Step<'a>>,
 }
 
 pub(crate) fn view(
@@ -41,13 +46,14 @@ pub(crate) fn view(
         .map(|connection| {
             json(&Explained {
                 connection,
-                explanation: statements(connection),
+                explanation: statements(connection, &answer.chains),
+                chain: answer.chains.iter().map(step).collect(),
             })
         })
         .collect();
     let (text, hints) = match found {
         [] => return Err(not_found(id_prefix, answer)),
-        [one] => (Text::lines(words(one)), Vec::new()),
+        [one] => (Text::lines(words(one, &answer.chains)), Vec::new()),
         several => (
             Text::table(table(several)),
             vec![format!(
@@ -93,7 +99,7 @@ fn not_found(id_prefix: &str, answer: &Answer) -> Failure {
     )
 }
 
-fn words(c: &Connection) -> Vec<String> {
+fn words(c: &Connection, chains: &[ChainLink]) -> Vec<String> {
     let mut lines = vec![format!(
         "{} ({}) -> {} ({})",
         client_name(c),
@@ -107,7 +113,7 @@ fn words(c: &Connection) -> Vec<String> {
     };
     lines.push(sees("client", c.client.as_ref(), ">"));
     lines.push(sees("server", c.server.as_ref(), "<"));
-    let statements = statements(c);
+    let statements = statements(c, chains);
     let width = |cell: fn(&Statement) -> &str| {
         statements
             .iter()
@@ -138,7 +144,7 @@ fn holder(end: Option<&Endpoint>) -> String {
 }
 
 /// Everything that can be said.
-fn statements(c: &Connection) -> Vec<Statement> {
+fn statements(c: &Connection, chains: &[ChainLink]) -> Vec<Statement> {
     let mut all = Vec::new();
     match &c.matched {
         Some(m) => {
@@ -154,6 +160,7 @@ fn statements(c: &Connection) -> Vec<Statement> {
         None => all.push(unmatched(c)),
     }
     all.push(statement("class", c.path.class.as_str(), "", why_class(c)));
+    all.extend(chains.iter().flat_map(crate::chains::statements));
     all.extend(c.name.as_ref().map(named));
     all.extend(c.application.map(|known| {
         let words = "as its first bytes say".to_owned();

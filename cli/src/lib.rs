@@ -6,7 +6,7 @@
 //!
 //! What must stay absent: no view knows a format, no format knows a view, only [`live`] knows the network and the clock.
 //!
-//! Reading order: `args`, `plan`, `world`, `answer`, the views (`connections`, `explain`, `report`, `sql`, `dns`, `health` with `diagnosis`),
+//! Reading order: `args`, `plan`, `world`, `answer`, the views (`connections`, `explain`, both with `chains`, `report`, `sql`, `dns`, `health` with `diagnosis`),
 //! `output`, `table`, `figures`, `failure`, `help`, `pki`, `identify`, `members`, `live`.
 
 pub mod args;
@@ -17,6 +17,7 @@ pub mod answer;
 pub mod view;
 pub mod connections;
 pub mod explain;
+pub mod chains;
 pub mod report;
 pub mod sql;
 pub mod dns;
@@ -153,7 +154,17 @@ fn once(ask: &Ask, world: &mut dyn World, output: &mut Output<'_>) -> Result<u8,
         output.interrupted();
         return Ok(EXIT_INTERRUPTED);
     }
-    let answer = Answer::collect(received, window, now)?;
+    let mut answer = Answer::collect(received, window, now)?;
+    let progress = output.progress_style();
+    if let Err(failure) = chains::follow(ask, world, &mut answer, progress) {
+        let Failure::Told(told) = &failure else {
+            return Err(failure);
+        };
+        output.remark(&format!(
+            "what goes on through proxies is not known: {}",
+            told.what
+        ));
+    }
     let mut view = view::of(ask, &answer)?;
     if ask.what == What::Federators && !ask.local && !interrupted {
         let asked = world.federation(&ask.target, &FederationRequest::Federators);

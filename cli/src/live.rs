@@ -327,6 +327,7 @@ impl Bar {
             Response::Health(rows) => rows.len(),
             Response::Dns(rows) => rows.len(),
             Response::Lookups(rows) => rows.len(),
+            Response::Chains(rows) => rows.len(),
             Response::SqlColumns(_) | Response::End { .. } | Response::Error(_) => 0,
         };
         if let Some(bar) = &self.shown {

@@ -70,6 +70,8 @@ pub enum What {
         filter: Filter,
         /// At most so many.
         limit: u32,
+        /// With what goes on through proxies.
+        chains: bool,
     },
     /// `weft explain`
     Explain {
@@ -159,6 +161,7 @@ pub fn plan(args: &Args, surroundings: &Surroundings) -> Result<Plan, Failure> {
             let what = What::Connections {
                 filter: filter(&typed.ends)?,
                 limit: rows("--limit", typed.limit)?,
+                chains: typed.chains,
             };
             ask(what, span(&typed.window)?, &typed.asking)
         }
@@ -207,7 +210,7 @@ impl Ask {
             ..filter.clone()
         };
         let what = match &self.what {
-            What::Connections { filter, limit } => Question::Connections {
+            What::Connections { filter, limit, .. } => Question::Connections {
                 filter: within(filter),
                 limit: *limit,
             },
@@ -251,14 +254,9 @@ impl Ask {
             },
             What::Health { .. } | What::Federators => Question::Health,
         };
-        let scope = if self.local {
-            Scope::Local { absent: Vec::new() }
-        } else {
-            Scope::Mesh
-        };
         Request {
             version: PROTOCOL_VERSION,
-            scope,
+            scope: self.scope(),
             what,
         }
     }

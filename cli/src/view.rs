@@ -60,10 +60,12 @@ impl Text {
 /// The view of an answer to a question.
 pub fn of(ask: &Ask, answer: &Answer) -> Result<View, Failure> {
     match (&ask.what, &answer.rows) {
-        (What::Connections { limit, .. }, Rows::Connections(rows)) => {
-            connections::view(rows, answer, *limit)
+        (What::Connections { limit, chains, .. }, Rows::Connections(rows)) => {
+            connections::view(rows, answer, *limit, *chains)
         }
-        (What::Connections { limit, .. }, Rows::None) => connections::view(&[], answer, *limit),
+        (What::Connections { limit, chains, .. }, Rows::None) => {
+            connections::view(&[], answer, *limit, *chains)
+        }
         (What::Explain { id_prefix }, Rows::Connections(rows)) => {
             explain::view(rows, id_prefix, answer)
         }

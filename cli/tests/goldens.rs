@@ -143,6 +143,25 @@ golden!(
     "explain 7f3a9c --json",
     [one(hairpin())]
 );
+golden!(
+    explain_chain,
+    pipe(),
+    "explain 7f3a9c",
+    [
+        one(hairpin()),
+        vec![Response::Chains(chain_links()), end()],
+        vec![Response::Chains(vec![]), end()]
+    ]
+);
+golden!(
+    connections_chains,
+    pipe(),
+    "connections --chains",
+    [
+        vec![three(), end()],
+        vec![Response::Chains(chain_links()), end()]
+    ]
+);
 golden!(explain_unmatched, pipe(), "explain 7f3a0", [one(outward())]);
 golden!(
     explain_ambiguous,

@@ -10,7 +10,9 @@ use weft_cli::{Surroundings, run};
 use weft_wire::control::CloseCode;
 use weft_wire::identity::{IdentityAnswer, IdentityRequest};
 use weft_wire::query::*;
-use weft_wire::{Application, HalfId, HalfState, NameSource, Process, Protocol, Site, Timestamp};
+use weft_wire::{
+    Application, HalfId, HalfState, NameSource, Process, Protocol, Role, Site, Timestamp,
+};
 
 /// Plays answers and remembers what was asked.
 pub struct Script {
@@ -26,6 +28,21 @@ impl World for Script {
 
     fn ask(&mut self, _: &Target, request: &Request, _: Progress) -> Result<Received, Failure> {
         self.asked.push(request.clone());
+        // No proxies, unless a script has some.
+        let chains = |answer: &Received| {
+            let pieces = answer.responses.iter();
+            pieces
+                .into_iter()
+                .any(|piece| matches!(piece, Response::Chains(_)))
+        };
+        if matches!(request.what, Question::Chains { .. })
+            && !self.answers.front().is_some_and(chains)
+        {
+            return Ok(Received {
+                responses: vec![end()],
+                interrupted: false,
+            });
+        }
         Ok(self.answers.pop_front().expect("one answer a question"))
     }
 
@@ -315,6 +332,49 @@ pub fn ambiguous() -> Connection {
     c
 }
 
+/// The server of [`hairpin`] is a proxy, and so, perhaps, is its client.
+pub fn chain_links() -> Vec<ChainLink> {
+    let mut on = hairpin();
+    on.id = HalfId(0x00c0_ffee_0000_0001);
+    for end in [&mut on.client, &mut on.server].into_iter().flatten() {
+        end.half = HalfId(end.half.0 + 1_000);
+    }
+    let link = |end: Option<Endpoint>, role, other: Option<Connection>| {
+        let end = end.expect("an end");
+        ChainLink {
+            half: end.half,
+            role,
+            proxy: Asker {
+                agent: end.agent,
+                federator: end.federator,
+                site: end.site,
+                workload: end.workload,
+                pod: None,
+                container: None,
+                process: Some("envoy".into()),
+            },
+            pid: Some(4121),
+            evidence: if other.is_some() {
+                "relayed-bytes".into()
+            } else {
+                "ambiguous".into()
+            },
+            confidence: other.is_some().then_some(Confidence::High),
+            checks: Vec::from_iter(other.is_some().then(|| Check {
+                code: "bytes-to-server".into(),
+                agrees: true,
+                detail: "received 18204 = sent on 18204".into(),
+            })),
+            fitting: if other.is_some() { 1 } else { 3 },
+            other: other.map(Box::new),
+        }
+    };
+    vec![
+        link(hairpin().server, Role::Server, Some(on)),
+        link(hairpin().client, Role::Client, None),
+    ]
+}
+
 pub fn report_rows() -> Vec<ReportRow> {
     let party = |region, cluster, namespace, workload: &str| Party {
         workload: workload.into(),
@@ -534,6 +594,7 @@ pub fn ailing() -> FederatorHealth {
     f.peers[0].name = "fed-a".into();
     f.peers[0].connected = false;
     f.peers[0].queued = 41;
+    f.peers[0].error = Some("no answer within 3s".into());
     f.disk_free_bytes = 2_000_000_000;
     f.counters.insert("halves_dropped".into(), 5);
     f
