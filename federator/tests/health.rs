@@ -230,8 +230,9 @@ impl Drop for OnSmallDisk {
 async fn a_full_disk_is_said_and_nothing_acknowledged_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path()).unwrap();
-    let address = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = address.local_addr().unwrap().to_string();
+    let bound = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = bound.local_addr().unwrap().to_string();
+    drop(bound);
     let metrics = free_port();
     let mut text = world.federator("fed-a", &address, &[]).unwrap();
     text.push_str(&format!(
