@@ -21,6 +21,41 @@ pub struct Row {
     pub matched: Option<RowMatch>,
     /// How the bytes travelled.
     pub path: RowPath,
+    /// The name under which the client knew the server.
+    pub name: Option<RowName>,
+    /// What goes on through proxies; of `--chains`.
+    #[serde(default)]
+    pub chain: Vec<RowStep>,
+}
+
+/// A name of a row.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RowName {
+    /// The name.
+    pub name: String,
+    /// How it was known.
+    pub source: String,
+    /// How long before.
+    pub before_us: u64,
+}
+
+/// Another connection of a proxy that is the same way.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RowStep {
+    /// `to` or `from`.
+    pub direction: String,
+    /// Name of the proxy's agent.
+    pub agent: String,
+    /// Its process.
+    pub process: Option<String>,
+    /// The other connection; none when several would fit.
+    pub connection: Option<String>,
+    /// What links them.
+    pub evidence: String,
+    /// How sure that is.
+    pub confidence: Option<String>,
+    /// How many would fit.
+    pub fitting: u32,
 }
 
 /// One end of a row.

@@ -251,13 +251,23 @@ fn remove(name: &str) -> Result<()> {
         .chain([cgroup.clone()])
     {
         if path.is_dir() && path.join("cgroup.procs").exists() {
-            note(fs::remove_dir(&path).during("removing", &path));
+            note(remove_cgroup(&path));
         }
     }
     if dir.exists() && !is_mounted(&bpf) {
         note(fs::remove_dir_all(&dir).during("removing", &dir));
     }
     first
+}
+
+/// Removes an empty cgroup with those below it, which a test made.
+fn remove_cgroup(path: &Path) -> Result<()> {
+    for below in children(path).iter().map(|name| path.join(name)) {
+        if below.is_dir() {
+            remove_cgroup(&below)?;
+        }
+    }
+    fs::remove_dir(path).during("removing", path)
 }
 
 /// Kills all that runs in a lab's cgroups and waits until they are empty.

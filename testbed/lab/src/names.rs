@@ -29,7 +29,7 @@ pub enum Kind {
     Unbound,
 }
 
-/// A name server for the zone: `web` has one address, `a` is three aliases away from it, `many` has as many addresses as fit,
+/// A name server for the zone: `web` has one address (of either family), `a` is three aliases away from it, `many` has as many addresses as fit,
 /// and there is nothing else. Ends when dropped.
 pub struct NameServer {
     kind: Kind,
@@ -101,11 +101,17 @@ fn dnsmasq(host: &Host, dir: &Path, address: SocketAddr, web: &str) -> Result<Pr
     )
 }
 
+/// The type of an address's record.
+fn record_type(address: SocketAddr) -> &'static str {
+    if address.is_ipv4() { "A" } else { "AAAA" }
+}
+
 fn unbound(host: &Host, dir: &Path, address: SocketAddr, web: &str) -> Result<Process> {
     let zone = dir.join("zone");
     let mut text = format!(
-        "$ORIGIN {ZONE}.\n$TTL 60\n@ SOA ns admin 1 3600 600 86400 60\n@ NS ns\nns A {}\nweb A {web}\n\
+        "$ORIGIN {ZONE}.\n$TTL 60\n@ SOA ns admin 1 3600 600 86400 60\n@ NS ns\nns {0} {1}\nweb {0} {web}\n\
          a CNAME b\nb CNAME c\nc CNAME web\n",
+        record_type(address),
         address.ip()
     );
     for last in 1..=MANY {
@@ -116,7 +122,7 @@ fn unbound(host: &Host, dir: &Path, address: SocketAddr, web: &str) -> Result<Pr
     let text = format!(
         "server:\n interface: {2}@{1}\n do-daemonize: no\n chroot: \"\"\n username: \"\"\n directory: \"{0}\"\n\
          \x20pidfile: \"{0}/pid\"\n use-syslog: no\n logfile: \"\"\n verbosity: 0\n log-replies: yes\n\
-         \x20edns-buffer-size: 4096\n max-udp-size: 4096\n access-control: 0.0.0.0/0 allow\n module-config: \"iterator\"\n\
+         \x20edns-buffer-size: 4096\n max-udp-size: 4096\n access-control: 0.0.0.0/0 allow\n access-control: ::/0 allow\n module-config: \"iterator\"\n\
          \x20num-threads: 1\n\
          auth-zone:\n name: \"{ZONE}\"\n zonefile: \"{0}/zone\"\n for-downstream: yes\n for-upstream: no\n\
          remote-control:\n control-enable: no\n",
@@ -188,9 +194,14 @@ impl Askers {
     pub fn dig(&mut self, flow: &Flow, name: &str, options: &[&str]) -> Result<String> {
         let port = flow.client.take_ports(1)?;
         self.note(&flow.client, port, 1, "dig");
-        let (from, at) = (format!("0.0.0.0#{port}"), format!("@{}", flow.target.ip()));
-        let name = format!("{name}.{ZONE}");
-        let mut words = vec!["-b", &from, &at, &name, "A", "+tries=1", "+time=5"];
+        let any = if flow.target.is_ipv4() {
+            "0.0.0.0"
+        } else {
+            "::"
+        };
+        let (from, at) = (format!("{any}#{port}"), format!("@{}", flow.target.ip()));
+        let (name, kind) = (format!("{name}.{ZONE}"), record_type(flow.target));
+        let mut words = vec!["-b", &from, &at, &name, kind, "+tries=1", "+time=5"];
         words.extend(options);
         flow.client.run("/usr/bin/dig", &words)
     }
@@ -300,7 +311,7 @@ pub fn fetch_by_name(flow: &Flow, names: &Flow, name: &str, count: u16) -> Resul
             "-q",
             "-s",
             "-S",
-            "-4",
+            if flow.target.is_ipv4() { "-4" } else { "-6" },
             "--local-port",
             &port,
             "-H",

@@ -17,7 +17,8 @@ use crate::net::{self, End};
 mod clouds;
 
 pub use clouds::{
-    carrier, demo, destination, hairpin, names, nat66, overlap, relay, syn_proxy, two_clouds,
+    carrier, demo, destination, hairpin, names, names66, nat66, overlap, relay, syn_proxy,
+    two_clouds,
 };
 
 /// A laid-out network with the places of its hosts and the flows it is for.

@@ -47,12 +47,26 @@ impl Default for Settings {
     }
 }
 
+/// A host that is a node of a Kubernetes cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterNode {
+    /// Name of the host.
+    pub host: String,
+    /// The node's name in the cluster.
+    pub node: String,
+    /// Leads to the API server.
+    pub kubeconfig: PathBuf,
+    /// Labels of pods that are reported.
+    pub labels: Vec<String>,
+}
+
 /// Weft, running on a topology.
 pub struct Weft<'a> {
     topology: &'a Topology,
     programs: Programs,
     identities: PathBuf,
     settings: Settings,
+    cluster: Option<ClusterNode>,
     federators: Vec<Daemon>,
     agents: Vec<Daemon>,
 }
@@ -118,6 +132,15 @@ impl<'a> Weft<'a> {
 
     /// As [`Weft::start`], with settings of the test's own.
     pub fn start_with(topology: &'a Topology, settings: Settings) -> Result<Self> {
+        Self::start_in(topology, settings, None)
+    }
+
+    /// As [`Weft::start_with`], with a host that is a node of a cluster.
+    pub fn start_in(
+        topology: &'a Topology,
+        settings: Settings,
+        cluster: Option<ClusterNode>,
+    ) -> Result<Self> {
         let programs = Programs::find()?;
         let identities = topology.lab.dir().join("identities");
         let mut weft = Self {
@@ -125,6 +148,7 @@ impl<'a> Weft<'a> {
             programs,
             identities,
             settings,
+            cluster,
             federators: Vec::new(),
             agents: Vec::new(),
         };
@@ -224,6 +248,11 @@ impl<'a> Weft<'a> {
     /// All connections of the mesh.
     pub fn connections(&self) -> Result<Vec<Row>> {
         answer::rows(&self.json(&["connections", "--top", LIMIT])?)
+    }
+
+    /// The same with what goes on through proxies.
+    pub fn chained(&self) -> Result<Vec<Row>> {
+        answer::rows(&self.json(&["connections", "--chains", "--top", LIMIT])?)
     }
 
     /// Kills the agent of a host with SIGKILL.
@@ -358,6 +387,16 @@ impl<'a> Weft<'a> {
                 idle_timeout_s: self.settings.idle_timeout_s,
                 dns_idle_timeout_s: self.settings.idle_timeout_s.min(3),
             },
+            kubernetes: self
+                .cluster
+                .as_ref()
+                .filter(|cluster| cluster.host == name)
+                .map(|cluster| Kubernetes {
+                    kubeconfig: cluster.kubeconfig.clone(),
+                    node: cluster.node.clone(),
+                    labels: cluster.labels.clone(),
+                    cluster: false,
+                }),
         };
         let path = write_config(host, "agent.toml", &config)?;
         Ok(Daemon::new(name, host, &self.programs.agent, path))
@@ -443,6 +482,16 @@ struct AgentConfig<'a> {
     workload_rule: [WorkloadRule; WORKLOADS.len()],
     capture: Capture,
     datagrams: Datagrams,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kubernetes: Option<Kubernetes>,
+}
+
+#[derive(Serialize)]
+struct Kubernetes {
+    kubeconfig: PathBuf,
+    node: String,
+    labels: Vec<String>,
+    cluster: bool,
 }
 
 #[derive(Serialize)]

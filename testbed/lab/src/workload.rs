@@ -79,6 +79,8 @@ pub struct Fetched {
 pub enum Fetch {
     /// This many connections, each for one small file; `Connection: close`.
     Small(u16),
+    /// As [`Fetch::Small`], each with a request of another length than all others of both hosts of a cloud.
+    Varied(u16),
     /// One connection with this many requests for small files.
     KeptAlive(u16),
     /// This many connections for a large file, several at a time.
@@ -317,7 +319,11 @@ pub fn fetch(flow: &Flow, what: Fetch) -> Result<Vec<Fetched>> {
 /// The configuration for curl: one section a transfer, as some options hold for one only.
 fn curl_config(flow: &Flow, what: Fetch) -> Result<String> {
     let transfers = match what {
-        Fetch::Small(n) | Fetch::KeptAlive(n) | Fetch::Large(n) | Fetch::Upload(n) => n,
+        Fetch::Small(n)
+        | Fetch::Varied(n)
+        | Fetch::KeptAlive(n)
+        | Fetch::Large(n)
+        | Fetch::Upload(n) => n,
         Fetch::FromPorts { count, .. } => count,
         Fetch::Slow(_) => 1,
     };
@@ -344,6 +350,11 @@ fn transfer(flow: &Flow, what: Fetch, number: u16) -> Result<String> {
     let close = "header = \"Connection: close\"\n";
     let (path, options) = match what {
         Fetch::Small(_) | Fetch::FromPorts { .. } => ("small".into(), close.into()),
+        Fetch::Varied(_) => {
+            let second = usize::from(flow.client.name().ends_with('2'));
+            let query = "x".repeat(2 * usize::from(number) + second);
+            (format!("small?{query}"), close.into())
+        }
         Fetch::KeptAlive(_) => ("small".into(), String::new()),
         Fetch::Large(_) => ("large".into(), close.into()),
         Fetch::Slow(seconds) => {

@@ -18,6 +18,10 @@ use weft_lab::{Result, wait};
 
 /// The address of `web`: where the routers forward from.
 const WEB: &str = "198.51.100.2";
+/// The same over IPv6.
+const WEB6: &str = "2001:db8:b::2";
+/// Its name.
+const WEB_NAME: &str = "web.lab.example";
 /// Fetches by name of each client.
 const FETCHES: u16 = 4;
 
@@ -157,6 +161,7 @@ fn lookups_through_nat() {
     let score = compare(&mut weft, &truth);
     println!("{}: {score} ({})", topology.name, by_nat(&truth));
     assert_perfect(&score);
+    check_names(&weft, WEB);
 
     let logs = servers
         .iter()
@@ -173,6 +178,90 @@ fn lookups_through_nat() {
     ));
     check_lookups(&world, &told, digs);
     check_reports(&world, &weft);
+}
+
+/// Every curl had asked for the address that it called, and its connection carries that name and how long before it was.
+fn check_names(weft: &Weft<'_>, web: &str) {
+    let rows = ok(weft.connections());
+    let fetches: Vec<_> = rows
+        .iter()
+        .filter_map(|row| Some((row, row.client.as_ref()?)))
+        .filter(|(_, client)| client.remote.contains(web) && !client.remote.ends_with(":53"))
+        .collect();
+    let named = fetches.iter().filter(|(row, client)| {
+        let process = client.process.as_ref().map(|process| process.name.as_str());
+        row.name.as_ref().is_some_and(|name| {
+            assert_eq!(process, Some("curl"));
+            assert!((1..60_000_000).contains(&name.before_us), "{row:?}");
+            (name.name.as_str(), name.source.as_str()) == (WEB_NAME, "dns-process")
+        })
+    });
+    let named = named.count();
+    println!("{named} of {} fetches by name carry it", fetches.len());
+    assert_eq!([named, fetches.len()], [2 * usize::from(FETCHES); 2]);
+}
+
+/// Questions to resolvers over IPv6, for addresses of IPv6, and the connections that follow.
+#[test]
+fn lookups_over_ipv6() {
+    let topology = ok(topology::names66());
+    let mut weft = ok(Weft::start(&topology));
+    let (names, web) = topology.flows.split_at(2);
+    let start = |flow: &Flow, kind| NameServer::start(&flow.server, kind, flow.service, WEB6);
+    let servers = vec![
+        ok(start(&names[0], Kind::Dnsmasq)),
+        ok(start(&names[1], Kind::Unbound)),
+    ];
+    let nginx = web
+        .iter()
+        .map(|flow| Server::nginx(&flow.server, &[flow.service]));
+    let nginx = Servers {
+        all: nginx.map(ok).collect(),
+    };
+    let (mut askers, mut ledger) = (Askers::default(), Ledger::default());
+    let mut asked = 0;
+    for (number, flow) in names.iter().enumerate() {
+        for (name, options) in [
+            ("web", &[][..]),
+            ("a", &[]),
+            ("missing", &[]),
+            ("a", &["+tcp"]),
+        ] {
+            let said = ok(askers.dig(flow, name, options));
+            assert_eq!(said.contains(WEB6), name != "missing", "{said}");
+            asked += 1;
+        }
+        let fetched = ok(names::fetch_by_name(&web[number], flow, "web", FETCHES));
+        ledger.note(2 + number, fetched);
+        asked += u64::from(FETCHES);
+    }
+    let mut truth = ok(traffic::settle(&topology, &nginx, &ledger));
+    for (flow, server) in names.iter().zip(&servers) {
+        truth.extend(ok(askers.settle(flow, server)));
+    }
+    let score = compare(&mut weft, &truth);
+    println!("{}: {score} ({})", topology.name, by_nat(&truth));
+    assert_perfect(&score);
+    check_names(&weft, WEB6);
+    let logs = servers
+        .iter()
+        .map(|server| ok(names::await_asked(server, asked / 2)));
+    let world = World {
+        topology: &topology,
+        logs: logs.collect(),
+        servers,
+    };
+    let told = ok(wait::until(
+        "lookups to agree with the servers' logs",
+        Duration::from_secs(60),
+        || world.agree(&weft),
+    ));
+    let six = |row: &&Value| row["role"] == "client" && row["qtype"] == "AAAA";
+    println!(
+        "{} lookups of AAAA over IPv6",
+        told.iter().filter(six).count()
+    );
+    assert_eq!(told.iter().filter(six).count() as u64, asked);
 }
 
 /// Who asked, what came of it, and how long it took.

@@ -149,6 +149,44 @@ pub fn nat66() -> Result<Topology> {
     world.finish("NAT66", &aws, &gcp, flows)
 }
 
+/// As [`nat66`] with the flows of [`names`]: from one cloud to the other's name servers and web servers, over IPv6 alone.
+pub fn names66() -> Result<Topology> {
+    let mut topology = nat66()?;
+    let (gcp, internet) = (&topology.flows[0].path[1], &topology.internet);
+    net::route(
+        internet,
+        &format!("{}:53::/64", GCP.public6),
+        &format!("{}::2", GCP.public6),
+    )?;
+    let mut rules = String::from("add table ip6 weft_names\n");
+    rules += "add chain ip6 weft_names pre { type nat hook prerouting priority dstnat - 1; }\n";
+    for (public, node) in [(30, 2), (31, 3)] {
+        for protocol in ["udp", "tcp"] {
+            rules += &format!(
+                "add rule ip6 weft_names pre ip6 daddr {}:53::{public} {protocol} dport 53 dnat to {}::{node}\n",
+                GCP.public6, GCP.private6
+            );
+        }
+    }
+    gcp.feed("nft", &["-f", "-"], &rules)?;
+    let web: Vec<Flow> = topology
+        .flows
+        .iter()
+        .filter(|flow| flow.client.name().starts_with(AWS.cloud))
+        .cloned()
+        .collect();
+    let mut flows = web.clone();
+    for (number, flow) in flows.iter_mut().enumerate() {
+        flow.target = socket(&format!("[{}:53::{}]:53", GCP.public6, 30 + number))?;
+        let node = number_to_address(number);
+        flow.service = socket(&format!("[{}::{node}]:53", GCP.private6))?;
+    }
+    flows.extend(web);
+    topology.flows = flows;
+    topology.name = "NAT66, names";
+    Ok(topology)
+}
+
 /// Hosts call their own neighbour by the public address: the router turns the connection round and rewrites both ends of it.
 pub fn hairpin() -> Result<Topology> {
     let world = World::new()?;
