@@ -401,7 +401,7 @@ fn a_network_is_an_interval() {
 
 #[test]
 fn every_field_is_found_by_its_name() {
-    assert_eq!(Field::all().count(), 16 + 2 * 25 + 2);
+    assert_eq!(Field::all().count(), 16 + 2 * 28 + 2);
     for field in Field::all() {
         assert_eq!(Field::named(&field.to_string()), Some(field));
     }
