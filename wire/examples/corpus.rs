@@ -72,7 +72,7 @@ fn control(dir: &Path) -> Result<Vec<u8>> {
     put(
         "agent-welcome",
         framed(&AgentWelcome {
-            version: 1,
+            version: PROTOCOL_VERSION,
             federator: "fed-a".into(),
             durable_seq: 7,
             now,
@@ -89,7 +89,7 @@ fn control(dir: &Path) -> Result<Vec<u8>> {
     )?;
     put("ack", framed(&Ack { seq: 300 })?)?;
     let hello = PeerHello {
-        version: 1,
+        version: PROTOCOL_VERSION,
         name: "fed-b".into(),
         region: "gcp-euw1".into(),
         instance: u64::MAX,
@@ -138,7 +138,7 @@ fn control(dir: &Path) -> Result<Vec<u8>> {
         put(
             name,
             framed(&Request {
-                version: 1,
+                version: PROTOCOL_VERSION,
                 scope: Scope::Local {
                     absent: vec!["fed-b".into()],
                 },

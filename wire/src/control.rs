@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::{AgentInfo, Half, Owner, PeerName, Role, Site, Timestamp};
 
 /// The version of everything in this crate. A peer with another one is turned away with
-/// [`CloseCode::Version`].
-pub const PROTOCOL_VERSION: u16 = 1;
+/// [`CloseCode::Version`]. It rises when the encoding of any message changes.
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Why a session was closed: the QUIC application error code, and what each side counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
