@@ -11,14 +11,19 @@ use weft_wire::control::{AgentStatus, CloseCode};
 use weft_wire::query::AgentHealth;
 use weft_wire::{AgentInfo, AgentKey, Timestamp};
 
+use crate::limits::{Budget, Cost, Rates};
 use losses::Losses;
 
-/// Most agents known. When there are as many, the one that was heard last the longest ago makes room for a new one, unless
-/// that was within [`RECENT_US`]: then the new one is refused with [`CloseCode::Limit`].
+/// Most agents known. When there are as many, those without a session that were heard last the longest ago make room,
+/// [`FORGOTTEN_AT_ONCE`] of them, unless that was within [`RECENT_US`]: then the new one is refused with [`CloseCode::Limit`].
+/// Hosts that come and go, each with a name of its own, so lock nobody out: only so many at a time can.
 pub const MAX_AGENTS: usize = 16_384;
 
-/// An agent that was heard within this, in microseconds, is not forgotten for another.
-pub const RECENT_US: i64 = 3_600_000_000;
+/// An agent that was heard within this, in microseconds, is not forgotten for another: it may be between two sessions.
+pub const RECENT_US: i64 = 60_000_000;
+
+/// Agents that make room at once: looking for them means looking at all.
+const FORGOTTEN_AT_ONCE: usize = 256;
 
 /// Part of a lower estimate of an agent's clock that is believed: 1/8, as of a round trip.
 const SKEW_SHIFT: u32 = 3;
@@ -30,6 +35,8 @@ pub struct AgentState {
     pub key: AgentKey,
     durable: watch::Sender<u64>,
     inner: Mutex<Inner>,
+    /// Of all its sessions together.
+    budget: Mutex<Budget>,
 }
 
 #[derive(Debug, Default)]
@@ -58,11 +65,18 @@ impl AgentState {
             key,
             durable: watch::Sender::new(durable),
             inner: Mutex::new(inner),
+            budget: Mutex::default(),
         }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses some of what it may do in a time; how long to wait before more of it is read.
+    pub fn charge(&self, rates: Rates, now: Timestamp, cost: Cost) -> std::time::Duration {
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        budget.charge(rates, now, cost)
     }
 
     /// Follows what is durable.
@@ -115,7 +129,7 @@ impl AgentState {
         if let Some(clock) = agent_clock {
             let seen = clock.0.saturating_sub(now.0);
             inner.skew_us = Some(match inner.skew_us {
-                Some(known) if seen < known => known + ((seen - known) >> SKEW_SHIFT),
+                Some(known) if seen < known => known + (seen.saturating_sub(known) >> SKEW_SHIFT),
                 _ => seen,
             });
         }
@@ -200,15 +214,10 @@ impl AgentStates {
             return Some(known.clone());
         }
         if by_key.len() >= MAX_AGENTS {
-            let (since, oldest) = by_key
-                .values()
-                .filter_map(|state| Some((state.away_since()?, state.key)))
-                .min()?;
-            if now.0.saturating_sub(since.0) < RECENT_US {
-                return None;
-            }
-            by_key.remove(&oldest);
-            self.displaced().insert(oldest, since);
+            self.forget_away(&mut by_key, now);
+        }
+        if by_key.len() >= MAX_AGENTS {
+            return None;
         }
         self.displaced().remove(&key);
         let state = Arc::new(AgentState::new(key, 0));
@@ -246,6 +255,20 @@ impl AgentStates {
             keep
         });
         gone
+    }
+
+    /// Makes room: of those without a session, the ones that were heard last the longest ago.
+    fn forget_away(&self, by_key: &mut HashMap<AgentKey, Arc<AgentState>>, now: Timestamp) {
+        let away = by_key.values().filter_map(|state| {
+            let since = state.away_since()?;
+            (now.0.saturating_sub(since.0) >= RECENT_US).then_some((since, state.key))
+        });
+        let mut away: Vec<_> = away.collect();
+        away.sort_unstable();
+        for (since, key) in away.into_iter().take(FORGOTTEN_AT_ONCE) {
+            by_key.remove(&key);
+            self.displaced().insert(key, since);
+        }
     }
 
     /// Whether an agent with this key ever reported here, as far as is remembered.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 
+use crate::limits::Limits;
+
 /// Most peers.
 pub const MAX_PEERS: usize = 1024;
 
@@ -35,6 +37,9 @@ pub struct Config {
     /// The store.
     #[serde(default)]
     pub store: Store,
+    /// What one agent and one peer may do.
+    #[serde(default)]
+    pub limits: Limits,
     /// Agents.
     #[serde(default)]
     pub agents: Agents,
@@ -373,6 +378,7 @@ impl Config {
                 "enrol.address must be host:port"
             );
         }
+        self.limits.check()?;
         ensure!(self.query.concurrent > 0, "query.concurrent must not be 0");
         Ok(())
     }
@@ -412,6 +418,10 @@ mod tests {
         assert_eq!(
             format!("{:?}", config.store),
             format!("{:?}", defaults.store)
+        );
+        assert_eq!(
+            format!("{:?}", config.limits),
+            format!("{:?}", defaults.limits)
         );
         assert_eq!(
             format!("{:?}", config.query),

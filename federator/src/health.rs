@@ -409,6 +409,14 @@ impl Vitals {
         .into_iter()
         .map(|(name, count)| (name.to_owned(), count))
         .collect();
+        let limited = sessions.limits.read();
+        counters.extend(limited.map(|(name, count)| (name.to_owned(), count)));
+        counters.insert("share_full_halves".into(), core.share_full);
+        if let Some(joining) = sessions.joining.get() {
+            let joining = joining.read();
+            counters.insert("joins_full_refusals".into(), joining.refused_full);
+            counters.insert("join_timeouts".into(), joining.handshake_timeouts);
+        }
         let refused: BTreeMap<_, _> = transport.refused.into_iter().collect();
         for reason in Refusal::NAMES {
             counters.insert(

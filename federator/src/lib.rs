@@ -7,6 +7,7 @@
 //! [`query`].
 
 pub mod config;
+pub mod limits;
 pub mod run;
 pub mod recall;
 pub mod times;

@@ -15,6 +15,7 @@ use crate::agents::AgentStates;
 use crate::config::Config;
 use crate::enrol::{Enrol, share};
 use crate::health::{Sources, Vitals};
+use crate::limits::PeerBudgets;
 use crate::membership;
 use crate::metrics::serve;
 use crate::peers::Peers;
@@ -93,7 +94,8 @@ impl Federator {
         let (starting, known) = (config.clone(), peers.clone());
         let pipeline =
             tokio::task::spawn_blocking(move || Pipeline::start(&starting, known)).await??;
-        let listener = Arc::new(Listener::bind(config.listen, &identity).context("cannot listen")?);
+        let listener = Listener::bind_with(config.listen, &identity, config.limits.listening());
+        let listener = Arc::new(listener.context("cannot listen")?);
         let agents = Arc::new(AgentStates::new(&pipeline.sequences));
         let counters = Arc::new(ServerCounters::default());
         let enrol = Arc::new(Enrol::open(
@@ -131,6 +133,8 @@ impl Federator {
             backlog: Arc::new(Semaphore::new(BACKLOG_BYTES)),
             progress: pipeline.progress.clone(),
             journal_max_bytes: config.journal.max_bytes,
+            limits: config.limits.clone(),
+            peer_budgets: PeerBudgets::default(),
             min_free_bytes: config.journal.min_free_bytes,
             queries,
             peers: peers.clone(),
@@ -161,6 +165,8 @@ impl Federator {
         if let Some(settings) = &config.enrol {
             let joins = JoinListener::bind(settings.listen, &identity).context("enrol.listen")?;
             join_address = Some(joins.local_addr()?);
+            // Set once: here.
+            let _ = server.counters.joining.set(joins.counters().clone());
             tasks.spawn(async move { joins.serve(enrol).await });
         }
         tasks.spawn(peers.run(dialler, pipeline.submissions.clone()));

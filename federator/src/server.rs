@@ -4,15 +4,15 @@
 //! for what they say to each other.
 
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use weft_transport::{FrameReceiver, FrameSender, Listener, PeerRole, Session, TransportError};
 use weft_wire::batch::lookups::LookupDecoder;
-use weft_wire::batch::{BatchDecoder, BatchError};
+use weft_wire::batch::{BatchDecoder, BatchError, unpacked_bytes};
 use weft_wire::control::{
     Ack, AgentHello, AgentStatus, AgentWelcome, CloseCode, PROTOCOL_VERSION, PeerHello, PeerMessage,
 };
@@ -22,13 +22,14 @@ use weft_wire::query::Request;
 use weft_wire::{Timestamp, codec};
 
 use crate::agents::{AgentState, AgentStates};
-use crate::{clock, times};
 use crate::core::Contact;
 use crate::enrol::roles::{self, Act};
 use crate::enrol::{Enrol, EnrolCounters};
+use crate::limits::{Cost, HELLO_FRAMES, LimitCounters, Limits, PeerBudgets};
 use crate::peers::Peers;
 use crate::pipeline::{Progress, Room, Rows, SEQ_BYTES, Submission, room};
 use crate::query::Queries;
+use crate::{clock, times};
 
 mod federation;
 
@@ -55,6 +56,10 @@ pub struct Server {
     pub progress: Arc<Progress>,
     /// Beyond it agents are refused.
     pub journal_max_bytes: u64,
+    /// What one agent and one peer may do in a time.
+    pub limits: Limits,
+    /// What each peer has used of it.
+    pub peer_budgets: PeerBudgets,
     /// With less disk free, agents are refused.
     pub min_free_bytes: u64,
     /// The other federators.
@@ -92,6 +97,10 @@ pub struct ServerCounters {
     pub times_refused: AtomicU64,
     /// The same times in what peers said, which were corrected.
     pub times_corrected: AtomicU64,
+    /// Who was slowed down or turned away.
+    pub limits: LimitCounters,
+    /// Of the address where nodes join, where there is one.
+    pub joining: OnceLock<Arc<weft_transport::Counters>>,
     /// Of certificates.
     pub enrol: Arc<EnrolCounters>,
 }
@@ -140,8 +149,19 @@ impl Server {
             return Err(session.misbehaved(CloseCode::Limit, "too many agents"));
         };
         self.check_journal(&session)?;
+        let said = sent_at(hello.now, &session);
+        self.check_clock(&session, said)?;
+        let cost = Cost {
+            frames: HELLO_FRAMES,
+            ..Cost::default()
+        };
+        let wait = agent.charge(self.limits.agent(), clock::now(), cost);
+        if !wait.is_zero() {
+            self.counters.limits.agent_waits(wait);
+            tokio::time::sleep(wait).await;
+        }
         let now = clock::now();
-        agent.heard(Some(sent_at(hello.now, &session)), now);
+        agent.heard(Some(said), now);
         agent.begin(&session, &hello.agent);
         let cluster = hello.agent.site.cluster.clone();
         self.submit(
@@ -190,12 +210,22 @@ impl Server {
         cluster: &str,
         receiver: &mut FrameReceiver,
     ) -> Result<(), TransportError> {
+        let mut slowed = false;
         while let Some(frame) = receiver.recv().await? {
+            let mut cost = Cost {
+                frames: 1,
+                bytes: frame.payload.len() as u64,
+                rows: 0,
+            };
             match frame.kind {
-                Kind::HalfBatch => self.take_batch(session, agent, Rows::Halves, frame).await?,
-                Kind::LookupBatch => {
-                    self.take_batch(session, agent, Rows::Lookups, frame)
-                        .await?
+                Kind::HalfBatch | Kind::LookupBatch => {
+                    let of = match frame.kind {
+                        Kind::LookupBatch => Rows::Lookups,
+                        _ => Rows::Halves,
+                    };
+                    let (rows, unpacked) = self.take_batch(session, agent, of, frame).await?;
+                    cost.rows = rows as u64;
+                    cost.bytes = cost.bytes.max(unpacked as u64);
                 }
                 Kind::ClusterObjects => {
                     let (_, batch) = codec::decode_cluster(&frame)
@@ -210,7 +240,12 @@ impl Server {
                 }
                 Kind::AgentStatus => {
                     let status: AgentStatus = session.decode(&frame)?;
-                    agent.heard(Some(sent_at(status.now, session)), clock::now());
+                    // Who tells no time is not asked for it.
+                    if status.now != Timestamp::default() {
+                        let said = sent_at(status.now, session);
+                        self.check_clock(session, said)?;
+                        agent.heard(Some(said), clock::now());
+                    }
                     agent.reported(status, clock::now());
                 }
                 other => {
@@ -219,8 +254,49 @@ impl Server {
                     );
                 }
             }
+            let wait = agent.charge(self.limits.agent(), clock::now(), cost);
+            if !wait.is_zero() {
+                if !std::mem::replace(&mut slowed, true) {
+                    tracing::warn!(
+                        agent = session.peer().name(),
+                        "more than [limits] allows: it is slowed down"
+                    );
+                }
+                self.counters.limits.agent_waits(wait);
+                // Nothing is read meanwhile: what the agent has waits where it is.
+                tokio::time::sleep(wait).await;
+            }
         }
         Ok(())
+    }
+
+    /// An agent whose clock is far off would be stored at times that nobody looks at.
+    fn check_clock(&self, session: &Session, said: Timestamp) -> Result<(), TransportError> {
+        let skew_us = said.0.saturating_sub(clock::now().0);
+        let Some(off_s) = self.limits.clock_off_s(skew_us) else {
+            return Ok(());
+        };
+        self.counters.limits.clocks.fetch_add(1, Relaxed);
+        let words = format!("a clock that is {off_s} s off");
+        Err(session.misbehaved(CloseCode::Limit, words))
+    }
+
+    /// The same of what a batch tells: nothing is seen so long before it happens. Not the session's fault but the batch's, which
+    /// the agent then leaves out.
+    fn check_times(
+        &self,
+        session: &Session,
+        newest: Option<Timestamp>,
+        skew_us: i64,
+    ) -> Result<(), TransportError> {
+        let now = clock::now().0.saturating_add(skew_us);
+        let ahead_us = newest.map_or(0, |newest| newest.0.saturating_sub(now));
+        let Some(off_s) = self.limits.clock_off_s(ahead_us.max(0)) else {
+            return Ok(());
+        };
+        self.counters.limits.clocks.fetch_add(1, Relaxed);
+        let words = format!("a batch with times that are {off_s} s ahead");
+        Err(session.misbehaved(CloseCode::Malformed, words))
     }
 
     async fn take_batch(
@@ -229,7 +305,7 @@ impl Server {
         agent: &Arc<AgentState>,
         of: Rows,
         frame: Frame,
-    ) -> Result<(), TransportError> {
+    ) -> Result<(usize, usize), TransportError> {
         let split = match of {
             Rows::Halves => codec::split_batch(&frame),
             Rows::Lookups => codec::split_lookups(&frame),
@@ -240,6 +316,7 @@ impl Server {
             self.counters.times_refused.fetch_add(refused, Relaxed);
             session.misbehaved(error.close_code(), error.to_string())
         })?;
+        let taken = (rows, unpacked_bytes(bytes));
         let halves = if of == Rows::Halves { rows } else { 0 };
         self.check_journal(session)?;
         let backlog = self.room(session, frame.payload.len()).await?;
@@ -249,6 +326,7 @@ impl Server {
         };
         let at = clock::now();
         let skew_us = agent.heard(None, at);
+        self.check_times(session, newest, skew_us)?;
         let batch_bytes = (frame.payload.len() - SEQ_BYTES) as u64;
         let submission = Submission::Batch {
             of,
@@ -264,7 +342,7 @@ impl Server {
             room.send(submission);
         }) {
             self.counters.repeated_batches.fetch_add(1, Relaxed);
-            return Ok(());
+            return Ok(taken);
         }
         self.counters.batches.fetch_add(1, Relaxed);
         self.counters.batch_bytes.fetch_add(batch_bytes, Relaxed);
@@ -273,7 +351,7 @@ impl Server {
             Rows::Lookups => &self.counters.lookups,
         };
         total.fetch_add(rows as u64, Relaxed);
-        Ok(())
+        Ok(taken)
     }
 
     async fn room(&self, session: &Session, bytes: usize) -> Result<Room, TransportError> {
@@ -415,6 +493,19 @@ impl Server {
                     codec::decode_peer(&frame).map_err(|error| session.undecodable(&error))?;
                 let corrected = times::correct(&mut message);
                 self.counters.times_corrected.fetch_add(corrected, Relaxed);
+                let cost = Cost {
+                    frames: 1,
+                    bytes: frame.payload.len() as u64,
+                    rows: 0,
+                };
+                let rates = self.limits.peer();
+                let wait = self
+                    .peer_budgets
+                    .charge(&hello.name, rates, clock::now(), cost);
+                if !wait.is_zero() {
+                    self.counters.limits.peer_waits(wait);
+                    tokio::time::sleep(wait).await;
+                }
                 let room = self.room(session, frame.payload.len()).await?;
                 self.take_message(session, &hello.name, (seq, message, room), &acks)
                     .await?;

@@ -25,6 +25,7 @@ use crate::model::{AgentKey, Half, HalfBatch, Owner, PeerName};
 
 pub use columns::{Columns, Flow, FlowFingerprint};
 pub use decode::BatchDecoder;
+pub use outline::unpacked_bytes;
 
 /// Version of the layout; the first byte of every batch.
 pub const BATCH_VERSION: u8 = 2;

@@ -6,8 +6,8 @@ use weft_wire::{
     AgentKey, Application, Fingerprint, Half, HalfBatch, HalfState, LookupBatch, Role,
 };
 
-use super::Core;
 use super::slots::{Slot, SlotNumber, Stored};
+use super::{Core, CoreCounters};
 use crate::record::{AgentNumber, CutOff, LookupRow, Row, is_client};
 
 /// Halves whose places in memory are read ahead.
@@ -108,6 +108,7 @@ impl Core {
                 None => {
                     let mut slot = Slot::new(half, *agent, network, *host, skew_us);
                     slot.boot = batch.boot;
+                    slot.share = key.map_or(0, |key| key.0);
                     self.add(slot);
                 }
             }
@@ -159,11 +160,11 @@ impl Core {
         } else {
             self.counters.halves += 1;
         }
-        if self.slots.count() >= self.config.max_open {
+        if self.no_room(slot.share).is_some() {
             self.leave(i64::MAX);
         }
-        if self.slots.count() >= self.config.max_open {
-            self.counters.memory_full += u64::from(known.is_none());
+        if let Some(counter) = self.no_room(slot.share) {
+            *counter(&mut self.counters) += u64::from(known.is_none());
             self.store_unmatched(&slot, known.is_some_and(|known| known.stored));
             return;
         }
@@ -183,6 +184,18 @@ impl Core {
             self.pend(number);
         }
         self.touch(number);
+    }
+
+    /// Whether there is no room for a half of this share, and what counts it. An agent that floods leaves room for others: when
+    /// memory gets scarce it has half of it at most.
+    fn no_room(&self, share: u64) -> Option<fn(&mut CoreCounters) -> &mut u64> {
+        let (count, most) = (self.slots.count(), self.config.max_open);
+        if count >= most {
+            return Some(|counters| &mut counters.memory_full);
+        }
+        let scarce = count.saturating_mul(4) >= most.saturating_mul(3);
+        let half = self.slots.of_share(share).saturating_mul(2) >= most;
+        (share != 0 && scarce && half).then_some(|counters| &mut counters.share_full)
     }
 
     /// There is no room to let the half wait: it is stored as it is. What comes of it later replaces that if it was open and

@@ -156,6 +156,8 @@ pub struct CoreCounters {
     pub id_collisions: u64,
     /// Halves stored without a chance to be matched because memory was full.
     pub memory_full: u64,
+    /// The same because memory was getting full and the half's agent had half of it.
+    pub share_full: u64,
     /// Batches of an agent that never said who it is; not kept.
     pub unknown_agent: u64,
     /// Batches that had been applied before.

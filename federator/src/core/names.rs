@@ -7,11 +7,17 @@ use std::sync::Arc;
 use weft_mesh::{host_key, network_key};
 use weft_wire::{AgentKey, Owner, PeerName};
 
+use serde::Serialize;
+
 use crate::record::{AgentNumber, AgentRecord};
 
 /// Owners, and names of peers, kept in memory that no half in memory refers to; beyond it they are forgotten, and get
 /// another number when they come again.
 pub const MAX_IDLE: usize = 262_144;
+
+/// Bytes that those have at most which came since some were forgotten last, about: an owner can have texts of 4 KiB in every
+/// field. Beyond it the idle are forgotten too.
+pub const MAX_NEW_BYTES: usize = 64 << 20;
 
 /// Names of peers in memory, at about 200 bytes each. Beyond it halves with other names are taken without, and these are counted.
 pub const MAX_NAMES: usize = 1_048_576;
@@ -19,6 +25,10 @@ pub const MAX_NAMES: usize = 1_048_576;
 /// Descriptions of agents, for each namespace of pods on their hosts another, of some 500 bytes. Beyond it pods are told to
 /// be in the namespace that their agent's configuration names.
 pub const MAX_DESCRIPTIONS: usize = 262_144;
+
+/// Namespaces of pods that one agent is described for: it cannot use up [`MAX_DESCRIPTIONS`]. Pods of further ones are told
+/// to be in the namespace that the agent's configuration names.
+pub const MAX_NAMESPACES_OF_AN_AGENT: usize = 4096;
 
 /// Owners by number.
 pub type Owners = Interned<Owner>;
@@ -42,6 +52,8 @@ pub struct Interned<T> {
     next: u32,
     /// Not yet in the store.
     fresh: Vec<u32>,
+    /// Of those that came since some were forgotten last.
+    new_bytes: usize,
 }
 
 impl<T> Default for Interned<T> {
@@ -51,11 +63,34 @@ impl<T> Default for Interned<T> {
             entries: HashMap::new(),
             next: 0,
             fresh: Vec::new(),
+            new_bytes: 0,
         }
     }
 }
 
-impl<T: Clone + Eq + Hash> Interned<T> {
+/// Counts what is written.
+struct Bytes(usize);
+
+impl std::io::Write for Bytes {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a value takes, about: as long as it is as text.
+fn bytes_of(value: &impl Serialize) -> usize {
+    let mut bytes = Bytes(0);
+    // Counting does not fail.
+    let _ = serde_json::to_writer(&mut bytes, value);
+    bytes.0
+}
+
+impl<T: Clone + Eq + Hash + Serialize> Interned<T> {
     /// Starts with those of the live rows.
     pub fn load(&mut self, known: HashMap<u32, Arc<T>>, next: u32) {
         for (number, value) in known {
@@ -72,6 +107,7 @@ impl<T: Clone + Eq + Hash> Interned<T> {
         }
         let number = self.next;
         self.next += 1;
+        self.new_bytes += bytes_of(value);
         let value = Arc::new(value.clone());
         self.numbers.insert(value.clone(), number);
         self.entries.insert(number, Entry { value, halves: 0 });
@@ -122,7 +158,8 @@ impl<T: Clone + Eq + Hash> Interned<T> {
 
     /// Only called when nothing is fresh: what is forgotten is in the store.
     fn forget_idle(&mut self) {
-        if self.entries.len() < MAX_IDLE {
+        let heavy = self.new_bytes >= MAX_NEW_BYTES;
+        if self.entries.len() < MAX_IDLE && !heavy {
             return;
         }
         let used = self
@@ -130,9 +167,10 @@ impl<T: Clone + Eq + Hash> Interned<T> {
             .values()
             .filter(|entry| entry.halves > 0)
             .count();
-        if self.entries.len() - used < MAX_IDLE {
+        if self.entries.len() - used < MAX_IDLE && !heavy {
             return;
         }
+        self.new_bytes = 0;
         self.entries.retain(|_, entry| entry.halves > 0);
         let entries = &self.entries;
         self.numbers
@@ -168,6 +206,8 @@ pub struct Agents {
     /// By home, name and namespace (what the pods of a host do is told of their namespaces): its descriptions, the one in
     /// force last.
     by_name: HashMap<(String, String, String), Vec<AgentNumber>>,
+    /// By home and name: how many namespaces it is described for.
+    namespaces: HashMap<(String, String), usize>,
     next: AgentNumber,
     fresh: Vec<AgentNumber>,
 }
@@ -225,8 +265,14 @@ impl Agents {
         let mut record = AgentRecord::clone(&known.record);
         record.info.site.namespace.clone_from(&pod.namespace);
         record.pods = true;
-        if self.list.len() >= MAX_DESCRIPTIONS && !self.by_name.contains_key(&name_of(&record)) {
-            return agent;
+        let name = name_of(&record);
+        if !self.by_name.contains_key(&name) {
+            let of_one = self.namespaces.get(&(name.0, name.1)).copied();
+            if self.list.len() >= MAX_DESCRIPTIONS
+                || of_one.is_some_and(|count| count >= MAX_NAMESPACES_OF_AN_AGENT)
+            {
+                return agent;
+            }
         }
         self.number(record)
     }
@@ -236,10 +282,13 @@ impl Agents {
         if let Some(key) = record.key.filter(|_| !record.pods) {
             self.by_key.insert(key, number);
         }
-        self.by_name
-            .entry(name_of(&record))
-            .or_default()
-            .push(number);
+        let name = name_of(&record);
+        let home_and_name = (name.0.clone(), name.1.clone());
+        let described = self.by_name.entry(name).or_default();
+        if described.is_empty() {
+            *self.namespaces.entry(home_and_name).or_default() += 1;
+        }
+        described.push(number);
         self.list.insert(number, Agent { record, network });
     }
 
@@ -407,6 +456,35 @@ mod tests {
             assert_eq!(agents.of_key(AgentKey(1)), Some(number));
         }
         assert_eq!(agents.take_fresh().len(), 2);
+    }
+
+    #[test]
+    fn one_agent_cannot_use_up_the_namespaces_of_all() {
+        let mut agents = Agents::default();
+        let greedy = agents.number(record(""));
+        for at in 0..MAX_NAMESPACES_OF_AN_AGENT + 10 {
+            agents.within(greedy, &owner(&format!("n{at}")));
+        }
+        assert_eq!(agents.take_fresh().len(), MAX_NAMESPACES_OF_AN_AGENT);
+        assert_eq!(agents.within(greedy, &owner("one-more")), greedy);
+        let mut other = record("");
+        other.info.name = "honest".into();
+        let honest = agents.number(other);
+        assert_ne!(agents.within(honest, &owner("one-more")), honest);
+    }
+
+    #[test]
+    fn heavy_owners_are_forgotten_long_before_they_are_many() {
+        let mut owners = Owners::default();
+        let text = "x".repeat(1 << 20);
+        for at in 0..(MAX_NEW_BYTES >> 20) + 1 {
+            owners.number(&owner(&format!("{text}{at}")));
+        }
+        let kept = owners.number(&owner("kept"));
+        owners.hold(kept);
+        owners.take_fresh();
+        assert_eq!(owners.count(), 1);
+        assert!(owners.find(kept).is_some());
     }
 
     #[test]

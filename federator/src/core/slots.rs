@@ -76,6 +76,8 @@ pub struct Slot {
     pub stored: Stored,
     /// When it came, and the journal's position before the entry that brought it.
     pub came: (i64, u64),
+    /// Of whose share of the memory it takes: the agent's key; 0 for nobody's.
+    pub share: u64,
     used: bool,
 }
 
@@ -111,6 +113,7 @@ impl Slot {
             leaving: false,
             stored: Stored::No,
             came: (i64::MIN, 0),
+            share: 0,
             used: true,
         }
     }
@@ -169,6 +172,8 @@ pub struct Slots {
     list: Vec<Slot>,
     free: Vec<SlotNumber>,
     by_id: HashMap<HalfId, SlotNumber, Mixed>,
+    /// How many are of each share.
+    shares: HashMap<u64, usize, Mixed>,
 }
 
 impl Slots {
@@ -178,12 +183,16 @@ impl Slots {
             list: Vec::new(),
             free: Vec::new(),
             by_id: HashMap::with_hasher(Mixed(seed)),
+            shares: HashMap::with_hasher(Mixed(seed)),
         }
     }
 
     /// Puts a half into memory.
     pub fn add(&mut self, slot: Slot) -> SlotNumber {
         let (id, remote) = (slot.half.id, slot.remote);
+        if slot.share != 0 {
+            *self.shares.entry(slot.share).or_default() += 1;
+        }
         let number = match self.free.pop() {
             Some(number) => {
                 self.list[number as usize] = slot;
@@ -204,6 +213,12 @@ impl Slots {
     pub fn remove(&mut self, number: SlotNumber) {
         let slot = &mut self.list[number as usize];
         slot.used = false;
+        if let Some(count) = self.shares.get_mut(&slot.share) {
+            *count -= 1;
+            if *count == 0 {
+                self.shares.remove(&slot.share);
+            }
+        }
         if !slot.remote {
             self.by_id.remove(&slot.half.id);
         }
@@ -232,6 +247,11 @@ impl Slots {
     /// Halves in memory.
     pub fn count(&self) -> usize {
         self.list.len() - self.free.len()
+    }
+
+    /// Halves in memory of this share.
+    pub fn of_share(&self, share: u64) -> usize {
+        self.shares.get(&share).copied().unwrap_or_default()
     }
 
     /// The slot, if a half is in it.

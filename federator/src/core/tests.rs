@@ -589,3 +589,28 @@ fn udp_and_tcp_on_the_same_ports_are_not_one_connection() {
     core.advance(Timestamp(2_000_000));
     assert_eq!(core.counters().stitched, 0);
 }
+
+#[test]
+fn an_agent_that_floods_leaves_room_for_others() {
+    let mut core = core();
+    let flood = |from: u64, to: u64| {
+        let half = |cookie: u64| half(1, cookie, Role::Client, cookie as u32, HalfState::Open);
+        (from..to).map(half).collect::<Vec<_>>()
+    };
+    let honest = |from: u64, to: u64| {
+        let isn = |cookie: u64| 1_000_000 + cookie as u32;
+        let half = |cookie: u64| half(2, cookie, Role::Server, isn(cookie), HalfState::Open);
+        (from..to).map(half).collect::<Vec<_>>()
+    };
+    batch(&mut core, 1, 1, 1, flood(0, 7_000));
+    assert_eq!(core.counters().share_full, 0, "there is room");
+    batch(&mut core, 2, 1, 2, flood(7_000, 20_000));
+    let counters = core.counters();
+    assert_eq!((counters.share_full, counters.memory_full), (12_500, 0));
+    batch(&mut core, 3, 2, 1, honest(0, 2_500));
+    let counters = core.counters();
+    assert_eq!((counters.share_full, counters.memory_full), (12_500, 0));
+    assert_eq!(core.in_memory(), 10_000);
+    batch(&mut core, 4, 2, 2, honest(2_500, 2_600));
+    assert_eq!(core.counters().memory_full, 100, "then it is full for all");
+}

@@ -102,7 +102,7 @@ impl Enrol {
             identity,
             region: config.region.clone(),
             signing,
-            tokens: Mutex::new(Tokens::open(&config.data_dir)?),
+            tokens: Mutex::new(Tokens::open(&config.data_dir, &config.name)?),
             revoked: Mutex::new(revoked),
             agents,
             counters,
@@ -553,7 +553,10 @@ fn token_refused(error: &TokenRefused) -> QueryError {
         TokenRefused::OtherNode(_) => "weft-agent join --name with that name, or another token",
         TokenRefused::Taken(_) => "weft token create --node NAME makes one for that name",
         TokenRefused::Full | TokenRefused::Disk(_) => "weft health shows the federator's disk",
-        TokenRefused::Unknown | TokenRefused::Expired(_) | TokenRefused::Used => {
+        TokenRefused::Unknown
+        | TokenRefused::Elsewhere(_)
+        | TokenRefused::Expired(_)
+        | TokenRefused::Used => {
             "weft token create makes another one"
         }
     };

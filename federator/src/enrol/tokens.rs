@@ -24,6 +24,8 @@ pub const MAX_TTL_S: u32 = 7 * 86_400;
 #[derive(Debug)]
 pub struct Tokens {
     kept: Kept,
+    /// The federator's name.
+    own: String,
     state: State,
 }
 
@@ -43,6 +45,9 @@ struct Record {
     node: Option<String>,
     expires_at: Timestamp,
     by: String,
+    /// The federator that made it. A copy of the file at another one would spend it twice.
+    #[serde(default)]
+    at: String,
     used: Option<Used>,
 }
 
@@ -60,6 +65,9 @@ pub enum TokenRefused {
         "this federator knows no such token; tokens are known where they were made, until they expire"
     )]
     Unknown,
+    /// Another federator's file was copied.
+    #[error("the token was made by the federator {0:?}, and is spent there only")]
+    Elsewhere(String),
     /// Its time is over.
     #[error("the token expired at {0}")]
     Expired(Timestamp),
@@ -88,11 +96,12 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Tokens {
-    /// Those that are kept.
-    pub fn open(folder: &Path) -> anyhow::Result<Self> {
+    /// Those that are kept, by the federator of this name.
+    pub fn open(folder: &Path, own: &str) -> anyhow::Result<Self> {
         let kept = Kept::at(folder, "tokens.json");
         let state = kept.read()?;
-        Ok(Self { kept, state })
+        let own = own.to_owned();
+        Ok(Self { kept, own, state })
     }
 
     /// A token's secret becomes good.
@@ -113,6 +122,7 @@ impl Tokens {
             node,
             expires_at,
             by,
+            at: self.own.clone(),
             used: None,
         };
         next.tokens.insert(hex(&secret_hash(secret)), record);
@@ -131,6 +141,10 @@ impl Tokens {
     ) -> Result<String, TokenRefused> {
         let hash = hex(&secret_hash(secret));
         let record = self.state.tokens.get(&hash).ok_or(TokenRefused::Unknown)?;
+        // A file from before this was noted names nobody.
+        if !record.at.is_empty() && record.at != self.own {
+            return Err(TokenRefused::Elsewhere(record.at.clone()));
+        }
         if record.expires_at <= now {
             return Err(TokenRefused::Expired(record.expires_at));
         }
@@ -214,12 +228,13 @@ mod tests {
     use weft_transport::token::new_secret;
 
     const NOW: Timestamp = Timestamp(1_000);
+    const OWN: &str = "fed-a";
     const LATER: Timestamp = Timestamp(2_000);
 
     fn made(node: Option<&str>) -> (tempfile::TempDir, Hidden) {
         let dir = tempfile::tempdir().unwrap();
         let secret = new_secret().unwrap();
-        Tokens::open(dir.path())
+        Tokens::open(dir.path(), OWN)
             .unwrap()
             .create(&secret, node.map(str::to_owned), LATER, "alice".into(), NOW)
             .unwrap();
@@ -235,7 +250,7 @@ mod tests {
         let (dir, secret) = made(None);
         let redeem = |wanted: &str, key: u8, now| {
             // Opened anew each time: nothing but the file is there, as after a kill.
-            Tokens::open(dir.path())
+            Tokens::open(dir.path(), OWN)
                 .unwrap()
                 .redeem(&secret, wanted, &[key; 32], now, free)
         };
@@ -252,9 +267,20 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_of_the_file_at_another_federator_lets_in_nobody() {
+        let (dir, secret) = made(None);
+        let redeem = |own: &str| {
+            let mut tokens = Tokens::open(dir.path(), own).unwrap();
+            tokens.redeem(&secret, "n1", &[1; 32], NOW, free)
+        };
+        assert!(matches!(redeem("fed-b"), Err(TokenRefused::Elsewhere(at)) if at == OWN));
+        assert_eq!(redeem(OWN).unwrap(), "n1");
+    }
+
+    #[test]
     fn names_are_bound_or_free() {
         let (dir, bound) = made(Some("n1"));
-        let mut tokens = Tokens::open(dir.path()).unwrap();
+        let mut tokens = Tokens::open(dir.path(), OWN).unwrap();
         let other = tokens.redeem(&bound, "n2", &[1; 32], NOW, free);
         assert!(matches!(other, Err(TokenRefused::OtherNode(_))));
         // Made for that name: also when there is such an agent.
@@ -284,7 +310,11 @@ mod tests {
     #[test]
     fn a_copied_document_of_a_cloud_is_worth_nothing() {
         let (dir, _) = made(None);
-        let claim = |key: u8| Tokens::open(dir.path()).unwrap().claim("i-1", &[key; 32]);
+        let claim = |key: u8| {
+            Tokens::open(dir.path(), OWN)
+                .unwrap()
+                .claim("i-1", &[key; 32])
+        };
         claim(1).unwrap();
         assert!(matches!(claim(2), Err(TokenRefused::Taken(_))));
         claim(1).unwrap();
@@ -293,7 +323,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_did_not_happen() {
         let (dir, secret) = made(None);
-        let mut tokens = Tokens::open(dir.path()).unwrap();
+        let mut tokens = Tokens::open(dir.path(), OWN).unwrap();
         let path = dir.path().to_path_buf();
         drop(dir);
         assert!(!path.exists());

@@ -275,19 +275,16 @@ impl Store {
         }
         appender.flush()?;
         drop(appender);
-        let mut forget = self
-            .connection
-            .prepare("DELETE FROM sequences WHERE agent = ?")?;
-        let mut remember = self
-            .connection
-            .prepare("INSERT INTO sequences VALUES (?, ?, ?, ?, ?, ?, ?)")?;
+        // All at once: of thousands of agents, many have news in every flush.
+        let agents = flush.sequences.iter().map(|(agent, _)| agent.0);
+        self.delete_numbers(agents, "sequences", "agent")?;
+        let mut appender = self.connection.appender("sequences")?;
         let descriptions: HashMap<AgentKey, AgentNumber> =
             flush.descriptions.iter().copied().collect();
         let standings: HashMap<AgentKey, Standing> = flush.standings.iter().copied().collect();
         for (agent, seq) in &flush.sequences {
-            forget.execute(params![agent.0])?;
             let standing = standings.get(agent).copied().unwrap_or_default();
-            remember.execute(params![
+            appender.append_row(params![
                 agent.0,
                 seq,
                 descriptions.get(agent),
@@ -297,6 +294,8 @@ impl Store {
                 standing.gone_before.map(|at| at.0)
             ])?;
         }
+        appender.flush()?;
+        drop(appender);
         self.connection.execute_batch("DELETE FROM held")?;
         let mut appender = self.connection.appender("held")?;
         for id in &flush.held {
@@ -385,15 +384,24 @@ impl Store {
     }
 
     fn delete_ids(&self, ids: &[HalfId], table: &str, column: &str) -> Result<(), StoreError> {
-        if ids.is_empty() {
+        self.delete_numbers(ids.iter().map(|id| id.0), table, column)
+    }
+
+    fn delete_numbers(
+        &self,
+        numbers: impl ExactSizeIterator<Item = u64>,
+        table: &str,
+        column: &str,
+    ) -> Result<(), StoreError> {
+        if numbers.len() == 0 {
             return Ok(());
         }
         self.connection.execute_batch("DELETE FROM replaced_ids")?;
         let mut appender =
             self.connection
                 .appender_to_catalog_and_db("replaced_ids", "temp", "main")?;
-        for id in ids {
-            appender.append_row(params![id.0])?;
+        for number in numbers {
+            appender.append_row(params![number])?;
         }
         appender.flush()?;
         drop(appender);

@@ -70,6 +70,20 @@ pub(super) struct Outline<'a> {
     pub(super) rest: &'a [u8],
 }
 
+/// Bytes that the compressed parts of a batch, of halves or of lookups, have when unpacked; 0 of what is none.
+pub fn unpacked_bytes(bytes: &[u8]) -> usize {
+    let mut cursor = Cursor(bytes);
+    let mut sum = || {
+        cursor.byte()?;
+        let _rows = cursor.varint()?;
+        let owners = cursor.count("bytes after decompression", MAX_PLAIN_BYTES)?;
+        let _compressed = cursor.varint()?;
+        let dictionaries = cursor.count("bytes after decompression", MAX_PLAIN_BYTES)?;
+        Ok::<_, BatchError>(owners + dictionaries)
+    };
+    sum().unwrap_or(0)
+}
+
 impl<'a> Outline<'a> {
     /// Of a batch of this version, with at most `most` of what it has.
     pub(super) fn parse(
