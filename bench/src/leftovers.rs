@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ const PINS: &str = "/sys/fs/bpf/weft";
 /// Looks at a cgroup whose processes were killed, and the time between two.
 const LOOKS: u32 = 100;
 const GLANCE: Duration = Duration::from_millis(20);
+
+/// A signal came.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// The name of this run.
 pub fn name() -> String {
@@ -78,6 +82,7 @@ pub fn go_on_signals() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
+            INTERRUPTED.store(true, Ordering::SeqCst);
             eprintln!("interrupted: removing what this run made");
             // What the main thread was making meanwhile is found the second time.
             remove_run(&name());
@@ -86,6 +91,13 @@ pub fn go_on_signals() -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// Does not return when a signal came: what it was cut short in has failed, and the program ends as the signal says.
+pub fn stop_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        thread::park();
+    }
 }
 
 /// Everything whose name `goes`, the processes in it first.

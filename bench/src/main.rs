@@ -122,7 +122,9 @@ fn try_main() -> Result<bool> {
     }
     leftovers::go_on_signals()?;
     leftovers::sweep();
-    let figures = measure(arguments.only.as_deref().unwrap_or_default())?;
+    let figures = measure(arguments.only.as_deref().unwrap_or_default());
+    leftovers::stop_if_interrupted();
+    let figures = figures?;
     print!("{}", figure::table(&figures));
     if let Some(path) = &arguments.json {
         let file =
