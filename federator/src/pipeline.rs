@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use weft_mesh::MeshKey;
+use weft_mesh::{MAX_KEYS, MeshKey};
 use weft_wire::batch::lookups::LookupDecoder;
 use weft_wire::batch::{BatchDecoder, BatchError};
 use weft_wire::control::PeerMessage;
@@ -428,22 +428,46 @@ struct Parts {
     recaller: Recaller,
 }
 
-/// Reads the mesh's key.
+/// After a new key's time the one before it is in use for so long, too: some times what a half waits at most by default.
+const KEY_OVERLAP_US: i64 = 3_600_000_000;
+
+/// Reads the mesh's key, or the keys that follow each other: one to a line, and behind each but the first the time from which on
+/// it is in use, in seconds since 1970.
 pub fn mesh_key(path: &std::path::Path) -> anyhow::Result<MeshKey> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = text.trim();
-    let mut bytes = [0; 32];
-    anyhow::ensure!(
-        text.len() == 64 && text.is_ascii(),
-        "{} does not hold 32 bytes in hexadecimal",
-        path.display()
-    );
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16)
-            .with_context(|| format!("{} does not hold 32 bytes in hexadecimal", path.display()))?;
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let mut keys = Vec::new();
+    for (number, line) in lines.enumerate() {
+        let (key, from) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
+        let from_us = match from.trim() {
+            "" if number == 0 => Some(i64::MIN),
+            from => from
+                .parse::<i64>()
+                .ok()
+                .and_then(|from| from.checked_mul(1_000_000)),
+        };
+        let from_us = from_us.with_context(|| {
+            format!(
+                "{}: the time of key {} is no number of seconds",
+                path.display(),
+                number + 1
+            )
+        })?;
+        keys.push((from_us, key_bytes(path, key)?));
     }
-    Ok(MeshKey::new(bytes))
+    MeshKey::rotating(keys, KEY_OVERLAP_US)
+        .with_context(|| format!("{}: there are to be 1 to {MAX_KEYS} keys", path.display()))
+}
+
+fn key_bytes(path: &std::path::Path, text: &str) -> anyhow::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    let what = || format!("{} does not hold 32 bytes in hexadecimal", path.display());
+    anyhow::ensure!(text.len() == 64 && text.is_ascii(), what());
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).with_context(what)?;
+    }
+    Ok(bytes)
 }
 
 fn core_config(config: &Config) -> anyhow::Result<CoreConfig> {

@@ -101,9 +101,8 @@ impl Recaller {
                 params![from, to],
             )?;
             let wanted = |owners: &_, side: &Side| {
-                search
-                    .routing_key(&self.key, owners, side)
-                    .is_some_and(|key| keys.contains(&key))
+                let known = search.routing_keys(&self.key, owners, side);
+                known.iter().any(|key| keys.contains(key))
             };
             let found = search.select(&rows, true, wanted)?;
             if !self.give(found, take) {
@@ -143,11 +142,9 @@ impl Recaller {
                 rows.iter().map(|row| (row.id(), row.cut_off)).collect();
             let wanted = |owners: &_, side: &Side| {
                 let bits = cut_off.get(&side.half.id).map_or(0, |cut| cut.0);
-                let owner = || {
-                    let key = search.routing_key(&self.key, owners, side)?;
-                    Some(self.members.rendezvous(key))
-                };
-                bits & CutOff::HOME != 0 || owner().is_some_and(|owner| peers.contains(&owner))
+                let known = search.routing_keys(&self.key, owners, side);
+                let mut owners = known.iter().map(|key| self.members.rendezvous(*key));
+                bits & CutOff::HOME != 0 || owners.any(|owner| peers.contains(&owner))
             };
             let found = search.select(&rows, false, wanted)?;
             if !self.give(found, take) {
@@ -252,12 +249,16 @@ impl Search {
             .collect())
     }
 
-    fn routing_key(&self, key: &MeshKey, owners: &Owners, side: &Side) -> Option<u64> {
-        let agent = self.agents.get(&side.agent)?;
+    /// Under each key of the mesh.
+    fn routing_keys(&self, key: &MeshKey, owners: &Owners, side: &Side) -> Vec<u64> {
+        let Some(agent) = self.agents.get(&side.agent) else {
+            return Vec::new();
+        };
         let netns = owners.get(&side.half.owner).map_or(0, |owner| owner.netns);
         let network = network_key(&agent.federator, &agent.info.site);
         let host = host_key(&agent.federator, &agent.info.name, netns);
-        Some(key.keys(&half_view(&side.half, network, host)).routing)
+        let view = half_view(&side.half, network, host);
+        key.all_keys(&view).map(|keys| keys.routing).collect()
     }
 }
 

@@ -125,6 +125,27 @@ impl Asks {
         std::iter::once(&mut self.first).chain(&mut self.second)
     }
 
+    /// Asks its owners.
+    fn offer(&self, acts: &mut VecDeque<Act>) {
+        acts.extend(self.iter().map(|(offer, owner)| Act::Offer(*owner, *offer)));
+    }
+
+    /// Asks them no more. An owner forgets the half under both keys: where one is still asked for, it is to be offered again
+    /// after this.
+    fn withdraw(&self, acts: &mut VecDeque<Act>) {
+        let owners = self.iter().map(|(_, owner)| *owner);
+        let mut owners: Vec<HomeIndex> = owners.collect();
+        owners.dedup();
+        let handle = self.handle();
+        acts.extend(owners.into_iter().map(|owner| Act::Withdraw(owner, handle)));
+    }
+
+    /// How many have another owner there.
+    fn moved_to(&self, now: &Self) -> usize {
+        let owners = self.iter().zip(now.iter());
+        owners.filter(|((_, was), (_, is))| was != is).count()
+    }
+
     /// The same under all keys.
     fn handle(&self) -> Handle {
         self.first.0.handle
@@ -229,10 +250,7 @@ impl Home {
         };
         self.counters.offered += 1;
         half.held_back = false;
-        let asks = half.asks;
-        for (offer, owner) in asks.iter() {
-            self.acts.push_back(Act::Offer(*owner, *offer));
-        }
+        half.asks.offer(&mut self.acts);
         self.refile(id, [None; 3]);
     }
 
@@ -454,20 +472,19 @@ impl Home {
             let Some(half) = self.halves.get_mut(&id).filter(|half| !half.done) else {
                 continue;
             };
-            let (before, asked) = (half.concerned(), half.is_asked());
-            let mut moved = 0;
+            let (before, asked, was) = (half.concerned(), half.is_asked(), half.asks);
             for (offer, owner) in half.asks.iter_mut() {
-                let to = if less.contains(owner) {
+                *owner = if less.contains(owner) {
                     members.rendezvous(offer.routing_key)
                 } else {
                     members.better_of(offer.routing_key, *owner, more)
                 };
-                let from = std::mem::replace(owner, to);
-                if from != to && asked {
-                    self.acts.push_back(Act::Withdraw(from, offer.handle));
-                    self.acts.push_back(Act::Offer(to, *offer));
-                    moved += 1;
-                }
+            }
+            // What nobody is asked about moves without a word.
+            let moved = if asked { was.moved_to(&half.asks) } else { 0 };
+            if moved > 0 {
+                was.withdraw(&mut self.acts);
+                half.asks.offer(&mut self.acts);
             }
             if half.concerned() != before {
                 self.refile(HalfId(id), before);
@@ -654,11 +671,7 @@ impl Home {
                 // An owner that has found the pair need not be told that it was right; one that has paired in part may have
                 // taken them for each other's.
                 if !std::mem::replace(&mut link.joined, true) && in_part {
-                    let (asks, acts) = (half.asks, &mut self.acts);
-                    acts.extend(
-                        asks.iter()
-                            .map(|(offer, owner)| Act::Withdraw(*owner, offer.handle)),
-                    );
+                    half.asks.withdraw(&mut self.acts);
                 }
                 if again {
                     // They may have had our card too early to make use of it.
@@ -723,10 +736,8 @@ impl Home {
         half.link = None;
         let asks = half.asks;
         self.refile(id, before);
-        for (offer, owner) in asks.iter() {
-            self.acts.push_back(Act::Withdraw(*owner, offer.handle));
-            self.acts.push_back(Act::Offer(*owner, *offer));
-        }
+        asks.withdraw(&mut self.acts);
+        asks.offer(&mut self.acts);
     }
 
     fn undo(&mut self, id: HalfId) {
@@ -743,9 +754,7 @@ impl Home {
         self.handles.remove(&half.asks.handle().0);
         self.refile(id, half.concerned());
         if !half.done && !half.held_back {
-            for (offer, owner) in half.asks.iter() {
-                self.acts.push_back(Act::Withdraw(*owner, offer.handle));
-            }
+            half.asks.withdraw(&mut self.acts);
         }
     }
 }

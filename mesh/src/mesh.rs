@@ -16,6 +16,7 @@ use crate::home::{Act, Asks, Home, HomeCounters, Link, Withdrawn};
 use crate::keys::{Keys, MeshKey, handle};
 use crate::members::Members;
 use crate::owner::{HomeIndex, KeptOffer, Limits, Owner, OwnerCounters, Word};
+use crate::policy::KeepHome;
 use crate::summary::{Others, Own};
 
 /// How a [`Mesh`] is set. The same on all federators, but for `name` and the limits.
@@ -40,6 +41,9 @@ pub struct Config {
     pub max_offers: usize,
     /// Of these, from one home.
     pub max_offers_per_home: usize,
+    /// Whether homes find pairs among their own halves, so that an owner need not, and must not: a home that has both and did not
+    /// pair them has a reason.
+    pub stitched_at_home: bool,
     /// Own halves given to the mesh and not yet done; about 170 bytes each. Beyond it [`Mesh::offer`] refuses.
     pub max_halves: usize,
 }
@@ -202,6 +206,7 @@ pub struct Mesh {
     ready: BTreeSet<HomeIndex>,
     /// Peers for which something waits for company, by when it is to be sent.
     gathering: BTreeSet<(i64, HomeIndex)>,
+    keep_home: KeepHome,
     /// The clock is ahead of `now` by the time in which the program was down.
     slept_us: i64,
     effects: VecDeque<Effect>,
@@ -221,6 +226,7 @@ impl Mesh {
             partial_delay_us: config.partial_delay_us,
             max_offers: config.max_offers,
             max_offers_per_home: config.max_offers_per_home,
+            stitched_at_home: config.stitched_at_home,
         };
         Some(Self {
             name,
@@ -231,6 +237,7 @@ impl Mesh {
             peers: (0..homes).map(|_| Peer::default()).collect(),
             ready: BTreeSet::new(),
             gathering: BTreeSet::new(),
+            keep_home: KeepHome::default(),
             slept_us: 0,
             effects: VecDeque::new(),
             overflowed: 0,
@@ -258,6 +265,11 @@ impl Mesh {
             self.home
                 .restore(self.now, half, asks, finished, peer, link);
         }
+    }
+
+    /// What is told to no other home from here on, not even of the other end of one of its halves.
+    pub fn keep_home(&mut self, what: KeepHome) {
+        self.keep_home = what;
     }
 
     /// What is to be stored with a half; `None` when it has no named partner.
@@ -603,13 +615,15 @@ impl Mesh {
 
     fn write_card(&self, half: HalfId, records: &impl Records) -> Option<(EndpointCard, bool)> {
         let link = self.link(half)?;
+        let mut card = records.card(half)?;
+        self.keep_home.strip(&mut card);
         let Card {
             half: own,
             owner,
             name,
             agent,
             site,
-        } = records.card(half)?;
+        } = card;
         let finished = own.state.finished();
         let card = EndpointCard {
             yours: link.theirs,

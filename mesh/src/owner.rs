@@ -93,6 +93,7 @@ pub(crate) struct Limits {
     pub(crate) partial_delay_us: i64,
     pub(crate) max_offers: usize,
     pub(crate) max_offers_per_home: usize,
+    pub(crate) stitched_at_home: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -441,6 +442,10 @@ impl Owner {
         }
         let [x, y] = same.as_mut_slice() else { return };
         let may = |x: &Entry, y: &Entry| x.free() || x.full_partner() == Some(y.name());
+        if self.limits.stitched_at_home && x.home == y.home {
+            // Their home has both, and has its reasons: another half that is not past its hold, for one.
+            return;
+        }
         if !may(x, y) || !may(y, x) {
             // One of them stands in doubt, or its partner was another handle: what is said stays said.
             return;
@@ -485,6 +490,7 @@ impl Owner {
             return;
         };
         let refused = x.refuses(y.name()) || y.refuses(x.name());
+        let refused = refused || self.limits.stitched_at_home && x.home == y.home;
         if refused
             || !x.waits()
             || !y.waits()

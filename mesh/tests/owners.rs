@@ -53,6 +53,7 @@ fn mesh(peers: &[&str]) -> Mesh {
         expiry_us: 1_000_000_000,
         partial_delay_us: 5_000_000,
         gather_us: 0,
+        stitched_at_home: true,
         max_offers: 10_000,
         max_offers_per_home: 10_000,
         max_halves: 10_000,

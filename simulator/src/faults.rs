@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     },
     Cut(usize, usize),
     Absence(u32),
+    /// One is down for so long.
+    Gone(usize, i64),
 }
 
 impl World {
@@ -53,6 +55,13 @@ impl World {
             self.heal_at = self.split_at + scenario.partition_us;
             self.queue
                 .at(self.split_at, Event::Fault(self.faults.len() as u32 - 1));
+        }
+        if scenario.gone_us > 0 {
+            let fault = Fault::Gone(self.random.below(federators) as usize, scenario.gone_us);
+            self.faults.push(fault);
+            let number = self.faults.len() as u32 - 1;
+            self.queue
+                .at(30 * SECOND + scenario.load_us / 3, Event::Fault(number));
         }
         for _ in 0..scenario.cuts {
             let (one, other) = (self.random.below(federators), self.random.below(federators));
@@ -104,6 +113,10 @@ impl World {
                 self.severed(one, other, until);
                 self.queue.at(until, Event::Repair(number));
             }
+            Fault::Gone(home, lasts) => {
+                self.crash(home, now + lasts);
+                self.queue.at(now + lasts, Event::Repair(number));
+            }
             Fault::Absence(agent) => {
                 let until = now + self.random.below(ABSENT_US) as i64;
                 self.agent_lost(agent, until);
@@ -113,7 +126,7 @@ impl World {
 
     pub(crate) fn goes_right(&mut self, number: u32) {
         self.links.mend(self.queue.now());
-        if let Fault::Crash(home) = self.faults[number as usize] {
+        if let Fault::Crash(home) | Fault::Gone(home, _) = self.faults[number as usize] {
             self.restart(home);
         }
     }

@@ -9,20 +9,19 @@ use weft_wire::{AgentKey, HalfBatch, Timestamp};
 
 use crate::Breakage;
 use crate::agents::Agent;
-use crate::clock::Clock;
+use crate::clock::{Clock, EPOCH_US};
 use crate::core::{Contact, Core, CoreConfig, Input, Told};
 use crate::queue::Event;
 use crate::record::Flush;
-use crate::scenario::{MILLI, SECOND, Scenario};
+use crate::scenario::{MILLI, Rotation, SECOND, Scenario};
 use crate::store::Stored;
+use crate::truth::{addresses_of, of_cookie};
 use crate::world::World;
 
-/// How often time is told to a core while there is something to do.
-const TICK_US: i64 = 20 * MILLI;
-/// How often otherwise.
+/// Time is told to a core when it has something to do, and not more often than this, as its thread does.
+const TICK_US: i64 = 10 * MILLI;
+/// At least so often.
 const IDLE_TICK_US: i64 = SECOND;
-/// A core without news for so long has nothing to do but to wait.
-const BUSY_US: i64 = 3 * SECOND;
 /// How often the store is given what changed.
 const FLUSH_US: i64 = 500 * MILLI;
 /// How long it takes.
@@ -60,7 +59,8 @@ pub(crate) struct Home {
     journal: VecDeque<(u64, Timestamp, Input)>,
     pub(crate) stored: Stored,
     committing: Option<Flush>,
-    last_news: i64,
+    /// When time is told to the core next; counts those that are to come, of which only the last does.
+    tick: (i64, u32),
 }
 
 impl Home {
@@ -74,14 +74,15 @@ impl Home {
             syncing: false,
             position: 0,
             journal: VecDeque::new(),
-            stored: Stored::new(scenario.crashes > 0),
+            stored: Stored::new(scenario.is_durable()),
             committing: None,
-            last_news: 0,
+            tick: (0, 0),
         };
-        home.core = Some(Box::new(Core::new(
-            config(number, scenario),
-            home.stored.load(None),
-        )));
+        let mut core = Core::new(config(number, scenario), home.stored.load(None));
+        if scenario.summaries {
+            core.vouch(&addresses_of(number));
+        }
+        home.core = Some(Box::new(core));
         home
     }
 
@@ -120,8 +121,20 @@ fn config(number: usize, scenario: &Scenario) -> CoreConfig {
         expiry_us: scenario.expiry_us,
         max_open: scenario.room(),
         seed: scenario.seed,
-        mesh: Some((peers, MeshKey::new([9; 32]))),
+        mesh: Some((peers, key(number, scenario))),
     }
+}
+
+/// The mesh's key as a federator has it.
+fn key(number: usize, scenario: &Scenario) -> MeshKey {
+    let first = (i64::MIN, [9; 32]);
+    let second = (EPOCH_US + scenario.load_us / 2, [10; 32]);
+    let (keys, overlap_us) = match scenario.rotation {
+        Rotation::Together => (vec![first, second], scenario.expiry_us + 60 * SECOND),
+        Rotation::Apart if number % 3 != 2 => (vec![first, second], i64::MAX),
+        Rotation::None | Rotation::Apart => (vec![first], 0),
+    };
+    MeshKey::rotating(keys, overlap_us).unwrap_or_else(|| MeshKey::new([9; 32]))
 }
 
 impl World {
@@ -147,9 +160,11 @@ impl World {
             return;
         }
         home.syncing = false;
-        let now = self.queue.now();
-        home.last_news = now;
         let inbox = std::mem::take(&mut home.inbox);
+        let at = home.clock.reads(self.queue.now());
+        if let Some(core) = &mut home.core {
+            core.advance(at);
+        }
         // The last message of each session: one acknowledgement is enough.
         let mut heard: Vec<(u16, u32, u64)> = Vec::new();
         for incoming in inbox {
@@ -207,6 +222,28 @@ impl World {
         for (peer, session, seq) in heard {
             self.acknowledge(number, peer as usize, session, seq);
         }
+        self.tick_when_due(number);
+    }
+
+    /// Lets time be told to a core when it has something to do, if that is sooner than it would be.
+    fn tick_when_due(&mut self, number: usize) {
+        let now = self.queue.now();
+        let home = &mut self.homes[number];
+        let Some(core) = &home.core else { return };
+        let due = core.next_timer().map_or(i64::MAX, |at| at.0);
+        let pause = due.saturating_sub(home.clock.reads(now).0);
+        let at = now + pause.clamp(TICK_US, IDLE_TICK_US);
+        let (planned, tick) = home.tick;
+        if planned <= now || at < planned {
+            home.tick = (at, tick + 1);
+            let (number, run) = (number as u16, home.run);
+            let event = Event::Tick {
+                home: number,
+                run,
+                tick: tick + 1,
+            };
+            self.queue.at(at, event);
+        }
     }
 
     fn heard(&mut self, number: usize, from: usize, message: PeerMessage) {
@@ -222,7 +259,7 @@ impl World {
         }
         let peer = name_of(from);
         match message {
-            PeerMessage::Offers(_) | PeerMessage::Withdraw(_) => {
+            PeerMessage::Offers(_) | PeerMessage::Withdraw(_) | PeerMessage::Summary(_) => {
                 if let Some(core) = &mut self.homes[number].core {
                     core.contact(&Contact::Said { peer, message });
                 }
@@ -232,7 +269,7 @@ impl World {
     }
 
     fn apply(&mut self, number: usize, input: Input) {
-        let (now, journalled) = (self.queue.now(), self.scenario.crashes > 0);
+        let (now, journalled) = (self.queue.now(), self.scenario.is_durable());
         let lost = matches!(
             &input,
             Input::Peer {
@@ -253,28 +290,19 @@ impl World {
         }
     }
 
-    pub(crate) fn tick(&mut self, number: usize, run: u32) {
+    pub(crate) fn tick(&mut self, number: usize, run: u32, tick: u32) {
         let now = self.queue.now();
         let home = &mut self.homes[number];
-        if home.run != run {
+        if home.run != run || home.tick.1 != tick {
             return;
         }
         let at = home.clock.reads(now);
         let Some(core) = &mut home.core else { return };
         core.advance(at);
-        let busy = now - home.last_news < BUSY_US || self.restless;
-        let (waiting, event) = (
-            core.waiting(),
-            Event::Tick {
-                home: number as u16,
-                run,
-            },
-        );
         self.outcome
-            .saw(core.in_memory(), waiting, core.mesh_counters());
-        self.queue
-            .after(if busy { TICK_US } else { IDLE_TICK_US }, event);
+            .saw(core.in_memory(), core.waiting(), core.mesh_counters());
         self.speak(number);
+        self.tick_when_due(number);
     }
 
     pub(crate) fn flush(&mut self, number: usize, run: u32) {
@@ -335,6 +363,7 @@ impl World {
 
     fn store(&mut self, number: usize, flush: Flush) {
         let keep_above = flush.position.min(flush.held_from);
+        self.note_held_back(number, &flush);
         let now = self.queue.now();
         let World {
             homes,
@@ -362,6 +391,18 @@ impl World {
         }
         if let Some(core) = &mut home.core {
             core.reuse(flush.rows);
+        }
+    }
+
+    fn note_held_back(&mut self, number: usize, flush: &Flush) {
+        let World { homes, truth, .. } = self;
+        let Some(core) = homes[number].core.as_ref() else {
+            return;
+        };
+        let alone = flush.rows.iter().filter(|row| row.joined.is_none());
+        for side in alone.flat_map(|row| row.sides()) {
+            let (connection, end) = of_cookie(side.half.cookie);
+            truth[connection].ends[end].held_back |= core.is_held_back(side.half.id);
         }
     }
 
@@ -435,6 +476,9 @@ impl World {
         core.apply(home.position, at, Input::Start { down_us });
         core.advance(at);
         core.forget_delays();
+        if self.scenario.summaries {
+            core.vouch(&addresses_of(number));
+        }
         while core.poll_told().is_some() {}
         home.core = Some(Box::new(core));
         self.start(number);
@@ -443,10 +487,10 @@ impl World {
     /// Lets a federator's clockwork run, and dial.
     pub(crate) fn start(&mut self, number: usize) {
         let (home, run) = (number as u16, self.homes[number].run);
-        self.homes[number].last_news = self.queue.now();
         self.member_starts(number);
         let phase = self.random.below(TICK_US as u64) as i64;
-        self.queue.after(phase, Event::Tick { home, run });
+        self.homes[number].tick.0 = 0;
+        self.tick_when_due(number);
         self.queue
             .after(FLUSH_US / 2 + phase, Event::Flush { home, run });
         self.dial_all(number);

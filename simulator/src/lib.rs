@@ -40,5 +40,5 @@ pub mod breakage;
 
 pub use breakage::Breakage;
 pub use outcome::{Outcome, Violation};
-pub use scenario::Scenario;
+pub use scenario::{Rotation, Scenario};
 pub use world::run;

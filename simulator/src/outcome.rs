@@ -48,12 +48,12 @@ pub struct Outcome {
     pub joined: u64,
     /// Where evidence is thin: rightly joined, of so many.
     pub maybe: (u64, u64),
-    /// Offers, withdrawals, notices, cards, doubts, others: messages.
-    pub messages: [u64; 6],
+    /// Offers, withdrawals, notices, cards, doubts, recalls, summaries: messages.
+    pub messages: [u64; 7],
     /// The same: items in them.
-    pub items: [u64; 6],
+    pub items: [u64; 7],
     /// The same: bytes, encoded and framed.
-    pub bytes: [u64; 6],
+    pub bytes: [u64; 7],
     /// Acknowledgements between federators.
     pub acknowledgements: u64,
     /// From when both homes know their halves until both have joined them, sorted, in microseconds.
@@ -72,6 +72,14 @@ pub struct Outcome {
     pub owner_changes: u64,
     /// Offers made again because their owner changed, by all federators.
     pub reoffered: u64,
+    /// Halves that owners were asked about.
+    pub offered: u64,
+    /// Halves that nobody was asked about, because their peers' addresses are nobody's.
+    pub held_back: u64,
+    /// Of these, such as were offered after all.
+    pub released: u64,
+    /// Of these, such as another federator has the other end of.
+    pub wrongly_held_back: u64,
     /// Crashes.
     pub crashes: u64,
     /// Events of the simulation.
@@ -95,7 +103,8 @@ impl Outcome {
             PeerMessage::Matched(items) => (2, items.len()),
             PeerMessage::Cards(items) => (3, items.len()),
             PeerMessage::Ambiguous(items) => (4, items.len()),
-            _ => (5, 1),
+            PeerMessage::Recall(items) => (5, items.len()),
+            PeerMessage::Summary(_) => (6, 1),
         };
         self.messages[kind] += 1;
         self.items[kind] += items as u64;
@@ -119,14 +128,20 @@ impl Outcome {
             .unwrap_or(0)
     }
 
-    /// Messages between federators, without acknowledgements, for each half that the other end of is elsewhere.
+    /// Messages between federators about halves, for each half; without acknowledgements and summaries.
     pub fn messages_per_half(&self) -> f64 {
-        self.messages.iter().sum::<u64>() as f64 / self.halves.max(1) as f64
+        self.messages[..6].iter().sum::<u64>() as f64 / self.halves.max(1) as f64
     }
 
-    /// Bytes between federators for each half.
+    /// Bytes between federators about halves, for each half.
     pub fn bytes_per_half(&self) -> f64 {
-        self.bytes.iter().sum::<u64>() as f64 / self.halves.max(1) as f64
+        self.bytes[..6].iter().sum::<u64>() as f64 / self.halves.max(1) as f64
+    }
+
+    /// What was said about halves, for each half: offers, withdrawals, notices, cards, doubts and recalls, however many to a
+    /// message.
+    pub fn items_per_half(&self) -> f64 {
+        self.items[..6].iter().sum::<u64>() as f64 / self.halves.max(1) as f64
     }
 
     /// Whether everything held.

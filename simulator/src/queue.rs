@@ -21,7 +21,7 @@ pub(crate) enum Event {
     /// A federator's journal is durable: what came since is applied.
     Sync { home: u16, run: u32 },
     /// Time passes for a federator.
-    Tick { home: u16, run: u32 },
+    Tick { home: u16, run: u32, tick: u32 },
     /// A federator gives its store what changed.
     Flush { home: u16, run: u32 },
     /// The store has it.

@@ -66,13 +66,33 @@ pub struct Scenario {
     pub absences: usize,
     /// Federators find each other, and owners follow from that; else all own offers at all times.
     pub membership: bool,
+    /// One federator goes for so long, from a third of the load's time on; 0: none.
+    pub gone_us: i64,
+    /// Federators say behind which addresses their endpoints are.
+    pub summaries: bool,
+    /// The mesh gets a new key in the middle of the load.
+    pub rotation: Rotation,
+    /// One of many small worlds, that its seed says everything of.
+    pub small: bool,
     /// What is broken on purpose.
     pub breakage: Option<Breakage>,
 }
 
+/// How the mesh's key changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rotation {
+    /// It does not.
+    #[default]
+    None,
+    /// All have the new one in time, and the old one is given up at last.
+    Together,
+    /// Each third federator has the old one only, for as long as both are in use.
+    Apart,
+}
+
 impl Scenario {
     /// Names that [`Self::named`] knows.
-    pub const NAMES: [&'static str; 3] = ["calm", "split", "chaos"];
+    pub const NAMES: [&'static str; 4] = ["calm", "change", "split", "chaos"];
 
     /// No faults but the usual loss and clocks that are off.
     pub fn calm(seed: u64, federators: usize, agents: usize) -> Self {
@@ -105,7 +125,39 @@ impl Scenario {
             cuts: 0,
             absences: 0,
             membership: true,
+            gone_us: 0,
+            summaries: true,
+            rotation: Rotation::None,
+            small: false,
             breakage: None,
+        }
+    }
+
+    /// One federator is down for half a minute.
+    pub fn change(seed: u64, federators: usize, agents: usize) -> Self {
+        Self {
+            name: "change",
+            gone_us: 30 * SECOND,
+            // What comes from a store after a crash has its times as the agent told them.
+            agent_skew_us: 300 * MILLI,
+            ..Self::calm(seed, federators, agents)
+        }
+    }
+
+    /// A small world of chaos; in some the mesh's key changes, federators say where their endpoints are, or all own offers at all
+    /// times. Without membership that is quicker, and another thing that must work.
+    pub fn small(seed: u64) -> Self {
+        Self {
+            membership: seed.is_multiple_of(2),
+            summaries: seed / 2 % 2 == 0,
+            rotation: [
+                Rotation::None,
+                Rotation::Together,
+                Rotation::None,
+                Rotation::Apart,
+            ][(seed / 4 % 4) as usize],
+            small: true,
+            ..Self::chaos(seed, 2 + (seed % 5) as usize, 20)
         }
     }
 
@@ -113,8 +165,9 @@ impl Scenario {
     pub fn split(seed: u64, federators: usize, agents: usize) -> Self {
         Self {
             name: "split",
-            load_us: 900 * SECOND,
-            expiry_us: 1200 * SECOND,
+            connections: 5.0,
+            load_us: 720 * SECOND,
+            expiry_us: 720 * SECOND,
             partition_us: 600 * SECOND,
             split_percent: 33,
             ..Self::calm(seed, federators, agents)
@@ -147,10 +200,16 @@ impl Scenario {
     pub fn named(name: &str, seed: u64, federators: usize, agents: usize) -> Option<Self> {
         match name {
             "calm" => Some(Self::calm(seed, federators, agents)),
+            "change" => Some(Self::change(seed, federators, agents)),
             "split" => Some(Self::split(seed, federators, agents)),
             "chaos" => Some(Self::chaos(seed, federators, agents)),
             _ => None,
         }
+    }
+
+    /// Whether journals and stores will be read again.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.crashes > 0 || self.gone_us > 0
     }
 
     /// How to run it again.
@@ -162,6 +221,9 @@ impl Scenario {
             agents,
             ..
         } = self;
+        if self.small {
+            return format!("cargo xtask simulate --seeds {seed}..{}", seed + 1);
+        }
         format!(
             "cargo xtask simulate --scenario {name} --federators {federators} --agents {agents} --seed {seed}"
         )

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use weft_wire::control::Prefix;
 use weft_wire::model::mix64;
 use weft_wire::query::Unmatched;
 use weft_wire::testing::Random;
@@ -118,6 +119,8 @@ pub(crate) struct End {
     /// Rows of its home's store that it is in.
     pub(crate) rows: u8,
     pub(crate) standing: Standing,
+    /// Its home asked nobody about it when it wrote it.
+    pub(crate) held_back: bool,
     /// When its home knew of it first.
     pub(crate) arrived_at: i64,
     /// When its home heard from the other end's home first.
@@ -135,6 +138,7 @@ impl End {
             other_closed: false,
             rows: 0,
             standing: Standing::Absent,
+            held_back: false,
             arrived_at: NEVER,
             card_at: NEVER,
             joined_at: NEVER,
@@ -266,6 +270,30 @@ const CROSS: [Kind; 12] = [
     Kind::Greeting,
 ];
 const ALONE: [Kind; 5] = [Kind::Out, Kind::Out, Kind::In, Kind::In, Kind::Refused];
+/// First bytes of the addresses of nodes, load balancers and NAT gateways.
+const PUBLIC: u32 = 40;
+const SERVICES: u32 = 30;
+const GATEWAYS: u32 = 20;
+/// Public addresses of a region's nodes have so many bits in common behind these.
+const REGION_BITS: u32 = 14;
+
+/// Behind which addresses the endpoints of a region appear to others.
+pub(crate) fn addresses_of(region: usize) -> Vec<Prefix> {
+    let region = region as u32;
+    let six = Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(region) << 64);
+    [
+        (
+            v4(PUBLIC << 24 | region << REGION_BITS),
+            32 - REGION_BITS as u8,
+        ),
+        (v4(SERVICES << 24 | region), 32),
+        (v4(GATEWAYS << 24 | region * 4), 30),
+        (IpAddr::V6(six), 64),
+    ]
+    .map(|(address, length)| Prefix { address, length })
+    .to_vec()
+}
+
 /// Of so many crossing connections one has another's ISN.
 const ONE_TWIN_OF: u64 = 500;
 
@@ -413,8 +441,11 @@ impl Source {
         let regions = self.federators;
         // Every region uses the same private addresses.
         let private = |agent: u64| v4((10 << 24) | ((agent / regions) as u32 + 1));
-        let public = |agent: u64| v4(40 << 24 | (agent % (1 << 24)) as u32);
-        let service = |agent: u64| v4(30 << 24 | (agent % regions) as u32);
+        let public = |agent: u64| {
+            let (region, number) = ((agent % regions) as u32, (agent / regions) as u32);
+            v4(PUBLIC << 24 | (region << REGION_BITS | number % (1 << REGION_BITS)) & 0x00ff_ffff)
+        };
+        let service = |agent: u64| v4(SERVICES << 24 | (agent % regions) as u32);
         let six = |agent: u64| {
             IpAddr::V6(Ipv6Addr::from_bits(
                 0x2001_0db8 << 96
@@ -423,7 +454,7 @@ impl Source {
             ))
         };
         let gateway =
-            v4((20 << 24) | ((client % regions) as u32 * 4 + self.random.below(4) as u32));
+            v4((GATEWAYS << 24) | ((client % regions) as u32 * 4 + self.random.below(4) as u32));
         let stranger =
             v4((150 + self.random.below(40) as u32) << 24 | self.random.below(1 << 16) as u32);
         let count = self.ports;

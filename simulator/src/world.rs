@@ -39,8 +39,6 @@ pub struct World {
     source: Source,
     pub(crate) split_at: i64,
     pub(crate) heal_at: i64,
-    /// Every federator is busy, whatever it thinks.
-    pub(crate) restless: bool,
     pub(crate) outcome: Outcome,
 }
 
@@ -84,7 +82,6 @@ impl World {
             source: Source::new(scenario, source),
             split_at: NEVER,
             heal_at: NEVER,
-            restless: false,
             outcome: Outcome::default(),
             scenario: scenario.clone(),
             random,
@@ -103,8 +100,12 @@ impl World {
         self.work(settled + self.scenario.expiry_us + SETTLE_US);
         (0..self.homes.len()).for_each(|home| self.store_all(home));
         let cores = self.homes.iter().filter_map(|home| home.core.as_ref());
-        let meshes = cores.filter_map(|core| core.mesh_counters());
-        self.outcome.reoffered = meshes.map(|mesh| mesh.home.reoffered).sum();
+        for mesh in cores.filter_map(|core| core.mesh_counters()) {
+            self.outcome.reoffered += mesh.home.reoffered;
+            self.outcome.offered += mesh.home.offered - mesh.home.released;
+            self.outcome.held_back += mesh.home.held_back;
+            self.outcome.released += mesh.home.released;
+        }
         self.judge();
         self.outcome.events = self.queue.count();
         self.outcome.time_us = self.queue.now();
@@ -134,7 +135,7 @@ impl World {
             Event::Batch(parcel) => self.batch_arrives(parcel),
             Event::BatchAcked { agent, seq } => self.batch_acked(agent, seq),
             Event::Sync { home, run } => self.synced(home.into(), run),
-            Event::Tick { home, run } => self.tick(home.into(), run),
+            Event::Tick { home, run, tick } => self.tick(home.into(), run, tick),
             Event::Flush { home, run } => self.flush(home.into(), run),
             Event::Commit { home, run } => self.commit(home.into(), run),
             Event::Dial { from, to, run } => self.dial(from.into(), to.into(), run),
@@ -291,6 +292,8 @@ impl World {
             return;
         }
         self.outcome.crossing += 2;
+        let wrongly = connection.ends.iter().filter(|end| end.held_back).count();
+        self.outcome.wrongly_held_back += wrongly as u64;
         self.outcome.joined += u64::from(joined);
         let (known, told) = (
             client.arrived_at.max(server.arrived_at),

@@ -1,8 +1,8 @@
 //! The core's side of the mesh: halves without partner are offered, and other homes' cards become the other ends.
 
-use weft_mesh::{Card, Config, Effect, Link, Members, Mesh, Records, Withdrawn};
+use weft_mesh::{Card, Config, Effect, KeepHome, Link, Members, Mesh, Records, Withdrawn};
 use weft_stitching::{HalfView, Verdict};
-use weft_wire::control::{EndpointCard, PeerMessage};
+use weft_wire::control::{EndpointCard, PeerMessage, Prefix};
 use weft_wire::query::Unmatched;
 use weft_wire::{AgentInfo, Half, HalfId, Timestamp};
 
@@ -92,6 +92,7 @@ pub(super) fn mesh(config: &CoreConfig) -> Option<Mesh> {
         expiry_us: config.expiry_us,
         partial_delay_us: PARTIAL_DELAY_US,
         gather_us: GATHER_US,
+        stitched_at_home: true,
         max_offers,
         max_offers_per_home: config.max_open,
         max_halves: config.max_open,
@@ -163,6 +164,27 @@ impl Core {
             (Some(mesh), Contact::Acked { peer, seq }) => mesh.acked(now, peer, *seq),
         }
         self.converse();
+    }
+
+    /// Our endpoints appear to others behind these public addresses and no others; adds to what was said before.
+    pub fn vouch(&mut self, prefixes: &[Prefix]) {
+        if let Some(mesh) = &mut self.mesh {
+            mesh.vouch(prefixes);
+        }
+        self.converse();
+    }
+
+    /// What is told to no other home; to be said before any session.
+    pub fn keep_home(&mut self, what: KeepHome) {
+        if let Some(mesh) = &mut self.mesh {
+            mesh.keep_home(what);
+        }
+    }
+
+    /// Whether nobody is asked about this half, because its peer's address is nobody's.
+    pub fn is_held_back(&self, half: HalfId) -> bool {
+        let mesh = self.mesh.as_ref();
+        mesh.is_some_and(|mesh| mesh.is_held_back(half))
     }
 
     /// What a peer has to be told next.

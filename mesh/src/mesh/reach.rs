@@ -73,6 +73,11 @@ impl Mesh {
         }
     }
 
+    /// Whether nobody is asked about a half, because its peer's address is nobody's.
+    pub fn is_held_back(&self, half: HalfId) -> bool {
+        self.home.is_held_back(half)
+    }
+
     /// Our endpoints appear behind these public addresses, and behind no others: those of hosts, NAT gateways and load balancers.
     /// Adds to what was said before.
     pub fn vouch(&mut self, prefixes: &[Prefix]) {

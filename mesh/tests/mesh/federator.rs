@@ -25,6 +25,7 @@ pub(crate) fn config(name: &str, members: &[&str], room: usize) -> Config {
         expiry_us: EXPIRY,
         partial_delay_us: 5 * SECOND,
         gather_us: 0,
+        stitched_at_home: false,
         max_offers: room,
         max_offers_per_home: room,
         max_halves: room,
