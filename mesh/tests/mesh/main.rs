@@ -9,3 +9,6 @@ mod expiry;
 mod federator;
 mod limits;
 mod simulation;
+mod outside;
+mod privacy;
+mod rotation;
