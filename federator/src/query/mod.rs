@@ -211,9 +211,7 @@ impl Queries {
                 self.read(move |db| dns::lookups(db, &filter, limit))
                     .await?
             }
-            Question::Chains { halves } => {
-                self.read(move |db| chains::chains(db, &halves)).await?
-            }
+            Question::Chains { halves } => self.read(move |db| chains::chains(db, &halves)).await?,
             Question::Health | Question::HealthSince { .. } => Answer::default(),
         };
         if let Some(since) = counted_since {

@@ -11,7 +11,8 @@ use weft_wire::{
     Application, DatagramSort, Datagrams, Fingerprint, Half, HalfState, Owner, Protocol, Role,
 };
 
-use crate::world::{Case, LEADER, Packet, World, counter, ip, loopback, myself, pair, patience};
+use crate::packet::Packet;
+use crate::world::{Case, LEADER, World, counter, ip, loopback, myself, pair, patience};
 
 /// All of them.
 pub const ALL: &[Case] = &[

@@ -12,6 +12,7 @@ mod datagrams;
 mod lookups;
 mod losses;
 mod nginx;
+mod packet;
 mod programs;
 mod tls;
 mod world;

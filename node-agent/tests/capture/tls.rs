@@ -112,7 +112,7 @@ fn greeting(world: &mut World, mode: Mode) {
     for (half, owner) in &halves {
         assert_eq!(half.application, Application::Tls);
         assert_eq!(owner.process.as_ref().unwrap().name, "openssl");
-        let named = world.newest_named(half.id);
+        let named = world.named(half.local).map(|(_, name)| name);
         match half.role {
             Role::Server => assert_eq!(named, None, "who is called has no name for the caller"),
             Role::Client => {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -23,8 +22,9 @@ use weft_agent::sink::BatchSink;
 use weft_agent::snapshot::Snapshot;
 use weft_agent::table::{Identity, Table};
 use weft_agent::time;
-use weft_agent_common::{DnsPacket, SocketOwner};
-use weft_wire::{AgentKey, Half, HalfBatch, HalfId, Lookup, LookupBatch, Owner, PeerName};
+use weft_wire::{AgentKey, Half, HalfBatch, Lookup, LookupBatch, Owner, PeerName};
+
+use crate::packet::Packet;
 
 /// A case: its name and what it does.
 pub type Case = (&'static str, fn(&mut World));
@@ -533,14 +533,6 @@ impl World {
         Some((*half, batch.name_of(half)?.clone()))
     }
 
-    /// The name of a connection's peer, by its newest row so far.
-    pub fn newest_named(&mut self, id: HalfId) -> Option<PeerName> {
-        let batches = self.capture().sink().batches.iter();
-        let rows = batches.flat_map(|batch| batch.halves.iter().map(move |half| (half, batch)));
-        let (half, batch) = rows.rev().find(|(half, _)| half.id == id)?;
-        batch.name_of(half).cloned()
-    }
-
     /// Reads the ring once and gives every row so far, one for each update.
     pub fn rows(&mut self) -> Vec<(Half, Owner)> {
         let capture = self.capture();
@@ -668,50 +660,6 @@ pub fn ip(arguments: &[&str]) {
         .status()
         .expect("iproute2 is installed");
     assert!(status.success(), "ip {arguments:?}");
-}
-
-/// A packet of a name server, as its record says.
-#[derive(Debug)]
-pub struct Packet {
-    pub direction: u8,
-    pub protocol: u8,
-    pub tcp_flags: u8,
-    pub length: u32,
-    pub sequence: u32,
-    pub cookie: u64,
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
-    pub pid: u32,
-    pub payload: Vec<u8>,
-}
-
-impl Packet {
-    fn read(bytes: &[u8]) -> Self {
-        let array = |at: usize| -> [u8; 16] { bytes[at..at + 16].try_into().unwrap() };
-        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
-        let half = |at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap());
-        let captured = half(offset_of!(DnsPacket, captured)) as usize;
-        let socket = weft_agent::decode::socket;
-        Self {
-            direction: bytes[offset_of!(DnsPacket, direction)],
-            protocol: bytes[offset_of!(DnsPacket, protocol)],
-            tcp_flags: bytes[offset_of!(DnsPacket, tcp_flags)],
-            length: word(offset_of!(DnsPacket, length)),
-            sequence: word(offset_of!(DnsPacket, sequence)),
-            cookie: u64::from(word(offset_of!(DnsPacket, cookie)))
-                | u64::from(word(offset_of!(DnsPacket, cookie) + 4)) << 32,
-            local: socket(
-                array(offset_of!(DnsPacket, local)),
-                half(offset_of!(DnsPacket, local_port)),
-            ),
-            remote: socket(
-                array(offset_of!(DnsPacket, remote)),
-                half(offset_of!(DnsPacket, remote_port)),
-            ),
-            pid: word(offset_of!(DnsPacket, owner) + offset_of!(SocketOwner, pid)),
-            payload: bytes[size_of::<DnsPacket>()..][..captured].to_vec(),
-        }
-    }
 }
 
 /// A process that uses a socket made by another: its standard input.
