@@ -137,6 +137,7 @@ const PACKAGES: &[Package] = &[
         "lab: a workload with connections that stay open",
     ),
     package(Use::Test, "redis-tools", "lab: its client"),
+    package(Use::Test, "faketime", "lab: certificates that have ended"),
     package(
         Use::Test,
         "haproxy",

@@ -15,11 +15,13 @@ use crate::lab::Lab;
 use crate::net::{self, End};
 
 mod clouds;
+mod regions;
 
 pub use clouds::{
     carrier, demo, destination, hairpin, names, names66, nat66, overlap, relay, syn_proxy,
     two_clouds,
 };
+pub use regions::three;
 
 /// A laid-out network with the places of its hosts and the flows it is for.
 pub struct Topology {

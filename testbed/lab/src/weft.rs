@@ -1,6 +1,8 @@
 //! Weft on a topology: certificates, configurations, daemons that can be killed and started again, and questions.
 //! The daemons and `weft` are the real programs, run as a user would; nothing of Weft is linked into the lab.
 
+mod faults;
+
 use std::env;
 use std::fmt::Write;
 use std::fs;

@@ -6,7 +6,7 @@ use crate::host::{Host, Site};
 use crate::net::{self, End};
 
 /// Source NAT with random ports on everything that leaves by `wan`.
-const MASQUERADE: &str = "table ip weft_snat { chain post { type nat hook postrouting priority srcnat;\n\
+pub(super) const MASQUERADE: &str = "table ip weft_snat { chain post { type nat hook postrouting priority srcnat;\n\
      oifname \"wan\" masquerade fully-random\n } }\n";
 
 /// Two clouds of two hosts behind masquerade, each serving through port forwards of its router (source and destination
@@ -362,7 +362,7 @@ fn behind_carrier(world: &World) -> Result<(Cloud, Host)> {
 }
 
 /// A flow from a host to the public port that `cloud` forwards to one of its nodes.
-fn forwarded(
+pub(super) fn forwarded(
     client: &Node,
     plan: &Plan,
     cloud: &Cloud,
@@ -381,7 +381,7 @@ fn forwarded(
 
 /// Ports 8081 and 8082 of a router lead to port 80 (of UDP too), 6381 and 6382 to redis of its first and second node; port 53 of
 /// the addresses 30 and 31 to their name servers.
-fn forwards(plan: &Plan) -> String {
+pub(super) fn forwards(plan: &Plan) -> String {
     format!(
         "table ip weft_dnat {{ chain pre {{ type nat hook prerouting priority dstnat;\n\
          ip daddr {0}.2 tcp dport 8081 dnat to {1}.2:80\n ip daddr {0}.2 tcp dport 8082 dnat to {1}.3:80\n\
