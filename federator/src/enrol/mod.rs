@@ -556,9 +556,7 @@ fn token_refused(error: &TokenRefused) -> QueryError {
         TokenRefused::Unknown
         | TokenRefused::Elsewhere(_)
         | TokenRefused::Expired(_)
-        | TokenRefused::Used => {
-            "weft token create makes another one"
-        }
+        | TokenRefused::Used => "weft token create makes another one",
     };
     let code = match error {
         TokenRefused::NoName => "E-NAME",

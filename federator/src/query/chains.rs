@@ -322,7 +322,7 @@ fn numbers(db: &Database, sql: &str, values: &[Bound]) -> Result<String, QueryEr
 
 /// Links of several federators: each end is told of by the home of its agent alone.
 pub fn merge(mut links: Vec<ChainLink>) -> Vec<ChainLink> {
-    links.sort_by(|a, b| (a.half, a.confidence).cmp(&(b.half, b.confidence)));
+    links.sort_by_key(|link| (link.half, link.confidence));
     links.dedup_by_key(|link| link.half);
     links
 }

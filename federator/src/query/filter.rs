@@ -319,7 +319,9 @@ fn end_column(end: End, field: EndField) -> Column {
         EndField::Unit => owner_text("unit"),
         // Who was seen and is not known to have escaped has not.
         EndField::Escaped => Column::Word(
-            format!("(CASE WHEN k.{s}_half IS NOT NULL THEN coalesce({s}o.escaped, false)::UTINYINT END)"),
+            format!(
+                "(CASE WHEN k.{s}_half IS NOT NULL THEN coalesce({s}o.escaped, false)::UTINYINT END)"
+            ),
             &["false", "true"],
         ),
         EndField::Address => address("local"),

@@ -3,7 +3,8 @@
 //! A pattern names what holds a secret; its value is replaced by [`CUT`]. Patterns without a space are names, compared with
 //! `*` for anything and without regard to case, `-` and `_` being the same: `NAME=VALUE` and `--NAME=VALUE` lose the
 //! value, `NAME: VALUE` (a header) all that follows, and `--NAME` the next argument. A pattern of two words is a
-//! program and its short option: `mysql -p` cuts `-pVALUE`, `curl -u` cuts `-uVALUE` and the argument after `-u`.
+//! program and an option of it: `mysql -p` cuts `-pVALUE`, `curl -u` cuts `-uVALUE`, `-suVALUE` and the argument after `-u` or
+//! `-su`; `curl --user` cuts `--user=VALUE` and the argument after `--user`.
 //! Passwords in URLs (`scheme://user:password@host`) are always cut.
 //!
 //! This is a sieve, not a proof: a secret that is a bare argument of a program nobody named passes. Where that matters
@@ -40,7 +41,12 @@ pub const DEFAULT_PATTERNS: &[&str] = &[
     "sshpass -p",
     "redis-cli -a",
     "curl -u",
-    "wget -u",
+    "curl -U",
+    "curl --user",
+    "curl --proxy-user",
+    "openssl -pass",
+    "openssl -passin",
+    "openssl -passout",
     "ldap* -w",
     "mongo* -p",
     "sqlcmd -p",
@@ -81,9 +87,9 @@ impl Sieve {
             line.push(' ');
             if std::mem::take(&mut cut_next) {
                 line.push_str(CUT);
-            } else if let Some(option) = options.iter().find(|option| word.starts_with(**option)) {
-                line.push_str(option);
-                if word.len() == option.len() {
+            } else if let Some(end) = options.iter().find_map(|option| ends(&word, option)) {
+                line.push_str(&word[..end]);
+                if word.len() == end {
                     cut_next = true;
                 } else {
                     line.push_str(CUT);
@@ -164,6 +170,29 @@ impl Sieve {
 impl Default for Sieve {
     fn default() -> Self {
         Self::new(DEFAULT_PATTERNS)
+    }
+}
+
+/// Where an option ends in an argument, if it is that option: its value is behind that, or the next argument. A short one may stand
+/// behind others without a value (`-su`); what else then has that letter in it, such as a file's name, is cut too.
+fn ends(word: &str, option: &str) -> Option<usize> {
+    let letter = option.strip_prefix('-').filter(|name| name.len() == 1);
+    match letter {
+        Some(letter) => {
+            let cluster = word
+                .strip_prefix('-')
+                .filter(|rest| !rest.starts_with('-'))?;
+            let before = cluster.find(letter)?;
+            let flags = cluster[..before]
+                .bytes()
+                .all(|byte| byte.is_ascii_alphabetic());
+            flags.then_some(1 + before + letter.len())
+        }
+        None if word == option => Some(word.len()),
+        None => word
+            .strip_prefix(option)
+            .is_some_and(|rest| rest.starts_with('='))
+            .then_some(option.len() + 1),
     }
 }
 
@@ -322,6 +351,18 @@ mod tests {
                 "curl -u *** http://h/",
             ),
             (&["/usr/bin/curl", "-ume:pw"], "/usr/bin/curl -u***"),
+            (
+                &["curl", "--user", "me:pw", "-sSu", "me:pw", "-suyou:pw", "h"],
+                "curl --user *** -sSu *** -su*** h",
+            ),
+            (
+                &["curl", "-o", "out", "--user-agent", "x", "--proxy-user=a:b"],
+                "curl -o out --user-agent x --proxy-user=***",
+            ),
+            (
+                &["openssl", "rsa", "-passin", "pass:x", "-in", "key.pem"],
+                "openssl rsa -passin *** -in key.pem",
+            ),
             (&["mysql", "-phunter2", "-h", "db"], "mysql -p*** -h db"),
             (&["python3", "-pfoo"], "python3 -pfoo"),
             (

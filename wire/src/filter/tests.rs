@@ -119,7 +119,11 @@ fn what_passes() {
             true,
         ),
         ("client.exe is null", true, true),
-        ("client.pod = web-7f9 and client.pod.name ~ web-*", true, true),
+        (
+            "client.pod = web-7f9 and client.pod.name ~ web-*",
+            true,
+            true,
+        ),
         ("server.pod is null", false, true),
         ("client.unit = web.service", true, true),
         ("client.escaped = false", true, true),

@@ -128,9 +128,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("weft-cli", &["weft-transport", "weft-wire"]),
     // The lab judges the programs by what they print, never by their own code.
     ("weft-lab", &[]),
+    // A fleet of agents in one process is made of the agent's own session machine.
     (
         "weft-bench",
-        &["weft-stitching", "weft-transport", "weft-wire"],
+        &[
+            "weft-agent",
+            "weft-stitching",
+            "weft-transport",
+            "weft-wire",
+        ],
     ),
     ("xtask", &[]),
 ];
