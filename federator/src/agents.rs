@@ -15,7 +15,7 @@ use crate::limits::{Budget, Cost, Rates};
 use losses::Losses;
 
 /// Most agents known. When there are as many, those without a session that were heard last the longest ago make room,
-/// [`FORGOTTEN_AT_ONCE`] of them, unless that was within [`RECENT_US`]: then the new one is refused with [`CloseCode::Limit`].
+/// some hundred of them, unless that was within [`RECENT_US`]: then the new one is refused with [`CloseCode::Limit`].
 /// Hosts that come and go, each with a name of its own, so lock nobody out: only so many at a time can.
 pub const MAX_AGENTS: usize = 16_384;
 

@@ -1,6 +1,10 @@
 //! What one agent's key is good for: spoiling that agent's data, and slowing nobody down but its holder. Over real sessions.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 use std::time::Duration;
 

@@ -1,6 +1,10 @@
 //! Times as no clock has them, from an agent to every question: refused where they never were, and harmless everywhere.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 use std::cell::Cell;
 

@@ -149,7 +149,7 @@ impl Scenario {
     pub fn small(seed: u64) -> Self {
         Self {
             membership: seed.is_multiple_of(2),
-            summaries: seed / 2 % 2 == 0,
+            summaries: (seed / 2).is_multiple_of(2),
             rotation: [
                 Rotation::None,
                 Rotation::Together,

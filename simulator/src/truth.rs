@@ -283,7 +283,7 @@ pub(crate) fn addresses_of(region: usize) -> Vec<Prefix> {
     let six = Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(region) << 64);
     [
         (
-            v4(PUBLIC << 24 | region << REGION_BITS),
+            v4((PUBLIC << 24) | (region << REGION_BITS)),
             32 - REGION_BITS as u8,
         ),
         (v4(SERVICES << 24 | region), 32),
@@ -443,7 +443,8 @@ impl Source {
         let private = |agent: u64| v4((10 << 24) | ((agent / regions) as u32 + 1));
         let public = |agent: u64| {
             let (region, number) = ((agent % regions) as u32, (agent / regions) as u32);
-            v4(PUBLIC << 24 | (region << REGION_BITS | number % (1 << REGION_BITS)) & 0x00ff_ffff)
+            v4((PUBLIC << 24)
+                | (((region << REGION_BITS) | (number % (1 << REGION_BITS))) & 0x00ff_ffff))
         };
         let service = |agent: u64| v4(SERVICES << 24 | (agent % regions) as u32);
         let six = |agent: u64| {

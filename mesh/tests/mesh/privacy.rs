@@ -39,12 +39,12 @@ fn bytes(kept: &KeptOffer) -> Vec<u8> {
 
 fn ends(id: u64) -> [std::net::SocketAddr; 2] {
     let port = 20_000 + (id % 20_000) as u16;
-    let client: IpAddr = if id % 2 == 0 {
+    let client: IpAddr = if id.is_multiple_of(2) {
         [10, 77, (id >> 8) as u8, id as u8].into()
     } else {
         format!("2001:db8:77::{id:x}").parse().unwrap()
     };
-    let server: IpAddr = if id % 2 == 0 {
+    let server: IpAddr = if id.is_multiple_of(2) {
         [203, 0, 113, id as u8].into()
     } else {
         format!("2001:db8:99::{id:x}").parse().unwrap()
@@ -61,7 +61,7 @@ fn halves() -> impl Iterator<Item = Half> {
                 server: 0x3b00_0000 + (id as u32) * 104_729,
             },
         };
-        let role = if id % 2 == 0 {
+        let role = if id.is_multiple_of(2) {
             Role::Client
         } else {
             Role::Server

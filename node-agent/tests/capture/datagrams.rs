@@ -11,7 +11,7 @@ use weft_wire::{
     Application, DatagramSort, Datagrams, Fingerprint, Half, HalfState, Owner, Protocol, Role,
 };
 
-use crate::packet::Packet;
+use crate::packet::{Packet, checksum};
 use crate::world::{Case, LEADER, World, counter, ip, loopback, myself, pair, patience};
 
 /// All of them.
@@ -316,25 +316,6 @@ fn extension_headers(world: &mut World) {
     check_pair(&at_client, &at_server);
     check_counts(&at_client.0, (77, 0), (1, 0));
     check_counts(&at_server.0, (0, 77), (0, 1));
-}
-
-/// The checksum of a UDP datagram over IPv6 from an address to itself (RFC 8200, 8.1).
-fn checksum(address: &[u8; 16], udp: &[u8]) -> u16 {
-    let mut bytes = [&address[..], &address[..]].concat();
-    bytes.extend((udp.len() as u32).to_be_bytes());
-    bytes.extend([0, 0, 0, 17]);
-    bytes.extend(udp);
-    if bytes.len() % 2 == 1 {
-        bytes.push(0);
-    }
-    let mut sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 /// The first one is the fingerprint's, whatever follows it.
