@@ -45,6 +45,10 @@ impl Mesh {
             federator.drain().await;
         }
         let (name, address) = &self.addresses[index];
+        // The socket of the one before is closed by a task of its own, a little later.
+        while std::net::UdpSocket::bind(address).is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let peers: Vec<(&str, &str)> = self
             .addresses
             .iter()
