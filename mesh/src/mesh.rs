@@ -35,7 +35,7 @@ pub struct Config {
     /// connection's life, whichever is longer.
     pub partial_delay_us: i64,
     /// How long what somebody waits for may wait for company before it is sent, in microseconds; what nobody waits for waits
-    /// [`UNHURRIED`](outbox::UNHURRIED) times as long. A match is late by up to three times this. 0: nothing waits.
+    /// some times as long (`outbox::UNHURRIED`). A match is late by up to three times this. 0: nothing waits.
     pub gather_us: i64,
     /// Offers kept as owner; about 170 bytes each. Beyond it offers are refused, and their halves find no partner.
     pub max_offers: usize,

@@ -286,8 +286,8 @@ pub(crate) fn addresses_of(region: usize) -> Vec<Prefix> {
             v4((PUBLIC << 24) | (region << REGION_BITS)),
             32 - REGION_BITS as u8,
         ),
-        (v4(SERVICES << 24 | region), 32),
-        (v4(GATEWAYS << 24 | region * 4), 30),
+        (v4((SERVICES << 24) | region), 32),
+        (v4((GATEWAYS << 24) | (region * 4)), 30),
         (IpAddr::V6(six), 64),
     ]
     .map(|(address, length)| Prefix { address, length })
@@ -446,7 +446,7 @@ impl Source {
             v4((PUBLIC << 24)
                 | (((region << REGION_BITS) | (number % (1 << REGION_BITS))) & 0x00ff_ffff))
         };
-        let service = |agent: u64| v4(SERVICES << 24 | (agent % regions) as u32);
+        let service = |agent: u64| v4((SERVICES << 24) | (agent % regions) as u32);
         let six = |agent: u64| {
             IpAddr::V6(Ipv6Addr::from_bits(
                 0x2001_0db8 << 96
@@ -457,7 +457,7 @@ impl Source {
         let gateway =
             v4((GATEWAYS << 24) | ((client % regions) as u32 * 4 + self.random.below(4) as u32));
         let stranger =
-            v4((150 + self.random.below(40) as u32) << 24 | self.random.below(1 << 16) as u32);
+            v4(((150 + self.random.below(40) as u32) << 24) | self.random.below(1 << 16) as u32);
         let count = self.ports;
         let port = self
             .taken
@@ -471,7 +471,7 @@ impl Source {
         match kind {
             Kind::Direct | Kind::Late => [[from, at(private(server), 8080)]; 2],
             Kind::Service => [
-                [from, at(v4(10 << 24 | 96 << 16 | 1), 80)],
+                [from, at(v4((10 << 24) | (96 << 16) | 1), 80)],
                 [from, at(private(server), 8080)],
             ],
             Kind::Hairpin => [

@@ -103,7 +103,7 @@ impl Lookups {
         self.names.save_in(path, self.boot);
     }
 
-    /// Everything recorded of connections has been read; see [`connections`].
+    /// Everything recorded of connections has been read; see the module `connections`.
     pub fn caught_up(&mut self) {
         self.connections.caught_up();
     }
