@@ -44,7 +44,7 @@ const KAFKA_API_VERSIONS: u16 = 18;
 
 /// What the first bytes from the client and from the server say. Either may be empty, and either may be cut.
 pub fn detect(client: &[u8], server: &[u8]) -> (Application, Option<Named>) {
-    if tls(client) {
+    if tls(client, server) {
         return (Application::Tls, server_name(client).and_then(sni));
     }
     if client.starts_with(HTTP2_PREFACE) {
@@ -67,14 +67,26 @@ pub fn detect(client: &[u8], server: &[u8]) -> (Application, Option<Named>) {
     (application.unwrap_or_default(), None)
 }
 
-/// A handshake record with a ClientHello.
-fn tls(client: &[u8]) -> bool {
-    let Some([0x16, 3, minor, high, low, 1, ..]) = client.get(..6) else {
-        return false;
+/// A handshake record with a ClientHello. OpenSSL reads a record's header by itself: a server that does has no more of it than
+/// that, and what it answers says the rest.
+fn tls(client: &[u8], server: &[u8]) -> bool {
+    const CLIENT_HELLO: u8 = 1;
+    const SERVER_HELLO: u8 = 2;
+    match handshake(client) {
+        Some([sort, ..]) => *sort == CLIENT_HELLO,
+        Some([]) => handshake(server).is_some_and(|rest| rest.first() == Some(&SERVER_HELLO)),
+        None => false,
+    }
+}
+
+/// What follows the header of a handshake record that is long enough for a greeting.
+fn handshake(bytes: &[u8]) -> Option<&[u8]> {
+    let [0x16, 3, minor, high, low, rest @ ..] = bytes else {
+        return None;
     };
     let record = u16::from_be_bytes([*high, *low]);
-    // A record has at most 2^14 bytes; a ClientHello at least 42.
-    *minor <= 4 && (42..=16_384).contains(&record)
+    // A record has at most 2^14 bytes; a greeting at least 42.
+    (*minor <= 4 && (42..=16_384).contains(&record)).then_some(rest)
 }
 
 /// The server name of a ClientHello, if it stands in what there is of it (RFC 8446, 4.1.2; RFC 6066, 3).

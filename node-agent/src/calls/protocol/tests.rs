@@ -109,6 +109,26 @@ fn a_kafka_request_that_is_not_the_first_needs_its_answer() {
 }
 
 #[test]
+fn a_server_that_reads_a_header_first_is_known_by_its_answer() {
+    let greeting = bytes(OPENSSL);
+    let header = &greeting[..5];
+    let answer = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03";
+    assert_eq!(spoken(header, answer), Application::Tls);
+    assert_eq!(spoken(header, b""), Application::Unknown);
+    assert_eq!(spoken(header, b"HTTP"), Application::Unknown);
+    // An alert in place of a greeting, and bytes of a client that are no greeting.
+    assert_eq!(
+        spoken(header, b"\x15\x03\x03\x00\x02\x02\x28"),
+        Application::Unknown
+    );
+    assert_eq!(
+        spoken(&[header, &[2]].concat(), answer),
+        Application::Unknown
+    );
+    assert_eq!(spoken(b"", answer), Application::Unknown);
+}
+
+#[test]
 fn the_server_is_named_by_the_client() {
     let name = |client: &[u8]| {
         detect(client, b"")
