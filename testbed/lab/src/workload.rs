@@ -378,7 +378,7 @@ fn transfer(flow: &Flow, what: Fetch, number: u16) -> Result<String> {
     };
     let url = format!("http://{}/{path}", flow.target);
     Ok(format!(
-        "url = \"{url}\"\noutput = \"null\"\nwrite-out = \"{REPORT}\"\nmax-time = 300\n{options}"
+        "url = \"{url}\"\noutput = \"/dev/null\"\nwrite-out = \"{REPORT}\"\nmax-time = 300\n{options}"
     ))
 }
 
