@@ -220,17 +220,13 @@ fn an_agents_clock_is_remembered_over_a_restart() {
     // Ahead by far more than any rule bears: without it the two would be an hour apart.
     let ahead = 3_600_000_000;
     let mut first = core();
-    let plain = |half: Half| Half {
-        fingerprint: Fingerprint::Unknown,
-        ..half
-    };
-    let client = plain(Half {
-        local: "10.0.0.1:4000".parse().unwrap(),
-        remote: "10.9.9.9:80".parse().unwrap(),
+    let of = |agent, role| flow(agent, role, 88, DatagramSort::Dns, HalfState::Closed);
+    let client = Half {
         opened_at: Timestamp(ahead + 1000),
-        seen_at: Timestamp(ahead + 1500),
-        ..of_boot(7, 1, HalfState::Open)
-    });
+        closed_at: Some(Timestamp(ahead + 2000)),
+        seen_at: Timestamp(ahead + 2000),
+        ..of(1, Role::Client)
+    };
     told(&mut first, 2000, 1, (7, ahead), vec![client]);
     let flush = first.flush();
     let standing = Standing {
@@ -245,12 +241,7 @@ fn an_agents_clock_is_remembered_over_a_restart() {
     );
     let mut second = restarted(vec![flush]);
     second.advance(Timestamp(3000));
-    let server = plain(Half {
-        local: "10.9.9.9:80".parse().unwrap(),
-        remote: "10.0.0.1:4000".parse().unwrap(),
-        ..half(2, 1, Role::Server, 1, HalfState::Open)
-    });
-    batch(&mut second, 4000, 2, 1, vec![server]);
+    batch(&mut second, 4000, 2, 1, vec![of(2, Role::Server)]);
     second.advance(Timestamp(10_000_000));
     assert_eq!(second.counters().stitched, 1);
 }
