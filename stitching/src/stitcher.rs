@@ -16,7 +16,8 @@ pub use crate::terms::{Candidate, Config, Counters, Handle, Key, Output, Reason}
 ///
 /// **Inputs.** [`insert`](Self::insert) gives halves, each handle once; [`closed`](Self::closed) says that halves
 /// which have no partner yet have closed (the rule `tcp-client-isn` needs it); [`settle`](Self::settle) that a half
-/// got its partner elsewhere; [`remove`](Self::remove) that the caller has forgotten one;
+/// got its partner elsewhere; [`distrust`](Self::distrust) that one was ambiguous before this stitcher knew it;
+/// [`remove`](Self::remove) that the caller has forgotten one;
 /// [`advance`](Self::advance) that time has passed. Call `advance` often (every 10 ms or at [`next_timer`](Self::next_timer)),
 /// after what arrived before `now` was inserted. Time never goes back: an earlier `now` counts as the latest one.
 ///
@@ -284,6 +285,24 @@ impl Stitcher {
             && !entry.state.remembered()
         {
             self.isn.matched(twin, State::Matched);
+        }
+    }
+
+    /// The half, just inserted, was found ambiguous in another run. It stays so, and makes others so: those that it could not be
+    /// told from may be gone, and what is left of them would look like a pair.
+    pub fn distrust(&mut self, half: &Candidate) {
+        let (a, _) = words(half.key);
+        let twin = self.twin(half);
+        let index = self.index(half.key);
+        if let Some((slot, entry)) = index.table.find(a, half.handle.0)
+            && entry.state.waits()
+        {
+            index.table.set_state(slot, State::Ambiguous);
+        }
+        if let Some((twin, entry)) = twin
+            && entry.state.waits()
+        {
+            self.isn.table.set_state(twin, State::Ambiguous);
         }
     }
 

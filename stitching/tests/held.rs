@@ -103,3 +103,43 @@ fn offered_halves_leave_room_for_those_without_isns() {
     };
     assert!(std::iter::from_fn(|| stitcher.poll()).any(|output| output == stitched));
 }
+
+#[test]
+fn what_was_ambiguous_before_stays_so_and_makes_others_so() {
+    let unknown = |role| HalfView {
+        fingerprint: Fingerprint::Unknown,
+        closed_at: None,
+        ..half(role, 0)
+    };
+    let flow = |role| HalfView {
+        fingerprint: Fingerprint::Datagrams(Datagrams {
+            sort: DatagramSort::Quic,
+            client: 1,
+            server: 2,
+            distinct: true,
+        }),
+        ..unknown(role)
+    };
+    let isn = |role| half(role, 9);
+    for of in [&unknown as &dyn Fn(Role) -> HalfView, &flow, &isn] {
+        let views = [of(Role::Client), of(Role::Server)];
+        let lookup = |handle: Handle| views.get(handle.0 as usize).copied();
+        let candidate = |i: u32| views[i as usize].candidate(Handle(i));
+        let mut stitcher = Stitcher::new(Config {
+            hold_us: 10_000,
+            max_open: 100,
+            ..Config::default()
+        });
+        stitcher.insert(0, &[candidate(0)]);
+        stitcher.distrust(&candidate(0));
+        stitcher.insert(0, &[candidate(1)]);
+        stitcher.advance(20_000, &lookup);
+        let outputs: Vec<_> = std::iter::from_fn(|| stitcher.poll()).collect();
+        let of_second = |output: &Output| matches!(output, Output::Ambiguous { handle, .. } if *handle == Handle(1));
+        assert!(
+            outputs.iter().all(of_second) && !outputs.is_empty(),
+            "{:?}: {outputs:?}",
+            views[0].fingerprint
+        );
+    }
+}

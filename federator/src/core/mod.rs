@@ -355,6 +355,9 @@ impl Core {
                     self.stitcher.settle(&candidate);
                 } else if self.slots[number].unmatched == Unmatched::Pending {
                     self.pend(number);
+                } else if self.slots[number].unmatched == Unmatched::Ambiguous {
+                    // What it could not be told from may have left memory, and not come back.
+                    self.stitcher.distrust(&candidate);
                 }
                 self.restore_link(number, links.get(&self.slots[number].half.id));
             }

@@ -349,6 +349,67 @@ fn a_third_claim_undoes_the_pair() {
     );
 }
 
+/// The end of a late pair that is closed has left; its other end and the one that came between them are not a pair for that.
+#[test]
+fn what_was_ambiguous_before_a_restart_is_no_pair_after_it() {
+    let between = |half: Half| {
+        let (client, server) = (([10, 0, 0, 1], 4000).into(), ([10, 9, 9, 9], 80).into());
+        let (local, remote) = match half.role {
+            Role::Client => (client, server),
+            Role::Server => (server, client),
+        };
+        Half {
+            local,
+            remote,
+            ..half
+        }
+    };
+    let late = |half: Half| Half {
+        fingerprint: Fingerprint::Unknown,
+        ..between(half)
+    };
+    let mut first = core();
+    let client = late(half(1, 1, Role::Client, 0, HalfState::Open));
+    let server = late(half(2, 1, Role::Server, 0, HalfState::Closed));
+    batch(&mut first, 1, 1, 1, vec![client]);
+    batch(&mut first, 2, 2, 1, vec![server]);
+    first.advance(Timestamp(2_000_000));
+    assert!(first.flush().rows[0].joined.is_some());
+    let next = between(half(2, 2, Role::Server, 9, HalfState::Open));
+    batch(&mut first, 2_000_001, 2, 2, vec![next]);
+    first.advance(Timestamp(4_000_000));
+    let flush = first.flush();
+    let ambiguous = |row: &&Row| row.unmatched == Some(Unmatched::Ambiguous);
+    assert_eq!(flush.rows.iter().filter(ambiguous).count(), 3);
+    let live: Vec<_> = flush.rows.into_iter().filter(|row| !row.settled).collect();
+    assert_eq!(live.len(), 2);
+    let mut agents: HashMap<_, _> = flush.agents.into_iter().collect();
+    let mut owners: HashMap<_, _> = flush.owners.into_iter().collect();
+    for side in live.iter().flat_map(Row::sides) {
+        let agent = first.agents.find(side.agent).unwrap();
+        agents.insert(side.agent, agent.record.clone());
+        let owner = first.owners.find(side.half.owner).unwrap();
+        owners.insert(side.half.owner, owner.clone());
+    }
+    let mut second = Core::new(
+        config(),
+        Loaded {
+            position: flush.position,
+            live,
+            agents,
+            owners,
+            next_owner: 9,
+            departed: vec![server.id],
+            ..Loaded::default()
+        },
+    );
+    second.advance(Timestamp(4_000_001));
+    assert_eq!(second.in_memory(), 2);
+    second.advance(Timestamp(20_000_000));
+    assert_eq!(second.flush().rows, [], "nothing has changed");
+    assert_eq!(second.counters().stitched, 0);
+}
+
 /// Its timers run from the first time that is heard of, and not through all the time before it.
 #[test]
 fn a_row_that_was_open_before_a_restart_waits_from_then_on() {
