@@ -377,8 +377,11 @@ fn transfer(flow: &Flow, what: Fetch, number: u16) -> Result<String> {
         }
     };
     let url = format!("http://{}/{path}", flow.target);
+    // A file: curl takes the device for one that it may not write to.
+    let output = flow.client.dir().join("null");
+    let output = output.display();
     Ok(format!(
-        "url = \"{url}\"\noutput = \"/dev/null\"\nwrite-out = \"{REPORT}\"\nmax-time = 300\n{options}"
+        "url = \"{url}\"\noutput = \"{output}\"\nwrite-out = \"{REPORT}\"\nmax-time = 300\n{options}"
     ))
 }
 
