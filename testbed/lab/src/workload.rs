@@ -300,14 +300,7 @@ impl Server {
 /// Runs one curl on a flow to its end; gives its connections.
 pub fn fetch(flow: &Flow, what: Fetch) -> Result<Vec<Fetched>> {
     let config = curl_config(flow, what)?;
-    let mut args = vec![
-        "-q",
-        "--silent",
-        "--show-error",
-        "--no-progress-meter",
-        "--output-dir",
-        "/dev",
-    ];
+    let mut args = vec!["-q", "--silent", "--show-error", "--no-progress-meter"];
     if matches!(what, Fetch::Large(_)) {
         args.extend(["--parallel", "--parallel-max", "16"]);
     }
@@ -377,11 +370,8 @@ fn transfer(flow: &Flow, what: Fetch, number: u16) -> Result<String> {
         }
     };
     let url = format!("http://{}/{path}", flow.target);
-    // A file: curl takes the device for one that it may not write to.
-    let output = flow.client.dir().join("null");
-    let output = output.display();
     Ok(format!(
-        "url = \"{url}\"\noutput = \"{output}\"\nwrite-out = \"{REPORT}\"\nmax-time = 300\n{options}"
+        "url = \"{url}\"\noutput = \"/dev/null\"\nwrite-out = \"{REPORT}\"\nmax-time = 300\n{options}"
     ))
 }
 
