@@ -4,6 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use weft_wire::codec::{self, Message};
 use weft_wire::control::{Ack, AgentHello, AgentStatus, AgentWelcome, PeerHello};
+use weft_wire::federation::{FederationAnswer, FederationRequest, Homes};
 use weft_wire::frame::{Frame, HEADER_BYTES, Kind};
 use weft_wire::identity::{IdentityAnswer, IdentityRequest};
 use weft_wire::query::{Request, Response};
@@ -78,5 +79,10 @@ fuzz_target!(|data: &[u8]| {
         Kind::ClusterObjects => check_cluster(&frame),
         Kind::IdentityRequest => check::<IdentityRequest>(&frame),
         Kind::IdentityAnswer => check::<IdentityAnswer>(&frame),
+        Kind::FederationRequest => check::<FederationRequest>(&frame),
+        Kind::FederationAnswer => check::<FederationAnswer>(&frame),
+        Kind::Homes => check::<Homes>(&frame),
+        // Bytes of the membership, which has a codec of its own.
+        Kind::Member => {}
     }
 });

@@ -32,5 +32,9 @@ fuzz_target!(|data: &[u8]| {
         ..chaos
     };
     let outcome = run(&scenario);
-    assert!(outcome.is_good(), "{scenario:?}\n{}", outcome.complaint(&scenario));
+    assert!(
+        outcome.is_good(),
+        "{scenario:?}\n{}",
+        outcome.complaint(&scenario)
+    );
 });
