@@ -529,8 +529,9 @@ impl World {
         self.rows();
         let batches = self.capture().sink().batches.iter();
         let rows = batches.flat_map(|batch| batch.halves.iter().map(move |half| (half, batch)));
-        let (half, batch) = rows.rev().find(|(half, _)| half.local == local)?;
-        Some((*half, batch.name_of(half)?.clone()))
+        // As a federator does: a later row that tells no name unlearns none.
+        let mut own = rows.rev().filter(|(half, _)| half.local == local);
+        own.find_map(|(half, batch)| Some((*half, batch.name_of(half)?.clone())))
     }
 
     /// Reads the ring once and gives every row so far, one for each update.
